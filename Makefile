@@ -1,0 +1,31 @@
+# The two commands of the README are `make demo` and `make test`; each builds .venv if it is not there.
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.u2seg-ready
+
+.PHONY: setup demo demo-supervised test lint lock clean
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock setup.py pyproject.toml tools/setup_env.sh
+	tools/setup_env.sh $(VENV)
+	touch $@
+
+demo: $(STAMP)
+	$(PY) tools/run_demo.py --output output/demo
+
+demo-supervised: $(STAMP)
+	$(PY) tools/run_demo.py --output output/demo --supervised
+
+test: $(STAMP)
+	OMP_NUM_THREADS=2 $(PY) -m pytest
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+lock:
+	uv pip compile --universal --python-version 3.10 --no-annotate --no-header --no-emit-index-url requirements.in -o requirements.lock
+
+clean:
+	rm -rf output build .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Clusters as categories: one vector a mask, k-means, saved centroids."""

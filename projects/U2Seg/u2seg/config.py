@@ -1,0 +1,165 @@
+"""Every configuration key that this project adds to Detectron2's, with its meaning, unit and source.
+
+Sources: [MaskCut] = CutLER, CVPR 2023, section 3.1 and its published recipe; [U2Seg] = Unsupervised Universal Image
+Segmentation, CVPR 2024; [STEGO] = ICLR 2022; [LUSS] = TPAMI 2022; [ours] = chosen here, for the reason given.
+"""
+
+from pathlib import Path
+
+from detectron2.config import CfgNode as CN
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def get_config_file(name: str) -> str:
+    """Returns the path of a configuration file that the package ships.
+
+    Args:
+        name: path relative to the project's ``configs/``, for example ``"quick_schedules/scenes.yaml"``.
+
+    Raises:
+        FileNotFoundError: no such file; the message lists those that exist.
+    """
+    # Installed: the configs are package data. Editable install or checkout: they lie at the repository's root.
+    roots = [_PACKAGE / "configs", _PACKAGE.parents[2] / "configs"]
+    for root in roots:
+        if (root / name).is_file():
+            return str(root / name)
+    known = sorted({path.relative_to(root).as_posix() for root in roots for path in root.rglob("*.yaml")})
+    raise FileNotFoundError(f"No configuration file {name!r}; available: {', '.join(known)}")
+
+
+def add_u2seg_config(cfg: CN) -> None:
+    """Adds this project's keys, with their defaults, to a Detectron2 configuration, in place."""
+    _add_features(cfg)
+    _add_masks(cfg)
+    _add_clusters(cfg)
+    _add_semantics(cfg)
+    _add_panoptic_labels(cfg)
+    _add_data(cfg)
+    _add_model(cfg)
+    _add_solver(cfg)
+    _add_test(cfg)
+
+
+def _add_features(cfg: CN) -> None:
+    cfg.FEATURES = CN()
+    # Name in FEATURE_EXTRACTOR_REGISTRY. "HandmadeDescriptor" needs no weights: the offline default [ours].
+    cfg.FEATURES.NAME = "HandmadeDescriptor"
+    # (height, width) in pixels to which every picture is resized, aspect ratio not kept [MaskCut].
+    cfg.FEATURES.IMAGE_SIZE = (480, 480)
+    # Pictures in one forward pass.
+    cfg.FEATURES.BATCH_SIZE = 8
+    cfg.FEATURES.DEVICE = "auto"  # "auto": CUDA where there is one, else the CPU
+
+    # Hand-made descriptor: colour and gradient orientations, smoothed, centred on the picture's mean [ours].
+    cfg.FEATURES.HANDMADE = CN()
+    cfg.FEATURES.HANDMADE.PATCH_SIZE = 8  # pixels
+    cfg.FEATURES.HANDMADE.COLOUR_WEIGHT = 1.0
+    cfg.FEATURES.HANDMADE.TEXTURE_WEIGHT = 1.0
+
+    # Vision transformers through timm.
+    cfg.FEATURES.VIT = CN()
+    cfg.FEATURES.VIT.ARCH = "dino_vitb8"  # key of u2seg.features.vit.ARCHITECTURES [MaskCut]
+    # "": the authors' file, downloaded through PathManager and checked; else a local file in the authors' format.
+    cfg.FEATURES.VIT.WEIGHTS = ""
+    cfg.FEATURES.VIT.BLOCK = -1  # transformer block, negative counts from the last [MaskCut]
+    cfg.FEATURES.VIT.FACET = "key"  # "key", "query", "value" or "token" [MaskCut]: key
+
+    # A ResNet of ours (PASS) or of Detectron2's, as patch features.
+    cfg.FEATURES.RESNET = CN()
+    cfg.FEATURES.RESNET.WEIGHTS = ""
+    cfg.FEATURES.RESNET.DEPTH = 18
+    cfg.FEATURES.RESNET.OUT_FEATURE = "res4"
+    cfg.FEATURES.RESNET.DILATED = True  # res5 at stride 16 instead of 32
+
+
+def _add_masks(cfg: CN) -> None:
+    cfg.MASKS = CN()
+    cfg.MASKS.GENERATOR = "MaskCut"  # name in MASK_GENERATOR_REGISTRY
+    cfg.MASKS.TAU = 0.15  # cosine similarity above which two patches are joined [MaskCut]; belongs to DINO keys
+    cfg.MASKS.EPS = 1e-5  # affinity of patches that are not joined [MaskCut]
+    cfg.MASKS.ROUNDS = 3  # masks sought in a picture, N [MaskCut]
+    cfg.MASKS.MAX_PREVIOUS_IOU = 0.5  # a later mask that overlaps the previous one more is rejected [MaskCut]
+    cfg.MASKS.MIN_AREA = 0.01  # share of the patches at or below which a mask is rejected [MaskCut]
+    cfg.MASKS.MAX_AREA = 1.0  # share of the patches above which a mask is rejected; 1.0: none is [MaskCut]
+    cfg.MASKS.MAX_CORNERS = 3  # a side that owns this many image corners is background [MaskCut]
+    cfg.MASKS.STRICT = False  # the reference's sign rule and its rejected-masks-come-back behaviour, for parity
+    cfg.MASKS.REFINEMENT = "dense_crf"  # name in MASK_REFINEMENT_REGISTRY
+    cfg.MASKS.MIN_REFINED_IOU = 0.5  # masks that the refinement changes more are dropped [MaskCut]
+    cfg.MASKS.SHARD_SIZE = 64  # pictures in one file on disk; what a kill loses at most
+    cfg.MASKS.NUM_WORKERS = 2  # decoding processes
+    cfg.MASKS.MAX_FAILURES = 0.01  # share of unreadable pictures above which the run ends with an error
+
+
+def _add_clusters(cfg: CN) -> None:
+    cfg.CLUSTERS = CN()
+    # K, the one place where the number of thing clusters is written [U2Seg]: 300 or 800.
+    cfg.CLUSTERS.NUM_CLUSTERS = 800
+    # "masked_crop": CLS token of the crop on white [U2Seg]; "mask_pooled": patch features pooled over the mask [ours].
+    cfg.CLUSTERS.EMBEDDING = "mask_pooled"
+    cfg.CLUSTERS.NORMALIZE = True  # L2 before k-means; the paper's mode does not
+    cfg.CLUSTERS.NUM_ITERATIONS = 100  # [U2Seg]
+    cfg.CLUSTERS.NUM_RESTARTS = 3  # the best of so many seeded starts [ours]
+    cfg.CLUSTERS.MAX_TRAINING_SAMPLES = 1_000_000  # embeddings that k-means sees; all are assigned
+    cfg.CLUSTERS.SEED = 0
+
+
+def _add_semantics(cfg: CN) -> None:
+    cfg.SEMANTICS = CN()
+    cfg.SEMANTICS.PROVIDER = "PatchKMeans"  # name in SEMANTIC_PROVIDER_REGISTRY
+    cfg.SEMANTICS.NUM_CLUSTERS = 27  # S, the one place where the number of stuff clusters is written [U2Seg]
+    cfg.SEMANTICS.PATCHES_PER_IMAGE = 64  # sampled for k-means
+    cfg.SEMANTICS.MAX_TRAINING_SAMPLES = 1_000_000
+    cfg.SEMANTICS.NUM_ITERATIONS = 50
+    cfg.SEMANTICS.NUM_RESTARTS = 3
+    cfg.SEMANTICS.SEED = 0
+    cfg.SEMANTICS.FOLDER = ""  # provider "FolderOfMaps": id PNGs, one a picture, 0-based ids, 255 unknown
+
+
+def _add_panoptic_labels(cfg: CN) -> None:
+    cfg.PANOPTIC_LABELS = CN()
+    # A semantic cluster more than this covered by instances is left void [U2Seg release, stage 3].
+    cfg.PANOPTIC_LABELS.MAX_COVERED = 0.7
+    cfg.PANOPTIC_LABELS.MIN_INSTANCE_PIXELS = 1  # visible pixels below which an instance is dropped
+    cfg.PANOPTIC_LABELS.MIN_STUFF_PIXELS = 1
+
+
+def _add_data(cfg: CN) -> None:
+    # Data sets registered by path: a name that DATASETS.TRAIN/TEST use -> {FORMAT, ROOT, ...}; u2seg.data.registration.
+    cfg.DATASETS.BY_PATH = CN(new_allowed=True)
+    cfg.INPUT.DATASET_MAPPER_NAME = "u2seg_panoptic"  # name in DATASET_MAPPER_REGISTRY (Mask2Former's key)
+
+    # Copy-paste in the loader [U2Seg, equation 4; CutLER, section 3.3].
+    cfg.INPUT.COPY_PASTE = CN()
+    cfg.INPUT.COPY_PASTE.ENABLED = False
+    cfg.INPUT.COPY_PASTE.PROBABILITY = 1.0  # of pasting into a sample
+    cfg.INPUT.COPY_PASTE.SAME_CLUSTER = False  # paste only instances of a cluster that the picture holds [U2Seg]
+    cfg.INPUT.COPY_PASTE.SCALE_RANGE = (0.3, 1.0)
+    cfg.INPUT.COPY_PASTE.MAX_IOY = (
+        0.5  # overlap with an existing mask, as a share of that mask, from which a paste is refused
+    )
+    cfg.INPUT.COPY_PASTE.MAX_INSTANCES = 0  # pasted into one sample; 0: any number of the source's
+
+
+def _add_model(cfg: CN) -> None:
+    # DropLoss: no classification loss for proposals far from every pseudo-label [CutLER, equation 3].
+    cfg.MODEL.ROI_HEADS.DROP_LOSS = CN()
+    cfg.MODEL.ROI_HEADS.DROP_LOSS.ENABLED = False
+    cfg.MODEL.ROI_HEADS.DROP_LOSS.IOU_THRESH = (
+        0.01  # largest IoU with a target at or below which it is dropped [CutLER]
+    )
+
+
+def _add_solver(cfg: CN) -> None:
+    cfg.SOLVER.OPTIMIZER = "SGD"  # "SGD", "ADAMW" or "LARC"
+
+
+def _add_test(cfg: CN) -> None:
+    # Names in u2seg.evaluation's PROTOCOL_REGISTRY, one row of the table each.
+    cfg.TEST.PROTOCOLS = ("hungarian", "u2seg_paper", "cups")
+    cfg.TEST.LABEL_MAP = CN()
+    cfg.TEST.LABEL_MAP.FIT_ON = ""  # "": the scored data set, as the literature does (the output says so); else another
+    cfg.TEST.LABEL_MAP.FILE = ""  # a saved label map (JSON) instead of a fit
+    cfg.TEST.SAVE_TABLES = True  # keep the segment tables under OUTPUT_DIR for tools/score.py
+    cfg.TEST.BOOTSTRAP = 0  # resamples of the pictures for 95 % intervals; 0: none

@@ -1,0 +1,1 @@
+"""Data sets registered by path, dataset mappers, copy-paste."""

@@ -1,0 +1,1 @@
+"""Scores: segment tables, matching, protocols, metrics."""

@@ -1,0 +1,72 @@
+"""Finding and reading the user's photos: the only code that opens them, so that every stage and loader sees the same pixels."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+class ImageReadError(ValueError):
+    """A file that should be a picture and cannot be read as one; ``str(error)`` is the reason, without the path."""
+
+
+def list_images(root: str | Path) -> list[str]:
+    """Returns the JPEG, PNG and WebP files below ``root``, as sorted POSIX paths relative to it; hidden ones are left out.
+
+    Raises:
+        FileNotFoundError: ``root`` is not a folder, or holds no such file.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"{root} is not a folder; expected one that holds pictures ({', '.join(IMAGE_SUFFIXES)})"
+        )
+    files = [
+        path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    ]
+    names = sorted(file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts))
+    if not names:
+        raise FileNotFoundError(f"no picture below {root}; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
+    return names
+
+
+def read_image_rgb(path: str | Path) -> np.ndarray:
+    """Returns a picture as uint8 (height, width, 3) in RGB, turned upright by its EXIF orientation.
+
+    Greyscale, palette, CMYK, 16-bit and transparent pictures are converted: 16 bits are scaled to 8, transparency is laid on white.
+
+    Raises:
+        ImageReadError: the file is missing, empty, truncated, not a picture, or too large to be safe; the message says which.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError as error:
+        raise ImageReadError("no such file") from error
+    except Image.DecompressionBombError as error:
+        raise ImageReadError(f"refused as too large: {error}") from error
+    # Pillow reports broken files by any of these; the set is what its decoders raise on damaged input.
+    except (OSError, SyntaxError, ValueError, IndexError, EOFError, TypeError, KeyError, OverflowError) as error:
+        if path.is_file() and path.stat().st_size == 0:
+            raise ImageReadError("the file is empty (0 bytes)") from error
+        raise ImageReadError(f"not readable as a picture: {str(error).replace(str(path), path.name)}") from error
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image).astype(np.uint32) + 128) // 257
+        return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        values = np.asarray(image, dtype=np.float64)
+        scale = 257.0 if values.max(initial=0) > 255 else 1.0  # Pillow opens some 16-bit PNGs as 32-bit "I"
+        grey = np.clip(np.rint(values / scale), 0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(canvas, image)
+    return np.asarray(image.convert("RGB"))

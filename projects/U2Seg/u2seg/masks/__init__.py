@@ -1,0 +1,1 @@
+"""Class-agnostic masks: MaskCut and its relatives, their refinement, and the stage that runs them over a data set."""

@@ -1,0 +1,99 @@
+"""What the mask stage writes and every later stage reads: one record a picture, in Parquet shards."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from u2seg.stages import Failure, atomic_path
+
+
+@dataclass(frozen=True)
+class ImageMasks:
+    """The class-agnostic masks of one picture.
+
+    Attributes:
+        image_id: positive, unique in the data set.
+        file_name: relative to the picture folder, POSIX.
+        height, width: of the upright picture, in pixels; 0 where it could not be read.
+        rle_counts: N compressed COCO run-length strings, for masks of (height, width), best first; masks do not overlap.
+        scores: float32 (N,), range 0..1, confidence in each mask.
+        cut_values: float32 (N,), normalised-cut value (the eigenvalue) that gave the mask; NaN where there is none.
+        refined_ious: float32 (N,), IoU between the mask before and after refinement.
+        embeddings: float32 (N, C), patch features averaged over the mask.
+        error: why the picture could not be read; None if it could.
+    """
+
+    image_id: int
+    file_name: str
+    height: int = 0
+    width: int = 0
+    rle_counts: tuple[bytes, ...] = ()
+    scores: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    cut_values: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    refined_ious: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    embeddings: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    error: str | None = None
+
+    def rles(self) -> list[dict]:
+        """Returns the masks as pycocotools RLE dicts (``size`` (height, width), ``counts`` bytes)."""
+        return [{"size": [self.height, self.width], "counts": counts} for counts in self.rle_counts]
+
+
+def write_shard(path: str | Path, records: list[ImageMasks]) -> None:
+    """Writes records to one Parquet file, whole or not at all; equal records give equal bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table(
+        {
+            "image_id": pa.array([r.image_id for r in records], pa.int64()),
+            "file_name": pa.array([r.file_name for r in records], pa.string()),
+            "height": pa.array([r.height for r in records], pa.int32()),
+            "width": pa.array([r.width for r in records], pa.int32()),
+            "rle_counts": pa.array([list(r.rle_counts) for r in records], pa.list_(pa.binary())),
+            "scores": pa.array([r.scores.tolist() for r in records], pa.list_(pa.float32())),
+            "cut_values": pa.array([r.cut_values.tolist() for r in records], pa.list_(pa.float32())),
+            "refined_ious": pa.array([r.refined_ious.tolist() for r in records], pa.list_(pa.float32())),
+            "embeddings": pa.array([r.embeddings.ravel().tolist() for r in records], pa.list_(pa.float32())),
+            "error": pa.array([r.error for r in records], pa.string()),
+        }
+    )
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_shard(path: str | Path) -> list[ImageMasks]:
+    """Returns the records of one shard, in the order in which they were written."""
+    import pyarrow.parquet as pq
+
+    return [_record(row) for row in pq.read_table(path).to_pylist()]
+
+
+def iter_records(directory: str | Path) -> Iterator[ImageMasks]:
+    """Yields the records of all shards of a mask folder, one shard in memory at a time, ordered by picture."""
+    for path in sorted(Path(directory).glob("shard-*.parquet")):
+        yield from read_shard(path)
+
+
+def failures_of(records: Iterator[ImageMasks]) -> list[Failure]:
+    """Returns the pictures among ``records`` that could not be read."""
+    return [Failure(record.file_name, record.error) for record in records if record.error is not None]
+
+
+def _record(row: dict) -> ImageMasks:
+    count = len(row["rle_counts"])
+    flat = np.asarray(row["embeddings"], np.float32)
+    return ImageMasks(
+        image_id=row["image_id"],
+        file_name=row["file_name"],
+        height=row["height"],
+        width=row["width"],
+        rle_counts=tuple(row["rle_counts"]),
+        scores=np.asarray(row["scores"], np.float32),
+        cut_values=np.asarray(row["cut_values"], np.float32),
+        refined_ious=np.asarray(row["refined_ious"], np.float32),
+        embeddings=flat.reshape(count, -1) if count else np.zeros((0, 0), np.float32),
+        error=row["error"],
+    )

@@ -1,0 +1,1 @@
+"""Meta-architectures and heads, registered with Detectron2 by importing this package."""

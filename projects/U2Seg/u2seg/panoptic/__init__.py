@@ -1,0 +1,1 @@
+"""Panoptic pseudo-labels: the merge rule, and the files that leave the label maker."""

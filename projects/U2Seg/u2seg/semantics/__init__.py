@@ -1,0 +1,1 @@
+"""Semantic clusters: an unsupervised id for every pixel."""

@@ -1,0 +1,1 @@
+"""Pictures: fixed colours per cluster, drawn labels and predictions, the report page."""

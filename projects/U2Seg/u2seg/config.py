@@ -7,6 +7,7 @@ Segmentation, CVPR 2024; [STEGO] = ICLR 2022; [LUSS] = TPAMI 2022; [ours] = chos
 from pathlib import Path
 
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -27,6 +28,27 @@ def get_config_file(name: str) -> str:
             return str(root / name)
     known = sorted({path.relative_to(root).as_posix() for root in roots for path in root.rglob("*.yaml")})
     raise FileNotFoundError(f"No configuration file {name!r}; available: {', '.join(known)}")
+
+
+def setup_cfg(config_file: str | Path, opts: list[str] | tuple = ()) -> CN:
+    """Returns Detectron2's configuration with this project's keys, a file and then single keys merged into it; not frozen.
+
+    Args:
+        config_file: a YAML file; a path that does not exist is looked up among the shipped ones (``get_config_file``).
+        opts: KEY VALUE KEY VALUE ..., as on the command line.
+
+    Raises:
+        FileNotFoundError: no such file, neither on disk nor shipped.
+        KeyError: a key that neither Detectron2 nor this project has.
+    """
+    cfg = get_cfg()
+    add_u2seg_config(cfg)
+    path = (
+        str(config_file) if Path(config_file).is_file() else get_config_file(str(config_file).removeprefix("configs/"))
+    )
+    cfg.merge_from_file(path)
+    cfg.merge_from_list(list(opts))
+    return cfg
 
 
 def add_u2seg_config(cfg: CN) -> None:

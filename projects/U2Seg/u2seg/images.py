@@ -1,6 +1,7 @@
 """Finding and reading the user's photos: the only code that opens them, so that every stage and loader sees the same pixels."""
 
-from pathlib import Path
+from collections import Counter
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -30,6 +31,27 @@ def list_images(root: str | Path) -> list[str]:
     if not names:
         raise FileNotFoundError(f"no picture below {root}; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
     return names
+
+
+def image_ids(names: list[str]) -> list[int]:
+    """Returns a positive, unique id for each picture, in order.
+
+    COCO's own ids where every file is named by a number (``000000000139.jpg`` -> 139) and no number comes twice, so that labels
+    can be held against COCO's ground truth; else 1, 2, 3, ...
+    """
+    stems = [Path(name).stem for name in names]
+    if all(stem.isascii() and stem.isdigit() and int(stem) > 0 for stem in stems):
+        ids = [int(stem) for stem in stems]
+        if len(set(ids)) == len(ids) and max(ids, default=0) < 2**63:
+            return ids
+    return list(range(1, len(names) + 1))
+
+
+def png_names(names: list[str]) -> list[str]:
+    """Returns a PNG name for each picture, in the same folders; pictures that differ only in their suffix keep it in the name."""
+    stems = [str(PurePosixPath(name).with_suffix("")) for name in names]
+    counts = Counter(stem.lower() for stem in stems)  # lower case: some file systems do not tell A.png from a.png
+    return [f"{stem if counts[stem.lower()] == 1 else name}.png" for stem, name in zip(stems, names)]
 
 
 def read_image_rgb(path: str | Path) -> np.ndarray:

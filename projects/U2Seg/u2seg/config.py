@@ -62,6 +62,7 @@ def add_u2seg_config(cfg: CN) -> None:
     _add_model(cfg)
     _add_solver(cfg)
     _add_test(cfg)
+    _add_pass(cfg)
 
 
 def _add_features(cfg: CN) -> None:
@@ -74,7 +75,7 @@ def _add_features(cfg: CN) -> None:
     cfg.FEATURES.BATCH_SIZE = 8
     cfg.FEATURES.DEVICE = "auto"  # "auto": CUDA where there is one, else the CPU
 
-    # Hand-made descriptor: colour and gradient orientations, smoothed, centred on the picture's mean [ours].
+    # Hand-made descriptor: colour and gradient orientations, smoothed [ours].
     cfg.FEATURES.HANDMADE = CN()
     cfg.FEATURES.HANDMADE.PATCH_SIZE = 8  # pixels
     cfg.FEATURES.HANDMADE.COLOUR_WEIGHT = 1.0
@@ -88,17 +89,22 @@ def _add_features(cfg: CN) -> None:
     cfg.FEATURES.VIT.BLOCK = -1  # transformer block, negative counts from the last [MaskCut]
     cfg.FEATURES.VIT.FACET = "key"  # "key", "query", "value" or "token" [MaskCut]: key
 
-    # A ResNet of ours (PASS) or of Detectron2's, as patch features.
+    # ResNetFeatures: a ResNet of Detectron2's, or one that PASS has trained, as patch features.
     cfg.FEATURES.RESNET = CN()
-    cfg.FEATURES.RESNET.WEIGHTS = ""
-    cfg.FEATURES.RESNET.DEPTH = 18
-    cfg.FEATURES.RESNET.OUT_FEATURE = "res4"
-    cfg.FEATURES.RESNET.DILATED = True  # res5 at stride 16 instead of 32
+    # The config that the network was trained with (a file, or a name under configs/): its MODEL section describes the backbone.
+    cfg.FEATURES.RESNET.CONFIG_FILE = "LUSS/pass_scenes.yaml"
+    cfg.FEATURES.RESNET.WEIGHTS = ""  # a checkpoint of that network; "": random weights, for comparison
+    cfg.FEATURES.RESNET.OUT_FEATURE = "res4"  # name of the backbone's output
+    # Pixels between two features, smaller than the output's own: the stages behind are dilated. 0: the output's own stride.
+    cfg.FEATURES.RESNET.STRIDE = 0
+    cfg.FEATURES.RESNET.CENTER = True  # subtract each picture's mean feature: after a ReLU all cosines are positive [ours]
 
 
 def _add_masks(cfg: CN) -> None:
     cfg.MASKS = CN()
     cfg.MASKS.GENERATOR = "MaskCut"  # name in MASK_GENERATOR_REGISTRY
+    # Subtract the picture's mean feature before the cosine: needed by hand-made features, not by DINO's keys [ours].
+    cfg.MASKS.CENTRE_FEATURES = False
     cfg.MASKS.TAU = 0.15  # cosine similarity above which two patches are joined [MaskCut]; belongs to DINO keys
     cfg.MASKS.EPS = 1e-5  # affinity of patches that are not joined [MaskCut]
     cfg.MASKS.ROUNDS = 3  # masks sought in a picture, N [MaskCut]
@@ -118,7 +124,8 @@ def _add_clusters(cfg: CN) -> None:
     cfg.CLUSTERS = CN()
     # K, the one place where the number of thing clusters is written [U2Seg]: 300 or 800.
     cfg.CLUSTERS.NUM_CLUSTERS = 800
-    # "masked_crop": CLS token of the crop on white [U2Seg]; "mask_pooled": patch features pooled over the mask [ours].
+    # Name in MASK_EMBEDDING_REGISTRY. "masked_crop": CLS token of the crop on white [U2Seg]; "mask_pooled": patch features
+    # pooled over the mask [ours]; "random_vectors": the baseline.
     cfg.CLUSTERS.EMBEDDING = "mask_pooled"
     cfg.CLUSTERS.NORMALIZE = True  # L2 before k-means; the paper's mode does not
     cfg.CLUSTERS.NUM_ITERATIONS = 100  # [U2Seg]
@@ -132,11 +139,14 @@ def _add_semantics(cfg: CN) -> None:
     cfg.SEMANTICS.PROVIDER = "PatchKMeans"  # name in SEMANTIC_PROVIDER_REGISTRY
     cfg.SEMANTICS.NUM_CLUSTERS = 27  # S, the one place where the number of stuff clusters is written [U2Seg]
     cfg.SEMANTICS.PATCHES_PER_IMAGE = 64  # sampled for k-means
+    cfg.SEMANTICS.SKIP_MASKED = (
+        True  # sample only where no instance mask lies, so that things found no stuff clusters [ours]
+    )
     cfg.SEMANTICS.MAX_TRAINING_SAMPLES = 1_000_000
     cfg.SEMANTICS.NUM_ITERATIONS = 50
     cfg.SEMANTICS.NUM_RESTARTS = 3
     cfg.SEMANTICS.SEED = 0
-    cfg.SEMANTICS.FOLDER = ""  # provider "FolderOfMaps": id PNGs, one a picture, 0-based ids, 255 unknown
+    cfg.SEMANTICS.FOLDER = ""  # provider "FolderOfMaps": 8-bit id PNGs named like the pictures, ids from 0, 255 unknown
 
 
 def _add_panoptic_labels(cfg: CN) -> None:
@@ -185,3 +195,48 @@ def _add_test(cfg: CN) -> None:
     cfg.TEST.LABEL_MAP.FILE = ""  # a saved label map (JSON) instead of a fit
     cfg.TEST.SAVE_TABLES = True  # keep the segment tables under OUTPUT_DIR for tools/score.py
     cfg.TEST.BOOTSTRAP = 0  # resamples of the pictures for 95 % intervals; 0: none
+
+
+def _add_pass(cfg: CN) -> None:
+    # build_small_resnet_backbone: strides 2, 4, 8, 16 at res2..res5, for pictures of a hundred pixels [ours].
+    cfg.MODEL.SMALL_RESNET = CN()
+    cfg.MODEL.SMALL_RESNET.WIDTH = 32  # channels of res2, doubled by each later stage
+    cfg.MODEL.SMALL_RESNET.BLOCKS_PER_STAGE = 1
+
+    # PASS: representation learning and pixel attention. Defaults are those for ImageNet-S 300 and 919 [LUSS].
+    cfg.MODEL.PASS = CN()
+    cfg.MODEL.PASS.DEEP_FEATURE = "res5"  # output of the backbone for swapped prediction, pixels and attention
+    cfg.MODEL.PASS.SHALLOW_STAGES = ("res4",)  # outputs that learn to predict the deep codes
+    cfg.MODEL.PASS.LOSS_WEIGHTS = (1.0, 1.0)  # deep, then one for each shallow stage; divided by their sum
+    cfg.MODEL.PASS.P2P_WEIGHT = 1.0  # pixel-to-pixel; 0 leaves it out
+    cfg.MODEL.PASS.P2P_GRID = 7  # points a side in the overlap of two crops
+    # Beyond the outermost feature cells: "border" continues them [ours]; "zeros" fades to zero [LUSS, released code].
+    cfg.MODEL.PASS.P2P_PADDING = "border"
+    cfg.MODEL.PASS.HIDDEN_DIM = 2048  # of every MLP; 512 for ResNet-18
+    cfg.MODEL.PASS.FEAT_DIM = 128
+    cfg.MODEL.PASS.NUM_PROTOTYPES = 3000  # K; 500 for ImageNet-S 50
+    cfg.MODEL.PASS.TEMPERATURE = 0.1
+    cfg.MODEL.PASS.SINKHORN_EPS = 0.05
+    cfg.MODEL.PASS.SINKHORN_ITERS = 3
+    cfg.MODEL.PASS.QUEUE_LENGTH = 3840  # embeddings over all processes, for each view; 0: none
+    cfg.MODEL.PASS.QUEUE_START_ITER = 0  # iteration from which the queue fills [LUSS: 15 epochs]
+    cfg.MODEL.PASS.FREEZE_PROTOTYPES_ITERS = 5005  # iterations in which the prototypes get no gradient
+    cfg.MODEL.PASS.COLLAPSE_PATIENCE = (
+        500  # iterations with loss and code entropy at ln K before a warning; 0: never [ours]
+    )
+    cfg.MODEL.PASS.PIXEL_ATTENTION = CN()
+    # Whether batch-norm statistics of the frozen backbone follow the data in the attention stage [LUSS, released code: True].
+    cfg.MODEL.PASS.PIXEL_ATTENTION.FROZEN_NORM_MOVES = False
+
+    # Views of one picture: one value in each list for each kind of crop; mapper "pass_multi_crop" [SwAV; LUSS].
+    cfg.INPUT.MULTI_CROP = CN()
+    cfg.INPUT.MULTI_CROP.COUNTS = (2,)  # (2, 6) for ImageNet-S 50
+    cfg.INPUT.MULTI_CROP.SIZES = (224,)  # pixels a side
+    cfg.INPUT.MULTI_CROP.MIN_SCALES = (0.08,)  # share of the picture's area
+    cfg.INPUT.MULTI_CROP.MAX_SCALES = (1.0,)
+    cfg.INPUT.MULTI_CROP.FLIP_PROBABILITY = 0.5
+    cfg.INPUT.MULTI_CROP.JITTER = (0.8, 0.8, 0.8, 0.2)  # brightness, contrast, saturation, hue
+    cfg.INPUT.MULTI_CROP.JITTER_PROBABILITY = 0.8
+    cfg.INPUT.MULTI_CROP.GREY_PROBABILITY = 0.2
+    cfg.INPUT.MULTI_CROP.BLUR_PROBABILITY = 0.5
+    cfg.INPUT.MULTI_CROP.BLUR_RADIUS = (0.1, 2.0)  # pixels

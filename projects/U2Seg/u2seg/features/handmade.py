@@ -12,7 +12,7 @@ from u2seg.features.base import FEATURE_EXTRACTOR_REGISTRY, FeatureExtractor
 
 @FEATURE_EXTRACTOR_REGISTRY.register()
 class HandmadeDescriptor(FeatureExtractor):
-    """CIELAB colour, its local contrast, and a histogram of gradient orientations, centred on the picture's mean."""
+    """CIELAB colour, its local contrast, and a histogram of gradient orientations."""
 
     NUM_ORIENTATIONS = 4
 
@@ -37,7 +37,7 @@ class HandmadeDescriptor(FeatureExtractor):
         }
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns float32 (B, C, rows, columns), zero mean over each picture; see the base class."""
+        """Returns float32 (B, C, rows, columns); see the base class."""
         lab = rgb_to_lab(images)
         lightness = lab[:, :1] / 100
         dx = F.pad(lightness[..., 2:] - lightness[..., :-2], (1, 1, 0, 0))
@@ -50,8 +50,7 @@ class HandmadeDescriptor(FeatureExtractor):
             [self.colour_weight * lab / 100, self.texture_weight * magnitude, self.texture_weight * orientation], dim=1
         )
         pooled = F.avg_pool2d(channels, self.patch_size)
-        smooth = F.avg_pool2d(F.pad(pooled, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-        return smooth - smooth.mean(dim=(2, 3), keepdim=True)
+        return F.avg_pool2d(F.pad(pooled, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
 
 
 def rgb_to_lab(images: Tensor) -> Tensor:

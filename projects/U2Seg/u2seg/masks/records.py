@@ -71,10 +71,16 @@ def read_shard(path: str | Path) -> list[ImageMasks]:
     return [_record(row) for row in pq.read_table(path).to_pylist()]
 
 
+def iter_shards(directory: str | Path) -> Iterator[list[ImageMasks]]:
+    """Yields the records of a mask folder, shard by shard, ordered by picture."""
+    for path in sorted(Path(directory).glob("shard-*.parquet")):
+        yield read_shard(path)
+
+
 def iter_records(directory: str | Path) -> Iterator[ImageMasks]:
     """Yields the records of all shards of a mask folder, one shard in memory at a time, ordered by picture."""
-    for path in sorted(Path(directory).glob("shard-*.parquet")):
-        yield from read_shard(path)
+    for records in iter_shards(directory):
+        yield from records
 
 
 def failures_of(records: Iterator[ImageMasks]) -> list[Failure]:

@@ -1,0 +1,128 @@
+"""The stage that gives every mask a cluster: k-means on one vector a mask, saved centroids, assignments of all."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from u2seg.clusters.kmeans import assign, kmeans, l2_normalize
+from u2seg.masks.records import ImageMasks, read_shard
+from u2seg.registry import get_registered
+from u2seg.stages import (
+    MANIFEST,
+    atomic_path,
+    close_stage,
+    is_complete,
+    open_stage,
+    read_json,
+    settings_digest,
+    write_json,
+)
+
+CENTROIDS = "centroids.npy"
+HISTOGRAM = "histogram.json"
+
+
+def make_clusters(cfg, images: Path, masks: Path, output: Path) -> Path:
+    """Returns ``output``, filled with centroids, the cluster of every mask, and the histogram of cluster sizes.
+
+    Args:
+        cfg: reads ``CLUSTERS``.
+        images: the picture folder, for embeddings that look at the pictures again.
+        masks: folder of the mask stage.
+        output: folder to fill.
+
+    Raises:
+        ValueError: fewer masks than clusters; the message says how many there are.
+    """
+    from u2seg.clusters.embeddings import MASK_EMBEDDING_REGISTRY
+
+    settings = {
+        "num_clusters": cfg.CLUSTERS.NUM_CLUSTERS,
+        "embedding": cfg.CLUSTERS.EMBEDDING,
+        "normalize": cfg.CLUSTERS.NORMALIZE,
+        "num_iterations": cfg.CLUSTERS.NUM_ITERATIONS,
+        "num_restarts": cfg.CLUSTERS.NUM_RESTARTS,
+        "max_training_samples": cfg.CLUSTERS.MAX_TRAINING_SAMPLES,
+        "seed": cfg.CLUSTERS.SEED,
+        "masks": settings_digest(masks),
+    }
+    open_stage(output, "clusters", settings)
+    if is_complete(output):
+        return output
+    embed = get_registered(MASK_EMBEDDING_REGISTRY, cfg.CLUSTERS.EMBEDDING, "CLUSTERS.EMBEDDING")(cfg, images, output)
+
+    def vectors_of(records: list[ImageMasks]) -> np.ndarray:
+        vectors = embed(records)
+        return l2_normalize(vectors) if cfg.CLUSTERS.NORMALIZE else vectors
+
+    shards = sorted(Path(masks).glob("shard-*.parquet"))
+    sample = _training_sample(shards, vectors_of, cfg.CLUSTERS.MAX_TRAINING_SAMPLES, cfg.CLUSTERS.SEED)
+    if len(sample) < cfg.CLUSTERS.NUM_CLUSTERS:
+        raise ValueError(
+            f"{len(sample)} masks were found in {masks}, fewer than the {cfg.CLUSTERS.NUM_CLUSTERS} clusters asked for "
+            "(CLUSTERS.NUM_CLUSTERS). Give more pictures, ask for fewer clusters, or loosen MASKS.TAU and MASKS.MIN_AREA."
+        )
+    result = kmeans(
+        sample,
+        cfg.CLUSTERS.NUM_CLUSTERS,
+        num_iterations=cfg.CLUSTERS.NUM_ITERATIONS,
+        num_restarts=cfg.CLUSTERS.NUM_RESTARTS,
+        seed=cfg.CLUSTERS.SEED,
+    )
+    with atomic_path(output / CENTROIDS) as temporary:
+        np.save(temporary, result.centroids)
+    counts = np.zeros(cfg.CLUSTERS.NUM_CLUSTERS, np.int64)
+    for shard in tqdm(shards, desc="assigning clusters", unit="shards"):
+        records = read_shard(shard)
+        labels, distances = assign(vectors_of(records), result.centroids)
+        counts += np.bincount(labels, minlength=len(counts))
+        _write_assignments(output / shard.name, records, labels, distances)
+    write_json(output / HISTOGRAM, {"masks_per_cluster": counts.tolist(), "empty_clusters": int((counts == 0).sum())})
+    close_stage(output, {"masks": int(counts.sum()), "non_empty_clusters": int((counts > 0).sum())})
+    return output
+
+
+def cluster_settings_of(clusters: Path) -> dict:
+    """Returns the settings that made a cluster folder."""
+    return read_json(Path(clusters) / MANIFEST)["settings"]
+
+
+def iter_assigned(masks: Path, clusters: Path) -> Iterator[list[tuple[ImageMasks, np.ndarray]]]:
+    """Yields, shard by shard, each picture's masks with their clusters, int64 (N,)."""
+    import pyarrow.parquet as pq
+
+    for shard in sorted(Path(masks).glob("shard-*.parquet")):
+        table = pq.read_table(Path(clusters) / shard.name, columns=["clusters"])
+        rows = table.column("clusters").to_pylist()
+        yield [(record, np.asarray(row, np.int64)) for record, row in zip(read_shard(shard), rows)]
+
+
+def _training_sample(shards: list[Path], vectors_of, limit: int, seed: int) -> np.ndarray:
+    """Returns at most ``limit`` vectors, float32, drawn evenly; the shards are read one after another."""
+    total = sum(sum(len(r.rle_counts) for r in read_shard(shard)) for shard in shards)
+    share = min(1.0, limit / max(total, 1))
+    rng = np.random.default_rng([seed, 1])
+    chosen = []
+    for shard in tqdm(shards, desc="embedding masks", unit="shards"):
+        vectors = vectors_of(read_shard(shard))
+        chosen.append(vectors if share == 1 else vectors[rng.random(len(vectors)) < share])
+    chosen = [vectors for vectors in chosen if len(vectors)]
+    return np.concatenate(chosen) if chosen else np.zeros((0, 1), np.float32)
+
+
+def _write_assignments(path: Path, records: list[ImageMasks], labels: np.ndarray, distances: np.ndarray) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ends = np.cumsum([len(record.rle_counts) for record in records])[:-1]
+    table = pa.table(
+        {
+            "image_id": pa.array([record.image_id for record in records], pa.int64()),
+            "clusters": pa.array([part.tolist() for part in np.split(labels, ends)], pa.list_(pa.int32())),
+            "distances": pa.array([part.tolist() for part in np.split(distances, ends)], pa.list_(pa.float32())),
+        }
+    )
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")

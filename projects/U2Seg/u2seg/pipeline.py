@@ -1,0 +1,67 @@
+"""The recipe: a folder of photos in, a folder of panoptic pseudo-labels out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from u2seg.clusters.stage import make_clusters
+from u2seg.masks import make_masks
+from u2seg.panoptic.stage import make_panoptic_labels
+from u2seg.semantics.stage import make_semantics
+from u2seg.stages import FAILURES, MANIFEST, is_complete, read_json, write_json
+from u2seg.version import __version__
+
+STAGES = ("masks", "clusters", "semantics", "panoptic")
+
+
+def make_pseudo_labels(
+    cfg, images: str | Path, output: str | Path, *, stages: Sequence[str] = STAGES, max_failures: float | None = None
+) -> Path:
+    """Returns ``output``, filled with the pseudo-labels of the photos below ``images``.
+
+    Args:
+        cfg: a configuration with this project's keys.
+        images: folder tree of photos.
+        output: folder to fill: one sub-folder a stage, ``manifest.json``, ``failures.json``.
+        stages: which to run, a subset of ``STAGES``; what a stage needs must be there or be run with it.
+        max_failures: largest share, 0..1, of photos that may be unreadable; ``MASKS.MAX_FAILURES`` if None.
+
+    Raises:
+        ValueError: an unknown stage.
+        FileNotFoundError: a stage was asked for whose input is not there.
+        u2seg.stages.StageMismatchError: ``output`` was made with other settings.
+        u2seg.stages.TooManyFailuresError: too many photos could not be read.
+    """
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown:
+        raise ValueError(f"unknown stages {unknown}; choose from {', '.join(STAGES)}")
+    images, output = Path(images), Path(output)
+    masks, clusters, semantics, panoptic = (output / stage for stage in STAGES)
+
+    if "masks" in stages:
+        make_masks(cfg, images, masks, max_failures=max_failures)
+        write_json(output / FAILURES, read_json(masks / FAILURES))
+    if "clusters" in stages:
+        _require(masks, for_stage="clusters")
+        make_clusters(cfg, images, masks, clusters)
+    if "semantics" in stages:
+        _require(masks, for_stage="semantics")
+        make_semantics(cfg, images, masks, semantics)
+    if "panoptic" in stages:
+        for needed in (masks, clusters, semantics):
+            _require(needed, for_stage="panoptic")
+        make_panoptic_labels(cfg, masks, clusters, semantics, panoptic)
+    _write_summary(output)
+    return output
+
+
+def _require(folder: Path, for_stage: str) -> None:
+    if not is_complete(folder):
+        raise FileNotFoundError(
+            f"the {for_stage} stage needs a finished {folder.name} stage in {folder}; run it first (--stages {folder.name})"
+        )
+
+
+def _write_summary(output: Path) -> None:
+    """Writes the run's manifest: what each finished stage was made with and what it counted."""
+    done = {stage: read_json(output / stage / MANIFEST) for stage in STAGES if is_complete(output / stage)}
+    write_json(output / MANIFEST, {"version": __version__, "stages": done})

@@ -1,0 +1,159 @@
+"""Providers of semantic clusters, behind one registry. None of them sees a label: a probe trained on labels is no provider."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.utils.registry import Registry
+from PIL import Image
+from pycocotools import mask as mask_utils
+from torch import Tensor
+from tqdm import tqdm
+
+from u2seg.clusters.kmeans import kmeans
+from u2seg.features import build_feature_extractor, resolve_device
+from u2seg.images import png_names, read_image_rgb
+from u2seg.label_space import IGNORE_LABEL
+from u2seg.masks.records import ImageMasks, iter_shards
+from u2seg.stages import atomic_path
+
+SEMANTIC_PROVIDER_REGISTRY = Registry("SEMANTIC_PROVIDER")
+SEMANTIC_PROVIDER_REGISTRY.__doc__ = """
+Providers of semantic maps. Called as NAME(cfg, images, masks, output); ``fit()`` prepares, and may be called again after a kill;
+``label(records)`` returns {file name: uint8 (H, W) of 0-based cluster ids, 255 unknown} for the readable pictures among records.
+"""
+
+CENTROIDS = "centroids.npy"
+
+
+@SEMANTIC_PROVIDER_REGISTRY.register()
+class PatchKMeans:
+    """k-means on patch features; a pixel gets the cluster whose centroid is nearest, distances interpolated between patches."""
+
+    def __init__(self, cfg, images: Path, masks: Path, output: Path):
+        """Takes the settings under ``SEMANTICS``, the picture folder, the mask stage's folder, and where to keep centroids."""
+        self._settings = cfg.SEMANTICS
+        self._batch_size = cfg.FEATURES.BATCH_SIZE
+        self._device = resolve_device(cfg.FEATURES.DEVICE)
+        self._images, self._masks = images, masks
+        self._extractor = build_feature_extractor(cfg)
+        self._centroids_path = output / CENTROIDS
+
+    def fit(self) -> None:
+        """Finds the centroids on a sample of patches, unless they are there already."""
+        if self._centroids_path.is_file():
+            return
+        settings = self._settings
+        samples = [
+            self._sample(record, features)
+            for records in tqdm(iter_shards(self._masks), desc="sampling patches", unit="shards")
+            for record, _, features in self._features(records)
+        ]
+        vectors = np.concatenate(samples) if samples else np.zeros((0, 1), np.float32)
+        if len(vectors) > settings.MAX_TRAINING_SAMPLES:
+            chosen = np.random.default_rng([settings.SEED, 2]).choice(
+                len(vectors), settings.MAX_TRAINING_SAMPLES, replace=False
+            )
+            vectors = vectors[np.sort(chosen)]
+        result = kmeans(
+            vectors,
+            settings.NUM_CLUSTERS,
+            num_iterations=settings.NUM_ITERATIONS,
+            num_restarts=settings.NUM_RESTARTS,
+            seed=settings.SEED,
+        )
+        with atomic_path(self._centroids_path) as temporary:
+            np.save(temporary, result.centroids)
+
+    def label(self, records: list[ImageMasks]) -> dict[str, np.ndarray]:
+        """Returns the map of each readable picture; see the registry."""
+        centroids = torch.from_numpy(np.load(self._centroids_path)).to(self._device)
+        return {
+            record.file_name: nearest_centroid_map(features, centroids, (record.height, record.width))
+            for record, _, features in self._features(records)
+        }
+
+    @torch.no_grad()
+    def _features(self, records: list[ImageMasks]):
+        """Yields (record, picture, float32 (C, rows, columns) features) for the readable pictures."""
+        readable = [record for record in records if record.error is None]
+        for start in range(0, len(readable), self._batch_size):
+            batch = readable[start : start + self._batch_size]
+            pictures = [read_image_rgb(self._images / record.file_name) for record in batch]
+            inputs = torch.stack([self._extractor.preprocess(picture) for picture in pictures])
+            yield from zip(batch, pictures, self._extractor(inputs.to(self._device)))
+
+    def _sample(self, record: ImageMasks, features: Tensor) -> np.ndarray:
+        """Returns at most PATCHES_PER_IMAGE of a picture's patches, float32 (n, C), where wanted only those under no mask."""
+        rows, columns = features.shape[1:]
+        free = np.ones(rows * columns, bool)
+        if self._settings.SKIP_MASKED and record.rle_counts:
+            covered = mask_utils.decode(mask_utils.merge(record.rles())).astype(np.float32)
+            covered = F.adaptive_avg_pool2d(torch.from_numpy(covered)[None], (rows, columns))[0]
+            uncovered = covered.numpy().ravel() < 0.05
+            free = uncovered if uncovered.any() else free
+        rng = np.random.default_rng([self._settings.SEED, record.image_id])
+        candidates = np.flatnonzero(free)
+        chosen = rng.choice(candidates, min(len(candidates), self._settings.PATCHES_PER_IMAGE), replace=False)
+        return features.flatten(1).T[torch.from_numpy(np.sort(chosen))].float().cpu().numpy()
+
+
+@SEMANTIC_PROVIDER_REGISTRY.register()
+class FolderOfMaps:
+    """Maps that somebody else made: 8-bit PNGs under ``SEMANTICS.FOLDER``, named like the pictures; 0-based ids, 255 unknown."""
+
+    def __init__(self, cfg, images: Path, masks: Path, output: Path):
+        """Takes ``SEMANTICS.FOLDER`` and ``SEMANTICS.NUM_CLUSTERS``; the other arguments are every provider's."""
+        if not cfg.SEMANTICS.FOLDER:
+            raise ValueError("SEMANTICS.PROVIDER FolderOfMaps needs SEMANTICS.FOLDER, a folder of id PNGs")
+        self._folder = Path(cfg.SEMANTICS.FOLDER)
+        self._num_clusters = cfg.SEMANTICS.NUM_CLUSTERS
+        names = [record.file_name for records in iter_shards(masks) for record in records]
+        self._png_of = dict(zip(names, png_names(names)))
+
+    def fit(self) -> None:
+        """Does nothing: the maps are there."""
+
+    def label(self, records: list[ImageMasks]) -> dict[str, np.ndarray]:
+        """Returns the map of each readable picture; see the registry."""
+        return {record.file_name: self._read(record) for record in records if record.error is None}
+
+    def _read(self, record: ImageMasks) -> np.ndarray:
+        path = self._folder / self._png_of[record.file_name]
+        if not path.is_file():
+            raise FileNotFoundError(f"no semantic map for {record.file_name}: expected {path}")
+        with Image.open(path) as image:
+            semantic = np.asarray(image)
+        if semantic.shape != (record.height, record.width) or semantic.dtype != np.uint8:
+            raise ValueError(
+                f"{path} must be an 8-bit map of shape ({record.height}, {record.width}) to match {record.file_name}, "
+                f"got {semantic.dtype} {semantic.shape}"
+            )
+        wrong = np.setdiff1d(semantic, [*range(self._num_clusters), IGNORE_LABEL])
+        if len(wrong):
+            raise ValueError(
+                f"{path} holds ids {wrong.tolist()}; expected 0..{self._num_clusters - 1} (SEMANTICS.NUM_CLUSTERS) "
+                f"and {IGNORE_LABEL} for unknown"
+            )
+        return semantic
+
+
+def nearest_centroid_map(features: Tensor, centroids: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Returns the nearest centroid of every pixel, uint8 (H, W).
+
+    The squared distances are interpolated bilinearly between patch centres, which gives smooth borders; interpolating features
+    and then measuring would invent clusters that lie between two others.
+
+    Args:
+        features: float32 (C, rows, columns).
+        centroids: float32 (S, C), S at most 254.
+        size: (height, width) of the map.
+    """
+    vectors = features.flatten(1).T.float()
+    # |f - c|^2 without |f|^2, which is equal for all centroids of a patch.
+    scores = centroids.square().sum(1) - 2 * vectors @ centroids.T
+    grid = scores.T.reshape(1, len(centroids), *features.shape[1:])
+    return (
+        F.interpolate(grid, size=size, mode="bilinear", align_corners=False)[0].argmin(0).to(torch.uint8).cpu().numpy()
+    )

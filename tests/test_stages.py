@@ -1,0 +1,95 @@
+"""Stages: manifests guard folders, files are written whole or not at all, failures are counted."""
+
+import json
+
+import pytest
+
+from u2seg.stages import (
+    Failure,
+    StageMismatchError,
+    TooManyFailuresError,
+    atomic_path,
+    close_stage,
+    is_complete,
+    open_stage,
+    read_json,
+    report_failures,
+    settings_digest,
+    shard_slices,
+    write_json,
+)
+
+
+def test_the_same_settings_reopen_a_folder(tmp_path):
+    settings = {"tau": 0.15, "size": (480, 480)}
+    folder = open_stage(tmp_path / "s", "masks", settings)
+    assert open_stage(folder, "masks", settings) == folder
+    assert not is_complete(folder)
+    close_stage(folder, {"masks": 3})
+    assert is_complete(folder)
+    assert open_stage(folder, "masks", settings) == folder
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    folder = open_stage(tmp_path / "s", "masks", {"tau": 0.15, "nested": {"a": 1}})
+    with pytest.raises(StageMismatchError, match=r"settings\.tau: asked for 0\.2, the folder has 0\.15"):
+        open_stage(folder, "masks", {"tau": 0.2, "nested": {"a": 1}})
+    with pytest.raises(StageMismatchError, match=r"settings\.nested\.a: asked for 2"):
+        open_stage(folder, "masks", {"tau": 0.15, "nested": {"a": 2}})
+    with pytest.raises(StageMismatchError, match="stage: asked for 'clusters'"):
+        open_stage(folder, "clusters", {"tau": 0.15, "nested": {"a": 1}})
+
+
+def test_a_strangers_folder_is_not_written_into(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(StageMismatchError, match="is not empty"):
+        open_stage(tmp_path, "masks", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_digest_depends_on_settings_and_not_on_progress(tmp_path):
+    first = open_stage(tmp_path / "a", "masks", {"tau": 1})
+    second = open_stage(tmp_path / "b", "masks", {"tau": 2})
+    before = settings_digest(first)
+    close_stage(first, {"masks": 1})
+    assert settings_digest(first) == before != settings_digest(second)
+
+
+def test_a_failing_writer_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"b": 1, "a": 2})
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half a fi")
+        raise RuntimeError
+    assert read_json(path) == {"a": 2, "b": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_json_bytes_do_not_depend_on_insertion_order(tmp_path):
+    write_json(tmp_path / "a", {"b": 1, "a": 2})
+    write_json(tmp_path / "b", {"a": 2, "b": 1})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_broken_json_names_the_file(tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
+        read_json(tmp_path / "a.json")
+
+
+def test_slices_cover_everything_once():
+    assert shard_slices(5, 2) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert shard_slices(0, 2) == []
+    with pytest.raises(ValueError, match="at least 1"):
+        shard_slices(3, 0)
+
+
+def test_failures_are_listed_and_too_many_end_the_run(tmp_path):
+    failures = [Failure("b.jpg", "empty"), Failure("a.jpg", "truncated")]
+    report_failures(tmp_path, failures, total=200, max_share=0.01)
+    assert json.loads((tmp_path / "failures.json").read_text()) == [
+        {"file_name": "a.jpg", "reason": "truncated"},
+        {"file_name": "b.jpg", "reason": "empty"},
+    ]
+    with pytest.raises(TooManyFailuresError, match=r"(?s)2 of 199 pictures.*a\.jpg: truncated"):
+        report_failures(tmp_path, failures, total=199, max_share=0.01)

@@ -1,0 +1,43 @@
+#!/usr/bin/env python
+"""Turns a folder of photos into panoptic pseudo-labels, without any label.
+
+    python tools/make_pseudo_labels.py --config-file FILE --images DIR --output DIR [--stages ...] [KEY VALUE ...]
+
+Killed and started again it goes on where it was, and the result is that of an uninterrupted run.
+"""
+
+import argparse
+import logging
+import sys
+
+from u2seg.config import setup_cfg
+from u2seg.pipeline import STAGES, make_pseudo_labels
+from u2seg.stages import StageMismatchError, TooManyFailuresError
+
+
+def main() -> int:
+    """Parses the command line and runs the recipe; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, help="YAML file, on disk or among the shipped configs")
+    parser.add_argument("--images", required=True, help="folder tree of JPEG, PNG or WebP photos")
+    parser.add_argument("--output", required=True, help="folder for the labels")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="run only these")
+    parser.add_argument(
+        "--max-failures", type=float, help="share of unreadable photos that is tolerated (default 0.01)"
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="configuration: KEY VALUE ...")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        cfg = setup_cfg(args.config_file, args.opts)
+        cfg.freeze()
+        output = make_pseudo_labels(cfg, args.images, args.output, stages=args.stages, max_failures=args.max_failures)
+    except (FileNotFoundError, KeyError, ValueError, StageMismatchError, TooManyFailuresError) as error:
+        print(f"error: {error.args[0] if error.args else error}", file=sys.stderr)
+        return 1
+    print(f"labels in {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

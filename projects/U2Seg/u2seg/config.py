@@ -102,21 +102,24 @@ def _add_features(cfg: CN) -> None:
 
 def _add_masks(cfg: CN) -> None:
     cfg.MASKS = CN()
-    cfg.MASKS.GENERATOR = "MaskCut"  # name in MASK_GENERATOR_REGISTRY
+    cfg.MASKS.GENERATOR = "MaskCut"  # name in MASK_GENERATOR_REGISTRY: "MaskCut", "StrictMaskCut", "VoteCut"
     # Subtract the picture's mean feature before the cosine: needed by hand-made features, not by DINO's keys [ours].
     cfg.MASKS.CENTRE_FEATURES = False
     cfg.MASKS.TAU = 0.15  # cosine similarity above which two patches are joined [MaskCut]; belongs to DINO keys
     cfg.MASKS.EPS = 1e-5  # affinity of patches that are not joined [MaskCut]
     cfg.MASKS.ROUNDS = 3  # masks sought in a picture, N [MaskCut]
     cfg.MASKS.MAX_PREVIOUS_IOU = 0.5  # a later mask that overlaps the previous one more is rejected [MaskCut]
-    cfg.MASKS.MIN_AREA = 0.01  # share of the patches at or below which a mask is rejected [MaskCut]
+    cfg.MASKS.MIN_AREA = 0.01  # share of the patches at or below which a mask is rejected [MaskCut: not for the first]
     cfg.MASKS.MAX_AREA = 1.0  # share of the patches above which a mask is rejected; 1.0: none is [MaskCut]
-    cfg.MASKS.MAX_CORNERS = 3  # a side that owns this many image corners is background [MaskCut]
-    cfg.MASKS.STRICT = False  # the reference's sign rule and its rejected-masks-come-back behaviour, for parity
-    cfg.MASKS.REFINEMENT = "dense_crf"  # name in MASK_REFINEMENT_REGISTRY
+    cfg.MASKS.MAX_CORNERS = 3  # a mask that owns so many of the image's corners is background [MaskCut]
+    cfg.MASKS.REFINEMENT = "guided_filter"  # name in MASK_REFINEMENT_REGISTRY
+    cfg.MASKS.GUIDED_FILTER = CN()
+    cfg.MASKS.GUIDED_FILTER.RADIUS = 16  # pixels: two patches, about how far a coarse border may be off [ours]
+    cfg.MASKS.GUIDED_FILTER.EPS = 1e-4  # squared colour contrast, range 0..1, that counts as an edge [ours]
     cfg.MASKS.MIN_REFINED_IOU = 0.5  # masks that the refinement changes more are dropped [MaskCut]
     cfg.MASKS.SHARD_SIZE = 64  # pictures in one file on disk; what a kill loses at most
-    cfg.MASKS.NUM_WORKERS = 2  # decoding processes
+    cfg.MASKS.NUM_WORKERS = 2  # decoding processes; 0: decode in the main one
+    cfg.MASKS.NUM_THREADS = 2  # threads that refine and encode
     cfg.MASKS.MAX_FAILURES = 0.01  # share of unreadable pictures above which the run ends with an error
 
 
@@ -160,6 +163,9 @@ def _add_panoptic_labels(cfg: CN) -> None:
 def _add_data(cfg: CN) -> None:
     # Data sets registered by path: a name that DATASETS.TRAIN/TEST use -> {FORMAT, ROOT, ...}; u2seg.data.registration.
     cfg.DATASETS.BY_PATH = CN(new_allowed=True)
+    # Share of each training set in the stream of samples, any positive scale; (): proportional to their sizes [ours]; the paper
+    # mixes COCO and ImageNet without saying how.
+    cfg.DATASETS.TRAIN_RATIO = ()
     cfg.INPUT.DATASET_MAPPER_NAME = "u2seg_panoptic"  # name in DATASET_MAPPER_REGISTRY (Mask2Former's key)
 
     # Copy-paste in the loader [U2Seg, equation 4; CutLER, section 3.3].
@@ -175,6 +181,9 @@ def _add_data(cfg: CN) -> None:
 
 
 def _add_model(cfg: CN) -> None:
+    cfg.MODEL.CHANNELS_LAST = False  # NHWC memory layout of the convolutions; faster on GPUs with AMP [ours]
+    # Recompute the backbone's residual blocks in the backward pass: less memory, about a third more time [ours].
+    cfg.MODEL.ACTIVATION_CHECKPOINTING = False
     # DropLoss: no classification loss for proposals far from every pseudo-label [CutLER, equation 3].
     cfg.MODEL.ROI_HEADS.DROP_LOSS = CN()
     cfg.MODEL.ROI_HEADS.DROP_LOSS.ENABLED = False
@@ -184,10 +193,24 @@ def _add_model(cfg: CN) -> None:
 
 
 def _add_solver(cfg: CN) -> None:
-    cfg.SOLVER.OPTIMIZER = "SGD"  # "SGD", "ADAMW" or "LARC"
+    cfg.SOLVER.OPTIMIZER = "SGD"  # name in u2seg.engine's OPTIMIZER_REGISTRY: "SGD", "ADAMW" or "LARC"
+    # Learning-rate multipliers: pairs (beginning of a parameter's name, factor); the longest that fits counts. Few-label
+    # fine-tuning: (("roi_heads", 4.0), ("sem_seg_head", 4.0)) [U2Seg and CutLER, whose own keys have no effect].
+    cfg.SOLVER.LR_MULTIPLIERS = ()
+    # Batches whose gradients are averaged into one step; a batch holds IMS_PER_BATCH / ACCUMULATION_STEPS pictures [ours].
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # Of SOLVER.AMP: "auto" (bfloat16 where the GPU has it, else float16 with loss scaling; off on a CPU), "bf16", "fp16".
+    cfg.SOLVER.AMP.PRECISION = "auto"
+    # Exponential moving average of the weights: saved in the checkpoints as "ema", scored, and written as model_ema.pth [ours].
+    cfg.SOLVER.EMA = CN()
+    cfg.SOLVER.EMA.ENABLED = False
+    cfg.SOLVER.EMA.DECAY = 0.999
 
 
 def _add_test(cfg: CN) -> None:
+    # Iterations between pictures of predictions in OUTPUT_DIR/samples and TensorBoard; 0: none [ours].
+    cfg.TEST.SAMPLE_PERIOD = 0
+    cfg.TEST.NUM_SAMPLES = 4  # pictures, the first of DATASETS.TEST (of DATASETS.TRAIN where there is none)
     # Names in u2seg.evaluation's PROTOCOL_REGISTRY, one row of the table each.
     cfg.TEST.PROTOCOLS = ("hungarian", "u2seg_paper", "cups")
     cfg.TEST.LABEL_MAP = CN()

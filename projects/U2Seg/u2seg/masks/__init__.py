@@ -1,1 +1,28 @@
 """Class-agnostic masks: MaskCut and its relatives, their refinement, and the stage that runs them over a data set."""
+
+from u2seg.masks.base import (
+    MASK_GENERATOR_REGISTRY,
+    MASK_REFINEMENT_REGISTRY,
+    MaskGenerator,
+    PatchMasks,
+    build_mask_generator,
+    build_mask_refinement,
+)
+from u2seg.masks.maskcut import MaskCut
+from u2seg.masks.records import ImageMasks, iter_records
+from u2seg.masks.refinement import guided_filter_masks
+from u2seg.masks.stage import make_masks
+
+__all__ = [
+    "MASK_GENERATOR_REGISTRY",
+    "MASK_REFINEMENT_REGISTRY",
+    "ImageMasks",
+    "MaskCut",
+    "MaskGenerator",
+    "PatchMasks",
+    "build_mask_generator",
+    "build_mask_refinement",
+    "guided_filter_masks",
+    "iter_records",
+    "make_masks",
+]

@@ -1,0 +1,92 @@
+"""Refinements of coarse masks, and what is done to every mask after them."""
+
+from functools import partial
+
+import cv2
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from u2seg.masks.base import MASK_REFINEMENT_REGISTRY, MaskRefinement
+
+
+@MASK_REFINEMENT_REGISTRY.register()
+def none(cfg) -> MaskRefinement:
+    """Returns a refinement that leaves masks as they are."""
+    return lambda image_rgb, masks: masks
+
+
+@MASK_REFINEMENT_REGISTRY.register()
+def guided_filter(cfg) -> MaskRefinement:
+    """Returns ``guided_filter_masks`` with the settings of ``MASKS.GUIDED_FILTER``: cheap, follows edges nearby."""
+    settings = cfg.MASKS.GUIDED_FILTER
+    return partial(guided_filter_masks, radius=settings.RADIUS, eps=settings.EPS)
+
+
+def guided_filter_masks(image_rgb: np.ndarray, masks: np.ndarray, radius: int, eps: float) -> np.ndarray:
+    """Returns masks filtered with the picture as the guide and cut at one half, bool (N, height, width).
+
+    Args:
+        image_rgb: uint8 (height, width, 3).
+        masks: bool (N, height, width).
+        radius: of the square window, in pixels.
+        eps: regularisation, in squared colour units of range 0..1: edges of less contrast are smoothed over.
+
+    Source: He, Sun and Tang, Guided Image Filtering, TPAMI 2013, equations 14 to 16 (colour guide).
+    """
+    if not len(masks):
+        return masks
+    guide = image_rgb.astype(np.float32) / 255
+    window = (2 * radius + 1, 2 * radius + 1)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return cv2.blur(values, window, borderType=cv2.BORDER_REFLECT)
+
+    guide_mean = mean(guide)
+    products = np.einsum("hwi,hwj->hwij", guide, guide).reshape(*guide.shape[:2], 9)
+    second = np.concatenate([mean(products[..., start : start + 3]) for start in (0, 3, 6)], axis=-1)
+    covariance = second.reshape(*guide.shape, 3) - np.einsum("hwi,hwj->hwij", guide_mean, guide_mean)
+    inverse = np.linalg.inv(covariance + eps * np.eye(3, dtype=np.float32))
+    refined = np.empty_like(masks)
+    for index, mask in enumerate(masks.astype(np.float32)):
+        mask_mean = mean(mask)
+        cross = mean(guide * mask[..., None]) - guide_mean * mask_mean[..., None]
+        slope = np.einsum("hwij,hwj->hwi", inverse, cross)
+        offset = mask_mean - np.einsum("hwi,hwi->hw", slope, guide_mean)
+        refined[index] = np.einsum("hwi,hwi->hw", mean(slope), guide) + mean(offset) > 0.5
+    return refined
+
+
+def upsample_nearest(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Returns masks enlarged by nearest neighbour, bool (N, height, width).
+
+    Args:
+        masks: bool (N, rows, columns).
+        size: (height, width), multiples of (rows, columns).
+    """
+    rows, columns = masks.shape[1:]
+    if size[0] % rows or size[1] % columns:
+        raise ValueError(f"size must be a multiple of the patch grid ({rows}, {columns}), got {tuple(size)}")
+    return masks.repeat(size[0] // rows, axis=1).repeat(size[1] // columns, axis=2)
+
+
+def fill_holes(mask: np.ndarray) -> np.ndarray:
+    """Returns a mask, bool (height, width), with the regions that it encloses (4-connected background) filled."""
+    return ndimage.binary_fill_holes(mask)
+
+
+def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Returns the intersection over union of two bool masks, range 0..1; 0 where both are empty."""
+    union = np.count_nonzero(a | b)
+    return np.count_nonzero(a & b) / union if union else 0.0
+
+
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Returns a mask at another size, bool (height, width): bicubic, cut at one half.
+
+    Args:
+        mask: bool (rows, columns).
+        size: (height, width).
+    """
+    resized = Image.fromarray(mask.astype(np.uint8) * 255).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return np.asarray(resized) > 127

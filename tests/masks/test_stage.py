@@ -1,0 +1,123 @@
+import json
+
+import numpy as np
+import pytest
+from detectron2.config import get_cfg
+from PIL import Image
+from pycocotools import mask as coco_mask
+from u2seg.config import add_u2seg_config
+from u2seg.masks import iter_records, make_masks
+from u2seg.stages import FAILURES, StageMismatchError, TooManyFailuresError
+
+
+@pytest.fixture
+def cfg():
+    cfg = get_cfg()
+    add_u2seg_config(cfg)
+    cfg.FEATURES.IMAGE_SIZE = (96, 128)  # not square
+    cfg.FEATURES.DEVICE = "cpu"
+    cfg.FEATURES.BATCH_SIZE = 3
+    cfg.MASKS.CENTRE_FEATURES = True
+    cfg.MASKS.TAU = 0.6
+    cfg.MASKS.SHARD_SIZE = 2
+    cfg.MASKS.NUM_WORKERS = 0
+    return cfg
+
+
+def save_rectangle_picture(path, size=(90, 150), box=(30, 20, 70, 65)):
+    """A red rectangle x0, y0, x1, y1 on a green ground, both slightly noisy."""
+    noise = np.random.default_rng(0).integers(-4, 5, (*size, 3))
+    picture = np.full((*size, 3), (40, 140, 60)) + noise
+    x0, y0, x1, y1 = box
+    picture[y0:y1, x0:x1] = (200, 40, 40) + noise[y0:y1, x0:x1]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).save(path)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    for index in range(5):
+        save_rectangle_picture(folder / f"{index}.png", box=(20 + 10 * index, 20, 60 + 10 * index, 65))
+    return folder
+
+
+def test_finds_the_rectangle_at_the_picture_s_own_size(cfg, pictures, tmp_path):
+    records = list(iter_records(make_masks(cfg, pictures, tmp_path / "masks")))
+    assert [record.file_name for record in records] == [f"{index}.png" for index in range(5)]
+    for index, record in enumerate(records):
+        assert (record.height, record.width) == (90, 150)
+        expected = np.zeros((90, 150), bool)
+        expected[20:65, 20 + 10 * index : 60 + 10 * index] = True
+        best = coco_mask.decode(record.rles()[0]).astype(bool)
+        assert (best & expected).sum() / (best | expected).sum() > 0.8
+        assert record.embeddings.shape == (len(record.rle_counts), 8)
+        assert np.all((record.scores >= 0) & (record.scores <= 1))
+        assert np.all(np.diff(record.scores) <= 0)
+        # Red lies on the positive side of Lab's a axis, channel 1 of the descriptor.
+        assert record.embeddings[0, 1] > 0.2
+
+
+def test_masks_do_not_overlap(cfg, pictures, tmp_path):
+    for record in iter_records(make_masks(cfg, pictures, tmp_path / "masks")):
+        masks = coco_mask.decode(record.rles())
+        assert masks.sum(axis=2).max() <= 1
+
+
+def test_going_on_gives_the_same_bytes(cfg, pictures, tmp_path):
+    whole = make_masks(cfg, pictures, tmp_path / "whole")
+    resumed = make_masks(cfg, pictures, tmp_path / "resumed")
+    (resumed / "shard-000001.parquet").unlink()
+    manifest = json.loads((resumed / "manifest.json").read_text())
+    del manifest["counts"]
+    (resumed / "manifest.json").write_text(json.dumps(manifest))
+    cfg.FEATURES.BATCH_SIZE = 1  # how the work is done may change
+    make_masks(cfg, pictures, resumed)
+    for path in sorted(whole.iterdir()):
+        assert path.read_bytes() == (resumed / path.name).read_bytes(), path.name
+
+
+def test_other_settings_are_refused(cfg, pictures, tmp_path):
+    make_masks(cfg, pictures, tmp_path / "masks")
+    cfg.MASKS.TAU = 0.5
+    with pytest.raises(StageMismatchError, match=r"settings.MASKS.TAU: asked for 0.5, the folder has 0.6"):
+        make_masks(cfg, pictures, tmp_path / "masks")
+
+
+def test_broken_pictures_are_recorded(cfg, pictures, tmp_path):
+    (pictures / "3.png").write_bytes(b"not a picture")
+    output = make_masks(cfg, pictures, tmp_path / "masks", max_failures=0.5)
+    records = list(iter_records(output))
+    assert [record.error is None for record in records] == [True, True, True, False, True]
+    failures = json.loads((output / FAILURES).read_text())
+    assert [row["file_name"] for row in failures] == ["3.png"]
+    assert json.loads((output / "manifest.json").read_text())["counts"]["failures"] == 1
+
+
+def test_too_many_broken_pictures_end_the_run_after_the_work(cfg, pictures, tmp_path):
+    (pictures / "3.png").write_bytes(b"")
+    with pytest.raises(TooManyFailuresError, match="1 of 5 pictures could not be read"):
+        make_masks(cfg, pictures, tmp_path / "masks")
+    assert len(list(iter_records(tmp_path / "masks"))) == 5
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1), (3, 1000)])
+def test_tiny_and_elongated_pictures_pass(cfg, tmp_path, size):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    picture = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(folder / "a.png")
+    (record,) = iter_records(make_masks(cfg, folder, tmp_path / "masks"))
+    assert (record.height, record.width) == size
+    for rle in record.rles():
+        assert coco_mask.decode(rle).shape == size
+
+
+def test_uniform_pictures_have_no_masks(cfg, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(5):
+        Image.new("RGB", (60, 40), (50 * index, 90, 10)).save(folder / f"{index}.png")
+    output = make_masks(cfg, folder, tmp_path / "masks")
+    assert [len(record.rle_counts) for record in iter_records(output)] == [0] * 5
+    assert json.loads((output / "manifest.json").read_text())["counts"] == {"images": 5, "masks": 0, "failures": 0}

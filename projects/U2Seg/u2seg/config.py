@@ -83,7 +83,7 @@ def _add_features(cfg: CN) -> None:
 
     # Vision transformers through timm.
     cfg.FEATURES.VIT = CN()
-    cfg.FEATURES.VIT.ARCH = "dino_vitb8"  # key of u2seg.features.vit.ARCHITECTURES [MaskCut]
+    cfg.FEATURES.VIT.ARCH = "dino_vitb8"  # key of u2seg.features.weights.ARCHITECTURES [MaskCut]
     # "": the authors' file, downloaded through PathManager and checked; else a local file in the authors' format.
     cfg.FEATURES.VIT.WEIGHTS = ""
     cfg.FEATURES.VIT.BLOCK = -1  # transformer block, negative counts from the last [MaskCut]
@@ -194,6 +194,7 @@ def _add_model(cfg: CN) -> None:
 
 def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"  # name in u2seg.engine's OPTIMIZER_REGISTRY: "SGD", "ADAMW" or "LARC"
+    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be "full_model": one norm over all gradients [CutLER], not one for each tensor.
     # Learning-rate multipliers: pairs (beginning of a parameter's name, factor); the longest that fits counts. Few-label
     # fine-tuning: (("roi_heads", 4.0), ("sem_seg_head", 4.0)) [U2Seg and CutLER, whose own keys have no effect].
     cfg.SOLVER.LR_MULTIPLIERS = ()

@@ -7,11 +7,13 @@ from u2seg.features.base import (
     resolve_device,
 )
 from u2seg.features.handmade import HandmadeDescriptor
+from u2seg.features.vit import TimmViT
 
 __all__ = [
     "FEATURE_EXTRACTOR_REGISTRY",
     "FeatureExtractor",
     "HandmadeDescriptor",
+    "TimmViT",
     "build_feature_extractor",
     "resolve_device",
 ]

@@ -1,6 +1,21 @@
-"""Looking a name up in a registry, with an error that says which names there are."""
+"""Looking a name up in a registry, with an error that says which names there are; registering under a chosen name."""
 
 from detectron2.utils.registry import Registry
+
+
+class NamedRegistry(Registry):
+    """Detectron2's registry, in which an entry may also be given a name: ``@REGISTRY.register("u2seg_panoptic")``."""
+
+    def register(self, obj=None):
+        """Registers a class or function under its own name, or returns a decorator that registers it under the one given."""
+        if not isinstance(obj, str):
+            return super().register(obj)
+
+        def decorator(entry):
+            self._do_register(obj, entry)
+            return entry
+
+        return decorator
 
 
 def get_registered(registry: Registry, name: str, config_key: str):

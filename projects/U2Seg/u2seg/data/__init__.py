@@ -1,1 +1,21 @@
-"""Data sets registered by path, dataset mappers, copy-paste."""
+"""Data sets registered by path, dataset mappers, copy-paste, the training loader."""
+
+from u2seg.data.copy_paste import CopyPaste
+from u2seg.data.mapper import DATASET_MAPPER_REGISTRY, PanopticMapper, build_mapper
+from u2seg.data.multi_crop import MultiCropMapper
+from u2seg.data.registration import DatasetFilesError, label_space_of, register_dataset, register_datasets
+from u2seg.data.stream import BatchStream, build_train_loader
+
+__all__ = [
+    "DATASET_MAPPER_REGISTRY",
+    "BatchStream",
+    "CopyPaste",
+    "DatasetFilesError",
+    "MultiCropMapper",
+    "PanopticMapper",
+    "build_mapper",
+    "build_train_loader",
+    "label_space_of",
+    "register_dataset",
+    "register_datasets",
+]

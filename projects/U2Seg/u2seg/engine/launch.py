@@ -1,0 +1,56 @@
+"""One training or evaluation run, as ``tools/train_net.py`` starts it in every process."""
+
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+
+from u2seg.config import setup_cfg
+from u2seg.engine.checkpoint import AtomicCheckpointer
+from u2seg.engine.setup import check_class_counts, complete_config
+from u2seg.engine.trainer import U2SegTrainer
+from u2seg.stages import write_json
+from u2seg.version import __version__
+
+
+def run_training(args) -> OrderedDict:
+    """Returns the scores of one run; trains before unless ``args.eval_only``.
+
+    The run's folder, ``OUTPUT_DIR``, then holds ``config.yaml`` (everything resolved), ``run.json`` (version, seed, weights),
+    ``log.txt``, ``metrics.json`` (one line of losses every 20 iterations), TensorBoard's file, checkpoints and ``inference/``.
+
+    Args:
+        args: of Detectron2's ``default_argument_parser``.
+    """
+    cfg = setup_cfg(args.config_file, args.opts)
+    complete_config(cfg, eval_only=args.eval_only)
+    cfg.freeze()
+    default_setup(cfg, args)
+    if args.eval_only:
+        return _evaluate(cfg, args.resume)
+    trainer = U2SegTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    if comm.is_main_process():
+        write_json(
+            Path(cfg.OUTPUT_DIR) / "run.json",
+            {"u2seg": __version__, "torch": torch.__version__, "seed": trainer.seed, "weights": cfg.MODEL.WEIGHTS},
+        )
+    return trainer.train()
+
+
+def _evaluate(cfg, resume: bool) -> OrderedDict:
+    model = U2SegTrainer.build_model(cfg)
+    checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR)
+    path = checkpointer.get_checkpoint_file() if resume and checkpointer.has_checkpoint() else cfg.MODEL.WEIGHTS
+    if not path:
+        raise ValueError("--eval-only needs a model: MODEL.WEIGHTS FILE, or --resume for OUTPUT_DIR's last checkpoint")
+    local = PathManager.get_local_path(path)
+    if local.endswith(".pth"):
+        weights = torch.load(local, map_location="cpu", weights_only=False)
+        weights = weights.get("model", weights)
+        check_class_counts(cfg, {name: tuple(value.shape) for name, value in weights.items()}, path)
+    checkpointer.load(path, checkpointables=[])
+    return U2SegTrainer.test(cfg, model)

@@ -1,0 +1,199 @@
+"""The trainer: Detectron2's, with loader, evaluators and optimiser from the registries."""
+
+import contextlib
+import logging
+import os
+import random
+import weakref
+from collections import OrderedDict
+
+import torch
+from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, inference_on_dataset
+from detectron2.utils import comm
+from fvcore.nn.precise_bn import get_bn_modules
+
+from u2seg.data import build_mapper, build_train_loader
+from u2seg.engine.checkpoint import AtomicCheckpointer
+from u2seg.engine.hooks import AveragedWeights, EMAHook, SamplePictures
+from u2seg.engine.optimizers import build_optimizer
+from u2seg.engine.step import TrainingStep, resolve_precision
+from u2seg.registry import get_registered
+
+logger = logging.getLogger(__name__)
+
+
+class U2SegTrainer(DefaultTrainer):
+    """Detectron2's ``DefaultTrainer`` with our loader, optimisers, evaluators, precise resuming and safe checkpoints.
+
+    The configuration must be complete: :func:`u2seg.engine.complete_config`.
+    """
+
+    def __init__(self, cfg):
+        """Builds model, optimiser, loader and hooks.
+
+        Args:
+            cfg: a complete configuration. ``SEED`` below 0 draws a seed, which is logged and kept in the checkpoints.
+        """
+        # Not DefaultTrainer's own constructor, which leaves no room for another loader seed, step or checkpointer.
+        TrainerBase.__init__(self)
+        self.seed = cfg.SEED if cfg.SEED >= 0 else _drawn_seed()
+        logger.info(f"Seed: {self.seed}")
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        model = create_ddp_model(model, broadcast_buffers=False)
+        self.cfg = cfg
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self._trainer = TrainingStep(
+            model,
+            build_train_loader(cfg, self.seed),
+            optimizer,
+            seed=self.seed,
+            accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
+            precision=resolve_precision(cfg),
+            last_checkpoint=self._last_checkpoint,
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.average = AveragedWeights(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
+        if self.average is not None:
+            self.checkpointer.add_checkpointable("ema", self.average)
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Goes on from the run folder's last checkpoint if asked to and there is one; else loads ``MODEL.WEIGHTS``.
+
+        Weights of heads with other class counts are left out and start at random, as fine-tuning needs it; Detectron2 logs them.
+        """
+        super().resume_or_load(resume)
+        if self.average is not None and self.average.updates == 0:
+            self.average.reset()  # from the weights that were loaded
+        self._trainer.data_loader.batch_sampler.start_batch = self.start_iter * self.cfg.SOLVER.ACCUMULATION_STEPS
+
+    def train(self) -> OrderedDict:
+        """Trains from the first iteration, or the one to go on from, to the last; returns the scores of the evaluation at the end."""
+        super().train()
+        return getattr(self, "_last_eval_results", OrderedDict())
+
+    def build_hooks(self) -> list:
+        """Returns the hooks in the order in which they run after a step: weights first, then checkpoint, scores, log."""
+        cfg, main = self.cfg, comm.is_main_process()
+        precise_bn = cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model)
+        found = [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            EMAHook(self.average, cfg.OUTPUT_DIR) if self.average is not None else None,
+            hooks.PreciseBN(
+                cfg.TEST.EVAL_PERIOD, self.model, self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER
+            )
+            if precise_bn
+            else None,
+            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if main else None,
+            SamplePictures(cfg) if cfg.TEST.SAMPLE_PERIOD > 0 and main else None,
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._score) if cfg.DATASETS.TEST else None,
+            hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
+        ]
+        return [hook for hook in found if hook is not None]
+
+    def _score(self) -> OrderedDict:
+        """Scores the averaged weights where there are some, else the model's own; Detectron2's EvalHook calls it."""
+        with self.average.applied() if self.average is not None else contextlib.nullcontext():
+            self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
+
+    def state_dict(self) -> dict:
+        """Returns what a resumed training needs, the seed included."""
+        return {**super().state_dict(), "seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Takes over what :meth:`state_dict` returned; a seed that was drawn is drawn no second time."""
+        super().load_state_dict(state_dict)
+        if "seed" in state_dict and state_dict["seed"] != self.seed:
+            if self.cfg.SEED >= 0:
+                logger.warning(f"SEED is {self.seed}, the run that is resumed had {state_dict['seed']}")
+            else:
+                self.seed = state_dict["seed"]
+                self._trainer.seed = self.seed
+                self._trainer.reset_data_loader(lambda: build_train_loader(self.cfg, self.seed))
+
+    @classmethod
+    def build_model(cls, cfg) -> torch.nn.Module:
+        """Returns the model that the configuration names, with its memory options applied."""
+        model = super().build_model(cfg)
+        if cfg.MODEL.CHANNELS_LAST:
+            model = model.to(memory_format=torch.channels_last)
+        if cfg.MODEL.ACTIVATION_CHECKPOINTING:
+            from u2seg.modeling.activation_checkpointing import checkpoint_residual_blocks
+
+            checkpoint_residual_blocks(model.backbone)
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """Returns the optimiser from ``OPTIMIZER_REGISTRY``."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        """Returns a training loader from ``DATASET_MAPPER_REGISTRY``'s mapper."""
+        return build_train_loader(cfg, max(cfg.SEED, 0))
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name: str):
+        """Returns a test loader with the registered mapper."""
+        return build_detection_test_loader(cfg, dataset_name, mapper=build_mapper(cfg, False))
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name: str) -> DatasetEvaluator:
+        """Returns the evaluator that the data set's ``evaluator_type`` names.
+
+        Raises:
+            ValueError: the data set names none, since it has no ground truth.
+            KeyError: an unknown one.
+        """
+        from u2seg.evaluation import EVALUATOR_REGISTRY
+
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        if kind is None:
+            raise ValueError(f"Data set {dataset_name!r} cannot be scored: it has no ground truth (no evaluator_type)")
+        if kind == "coco" and kind not in EVALUATOR_REGISTRY:
+            return COCOEvaluator(dataset_name, output_dir=output_dir)
+        return get_registered(EVALUATOR_REGISTRY, kind, f"evaluator_type of {dataset_name}")(
+            dataset_name, cfg, output_dir
+        )
+
+    @classmethod
+    def test(cls, cfg, model: torch.nn.Module, evaluators=None) -> OrderedDict:
+        """Returns the scores on ``DATASETS.TEST``, from one inference pass over each set; the main process prints one table a set.
+
+        Args:
+            cfg: the configuration.
+            model: with its weights.
+            evaluators: one for each test set; None: those that the data sets name.
+
+        Returns:
+            The evaluator's result where there is one test set, else data set -> result; empty in other processes than the main one.
+        """
+        from u2seg.evaluation import format_table
+
+        if isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        results = OrderedDict()
+        for index, name in enumerate(cfg.DATASETS.TEST):
+            evaluator = cls.build_evaluator(cfg, name) if evaluators is None else evaluators[index]
+            scores = inference_on_dataset(model, cls.build_test_loader(cfg, name), evaluator)
+            results[name] = scores or {}
+            if comm.is_main_process():
+                logger.info(f"Scores on {name}:\n{format_table(results[name])}")
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    def _last_checkpoint(self) -> str:
+        return self.checkpointer.get_checkpoint_file()
+
+
+def _drawn_seed() -> int:
+    """Returns a random seed on which all processes agree."""
+    return comm.all_gather(random.SystemRandom().getrandbits(31))[0]

@@ -1,0 +1,132 @@
+"""Data sets registered by path: what Detectron2 then sees, and what a wrong path or key says."""
+
+import json
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+from u2seg.data import DatasetFilesError, label_space_of, register_dataset
+
+
+@pytest.fixture
+def coco_root(tmp_path, write_coco_panoptic):
+    return write_coco_panoptic(tmp_path / "tiny")
+
+
+def test_coco_panoptic_gives_dicts_and_metadata_in_contiguous_ids(coco_root):
+    register_dataset("reg_coco", {"FORMAT": "coco_panoptic", "ROOT": str(coco_root), "SPLIT": "train"})
+    dicts = DatasetCatalog.get("reg_coco")
+    assert [record["image_id"] for record in dicts] == [1, 2, 3, 4, 5, 6]
+    first = dicts[0]
+    assert first["file_name"] == str(coco_root / "train" / "000001.png")
+    assert (first["height"], first["width"]) == (48, 64)
+    # Categories 1, 2 are things 0, 1; categories 7, 9 are stuff 1, 2.
+    assert [a["category_id"] for a in first["annotations"]] == [0, 1]
+    assert [(s["isthing"], s["category_id"]) for s in first["segments_info"]] == [
+        (False, 1), (False, 2), (True, 0), (True, 1),
+    ]  # fmt: skip
+    assert "sem_seg_file_name" not in first
+    assert dicts[2]["annotations"] == []  # a picture of stuff alone stays
+    metadata = MetadataCatalog.get("reg_coco")
+    assert metadata.thing_classes == ["box", "disc"]
+    assert metadata.stuff_classes == ["things", "sky", "ground"]
+    assert metadata.evaluator_type == "u2seg_panoptic"
+    assert metadata.panoptic_json.endswith("panoptic_train.json")
+    assert label_space_of("reg_coco").num_stuff == 2
+
+
+def test_registering_again_replaces(coco_root, tmp_path, write_coco_panoptic):
+    other = write_coco_panoptic(tmp_path / "other", count=3)
+    for root, count in ((coco_root, 6), (other, 3)):
+        register_dataset("reg_twice", {"FORMAT": "coco_panoptic", "ROOT": str(root), "SPLIT": "train"})
+        assert len(DatasetCatalog.get("reg_twice")) == count
+
+
+def test_class_agnostic_keeps_stuff_and_makes_one_thing(coco_root):
+    description = {"FORMAT": "coco_panoptic", "ROOT": str(coco_root), "SPLIT": "train", "CLASS_AGNOSTIC": True}
+    register_dataset("reg_agnostic", description)
+    record = DatasetCatalog.get("reg_agnostic")[0]
+    assert {a["category_id"] for a in record["annotations"]} == {0}
+    assert [s["category_id"] for s in record["segments_info"]] == [1, 2, 0, 0]
+    assert MetadataCatalog.get("reg_agnostic").thing_classes == ["object"]
+
+
+def test_pseudo_labels_are_read_from_a_run_or_its_panoptic_folder(coco_root, tmp_path):
+    # The same files in the layout of a label run.
+    folder = tmp_path / "labels" / "panoptic"
+    (folder / "stuff").mkdir(parents=True)
+    (folder / "panoptic").symlink_to(coco_root / "panoptic_train")
+    for kind in ("panoptic", "instances"):
+        (folder / f"{kind}.json").write_text((coco_root / "annotations" / f"{kind}_train.json").read_text())
+    for root in (tmp_path / "labels", folder):
+        register_dataset(
+            "reg_pseudo", {"FORMAT": "pseudo_labels", "ROOT": str(root), "IMAGES": str(coco_root / "train")}
+        )
+        record = DatasetCatalog.get("reg_pseudo")[0]
+        assert record["sem_seg_file_name"] == str(folder / "stuff" / "000001.png")
+        assert record["pan_seg_file_name"] == str(folder / "panoptic" / "000001.png")
+
+
+def test_instances_and_bare_images(coco_root):
+    json_file = str(coco_root / "annotations" / "instances_train.json")
+    register_dataset(
+        "reg_instances", {"FORMAT": "coco_instances", "JSON": json_file, "IMAGES": str(coco_root / "train")}
+    )
+    assert len(DatasetCatalog.get("reg_instances")[0]["annotations"]) == 2
+    register_dataset("reg_images", {"FORMAT": "images", "ROOT": str(coco_root / "train")})
+    records = DatasetCatalog.get("reg_images")
+    assert [r["image_id"] for r in records] == [1, 2, 3, 4, 5, 6]
+    assert "annotations" not in records[0]
+    assert MetadataCatalog.get("reg_images").get("evaluator_type") is None
+
+
+def test_subset_keeps_the_named_pictures_and_refuses_strangers(coco_root, tmp_path):
+    split = tmp_path / "split.json"
+    description = {"FORMAT": "coco_panoptic", "ROOT": str(coco_root), "SPLIT": "train", "SUBSET": str(split)}
+    split.write_text(json.dumps({"image_ids": [2, 5]}))
+    register_dataset("reg_subset", description)
+    assert [r["image_id"] for r in DatasetCatalog.get("reg_subset")] == [2, 5]
+    split.write_text(json.dumps({"image_ids": [2, 77]}))
+    with pytest.raises(ValueError, match=r"1 of the 2 pictures .* not in the data set, for example ids \[77\]"):
+        DatasetCatalog.get("reg_subset")
+
+
+def test_missing_files_show_the_tree_expected_and_what_was_found(coco_root):
+    (coco_root / "annotations" / "instances_train.json").unlink()
+    with pytest.raises(DatasetFilesError) as error:
+        register_dataset("reg_missing", {"FORMAT": "coco_panoptic", "ROOT": str(coco_root), "SPLIT": "train"})
+    text = str(error.value)
+    assert f"[x] {coco_root}/train/" in text
+    assert f"[ ] {coco_root}/annotations/instances_train.json" in text
+    assert "holds panoptic_train.json" in text
+    assert "DATASETS.BY_PATH.reg_missing" in text
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        ({"FORMAT": "coco"}, "FORMAT must be one of coco_instances, coco_panoptic, images, pseudo_labels, got 'coco'"),
+        ({"FORMAT": "coco_panoptic", "ROOT": "x"}, "missing: SPLIT; unknown: none"),
+        ({"FORMAT": "images", "ROOT": "x", "SPLIT": "y"}, "missing: none; unknown: SPLIT"),
+    ],
+)
+def test_wrong_descriptions_are_refused(description, message):
+    with pytest.raises(ValueError, match=message):
+        register_dataset("reg_wrong", description)
+
+
+def test_detectron2s_own_names_are_not_replaced(coco_root):
+    with pytest.raises(ValueError, match="Detectron2 has a data set of that name already"):
+        register_dataset("coco_2017_val", {"FORMAT": "images", "ROOT": str(coco_root / "train")})
+
+
+def test_paths_under_datasets_follow_the_environment(coco_root, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(coco_root.parent))
+    register_dataset("reg_env", {"FORMAT": "coco_panoptic", "ROOT": "datasets/tiny", "SPLIT": "train"})
+    assert Image.open(DatasetCatalog.get("reg_env")[0]["file_name"]).size == (64, 48)
+
+
+def test_the_fixture_holds_void_things_and_stuff(coco_root):
+    pixels = np.asarray(Image.open(coco_root / "panoptic_train" / "000001.png"))[:, :, 0]
+    assert set(np.unique(pixels)) == {0, 1, 2, 3, 4}

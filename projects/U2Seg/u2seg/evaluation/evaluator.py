@@ -1,0 +1,293 @@
+"""The evaluator of universal segmenters: one inference pass, all tasks, every protocol."""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import BoxMode, Instances
+from detectron2.utils import comm
+
+from u2seg.evaluation.ground_truth import InstanceTruth, PanopticTruth
+from u2seg.evaluation.label_map import load_label_map, save_label_map
+from u2seg.evaluation.pictures import MapSegment, Regions, head_blocks, instance_blocks, panoptic_blocks, picture_tables
+from u2seg.evaluation.registry import EVALUATOR_REGISTRY
+from u2seg.evaluation.report import format_table, to_csv, to_latex
+from u2seg.evaluation.scoring import Evaluation, Scores, evaluate_tables
+from u2seg.evaluation.tables import (
+    SegmentTables,
+    TableSpace,
+    concatenate_tables,
+    load_tables,
+    save_tables,
+)
+from u2seg.stages import atomic_path, write_json
+from u2seg.version import __version__
+
+TABLES = "tables.npz"
+logger = logging.getLogger(__name__)
+
+
+class PanopticEvaluator(DatasetEvaluator):
+    """Scores stock Panoptic-FPN outputs (``panoptic_seg``, ``instances``, ``sem_seg``; whichever a model gives) in one pass.
+
+    Each picture is reduced to segment tables when it is processed. :meth:`evaluate` gathers them over processes, computes the
+    scores of every protocol, writes them, and returns them from the main process. Ground truth: what the data set's metadata
+    names, ``panoptic_json`` with ``panoptic_root`` and ``json_file`` (COCO's formats), both or either.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str | Path | None,
+        *,
+        num_things: int,
+        num_stuff: int,
+        protocols: list[str],
+        fit_on: str = "",
+        label_map_file: str = "",
+        keep_tables: bool = True,
+        provenance: dict | None = None,
+    ):
+        """Reads the ground truth's JSON files; pictures' PNGs are read as they come.
+
+        Args:
+            dataset_name: in Detectron2's catalogues.
+            output_dir: where results are written; None writes nothing.
+            num_things: K, thing clusters of the model.
+            num_stuff: S, stuff clusters of the model.
+            protocols: names in PROTOCOL_REGISTRY, one row of the table each.
+            fit_on: data set scored before this one into the same parent folder, or a file of tables, on which label maps are
+                fitted; empty for the scored data set itself.
+            label_map_file: a saved label map to use instead of fitting.
+            keep_tables: whether the tables are saved beside the scores.
+            provenance: more values for the record, such as the checkpoint.
+
+        Raises:
+            ValueError: the metadata names no ground truth.
+        """
+        metadata = MetadataCatalog.get(dataset_name)
+        self._dataset = dataset_name
+        self._output = None if output_dir is None else Path(output_dir)
+        self._panoptic = _panoptic_truth(metadata)
+        space = self._panoptic.space if self._panoptic else metadata.get("label_space")
+        json_file = metadata.get("json_file")
+        self._instances = InstanceTruth(json_file, space) if json_file else None
+        if not self._panoptic and not self._instances:
+            raise ValueError(
+                f"data set {dataset_name!r} has no ground truth to score against: its metadata needs panoptic_json and "
+                "panoptic_root, or json_file"
+            )
+        self._categories = (self._panoptic or self._instances).space
+        self._num_things, self._num_stuff = num_things, num_stuff
+        self._protocols = list(protocols)
+        self._fit_on, self._label_map_file = fit_on, label_map_file
+        self._keep_tables = keep_tables
+        self._provenance = provenance or {}
+        self.reset()
+
+    @classmethod
+    def from_config(cls, dataset_name: str, cfg, output_dir: str | Path | None = None) -> "PanopticEvaluator":
+        """Returns the evaluator that a configuration asks for.
+
+        Args:
+            dataset_name: in Detectron2's catalogues.
+            cfg: with this project's keys; reads ``TEST``, the class counts of the heads, and ``MODEL.WEIGHTS`` for the record.
+            output_dir: results go to ``output_dir/<dataset_name>``, or to ``output_dir`` itself where it is named like the data
+                set; None for ``cfg.OUTPUT_DIR/inference``.
+        """
+        parent = Path(cfg.OUTPUT_DIR) / "inference" if output_dir is None else Path(output_dir)
+        return cls(
+            dataset_name,
+            parent if parent.name == dataset_name else parent / dataset_name,
+            num_things=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            num_stuff=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES - 1,
+            protocols=list(cfg.TEST.PROTOCOLS),
+            fit_on=cfg.TEST.LABEL_MAP.FIT_ON,
+            label_map_file=cfg.TEST.LABEL_MAP.FILE,
+            keep_tables=cfg.TEST.SAVE_TABLES,
+            provenance={"checkpoint": cfg.MODEL.WEIGHTS, "checkpoint_sha256": file_digest(cfg.MODEL.WEIGHTS)},
+        )
+
+    def reset(self) -> None:
+        """Forgets all pictures."""
+        self._parts: list[SegmentTables] = []
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Reduces pictures to tables.
+
+        Args:
+            inputs: dicts with ``image_id``.
+            outputs: what the model made of them, in the same order.
+        """
+        for picture, output in zip(inputs, outputs):
+            self._parts.append(self._tables_of(picture["image_id"], output))
+
+    def evaluate(self) -> Scores | None:
+        """Returns task -> protocol -> metric -> 0..100 from the main process, None from the others.
+
+        Raises:
+            ValueError: no picture was processed.
+        """
+        comm.synchronize()
+        own = [concatenate_tables(self._parts)] if self._parts else []
+        gathered = [part for parts in comm.gather(own) for part in parts]
+        if not comm.is_main_process():
+            return None
+        if not gathered:
+            raise ValueError(f"no picture of {self._dataset!r} was processed; its loader gave none")
+        tables = concatenate_tables(gathered)
+        if self._output and self._keep_tables:
+            save_tables(self._output / TABLES, tables)
+        evaluation = self._scored(tables)
+        if self._output:
+            write_evaluation(self._output, evaluation, tables.space, self._record(tables))
+        logger.info(
+            "Scores on %s, label maps fitted on %s:\n%s",
+            self._dataset,
+            self._fitted_on(),
+            format_table(evaluation.results),
+        )
+        return evaluation.results
+
+    def _scored(self, tables: SegmentTables) -> Evaluation:
+        fit_on = load_tables(self._fit_tables()) if self._fit_on else None
+        given = load_label_map(self._label_map_file, tables.space) if self._label_map_file else None
+        return evaluate_tables(tables, self._protocols, fit_on, given)
+
+    def _fit_tables(self) -> Path:
+        path = Path(self._fit_on)
+        if path.suffix != ".npz":
+            if self._output is None:
+                raise ValueError("fitting on another data set needs an output folder, where that data set's tables lie")
+            path = self._output.parent / self._fit_on / TABLES
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"TEST.LABEL_MAP.FIT_ON is {self._fit_on!r}, but {path} is not there; put that data set before {self._dataset!r} "
+                "in DATASETS.TEST and keep TEST.SAVE_TABLES on, or name a file of tables"
+            )
+        return path
+
+    def _fitted_on(self) -> str:
+        if self._label_map_file:
+            return f"the saved map {self._label_map_file}"
+        return self._fit_on or "the same pictures"
+
+    def _record(self, tables: SegmentTables) -> dict:
+        return {
+            **self._provenance,
+            "dataset": self._dataset,
+            "fitted_on": self._fit_on or self._dataset,
+            "label_map_file": self._label_map_file,
+            "pictures": len(tables.images),
+            "thing_clusters": self._num_things,
+            "stuff_clusters": self._num_stuff,
+            "u2seg": __version__,
+        }
+
+    def _tables_of(self, image_id: int, output: Mapping) -> SegmentTables:
+        blocks, tasks, size = {}, [], None
+        if self._panoptic:
+            truth_map, truth = self._panoptic.read(image_id)
+            size = truth_map.shape
+            if output.get("panoptic_seg") is not None:
+                blocks |= panoptic_blocks(truth_map, truth, *self._predicted_map(output["panoptic_seg"]))
+                tasks.append("panoptic")
+            if output.get("sem_seg") is not None:
+                labels = {segment.id: segment.label for segment in truth}
+                blocks |= head_blocks(truth_map, labels, output["sem_seg"].argmax(dim=0).cpu().numpy())
+                tasks.append("semantic")
+        if self._instances and output.get("instances") is not None:
+            objects = self._instances.read(image_id)
+            detections = self._detections(output["instances"])
+            size = size or output["instances"].image_size
+            blocks |= instance_blocks(detections, objects)
+            tasks += ["box", "mask"] if detections.masks is not None and objects.masks is not None else ["box"]
+        if not tasks:
+            raise ValueError(
+                f"picture {image_id}: nothing to score; the model gave {sorted(output)}, the ground truth of {self._dataset!r} "
+                f"has {'panoptic maps' if self._panoptic else 'no panoptic map'} and "
+                f"{'instances' if self._instances else 'no instances'}"
+            )
+        space = TableSpace(self._dataset, self._num_things, self._num_stuff, self._categories, tuple(tasks))
+        return picture_tables(space, image_id, tuple(size), **blocks)
+
+    def _predicted_map(self, panoptic_seg: tuple[torch.Tensor, list[dict]]) -> tuple[np.ndarray, list[MapSegment]]:
+        segment_map, segments = panoptic_seg
+        if segments is None:
+            raise ValueError(
+                "panoptic_seg must come with segments_info, a list of dicts with id, category_id and isthing; got None, the form "
+                "in which ids encode categories"
+            )
+        listed = [
+            MapSegment(
+                int(info["id"]),
+                self._joint_cluster(info["category_id"], info["isthing"]),
+                float(info.get("score", 1.0)),
+            )
+            for info in segments
+        ]
+        return segment_map.cpu().numpy(), listed
+
+    def _joint_cluster(self, contiguous_id: int, isthing: bool) -> int:
+        """Returns the joint cluster label of a contiguous id: things 0..K-1, stuff 1..S."""
+        first, count = (0, self._num_things) if isthing else (1, self._num_stuff)
+        if not first <= contiguous_id < first + count:
+            raise ValueError(
+                f"{'thing' if isthing else 'stuff'} ids must lie in {first}..{first + count - 1}, the model gave {contiguous_id}; "
+                "MODEL.ROI_HEADS.NUM_CLASSES and MODEL.SEM_SEG_HEAD.NUM_CLASSES do not fit the model"
+            )
+        return contiguous_id if isthing else self._num_things + contiguous_id - 1
+
+    def _detections(self, instances: Instances) -> Regions:
+        instances = instances.to("cpu")
+        labels = instances.pred_classes.numpy().astype(np.int64)
+        if labels.size and labels.max() >= self._num_things:
+            self._joint_cluster(int(labels.max()), isthing=True)
+        boxes = BoxMode.convert(instances.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+        return Regions(
+            labels=labels,
+            boxes_xywh=boxes.numpy().astype(np.float64),
+            masks=instances.pred_masks.numpy().astype(bool, copy=False) if instances.has("pred_masks") else None,
+            scores=instances.scores.numpy().astype(np.float64),
+        )
+
+
+@EVALUATOR_REGISTRY.register()
+def u2seg_panoptic(dataset_name: str, cfg, output_dir: str | Path | None = None) -> PanopticEvaluator:
+    """Returns :meth:`PanopticEvaluator.from_config`; the entry for ``evaluator_type`` "u2seg_panoptic"."""
+    return PanopticEvaluator.from_config(dataset_name, cfg, output_dir)
+
+
+def write_evaluation(directory: str | Path, evaluation: Evaluation, space: TableSpace, record: dict) -> None:
+    """Writes ``metrics.json``, ``provenance.json``, ``metrics.csv``, ``metrics.tex`` and each protocol's label map."""
+    directory = Path(directory)
+    write_json(directory / "metrics.json", evaluation.results)
+    write_json(directory / "provenance.json", {**record, "protocols": evaluation.notes})
+    for name, text in (("metrics.csv", to_csv(evaluation.results)), ("metrics.tex", to_latex(evaluation.results))):
+        with atomic_path(directory / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    for protocol, label_map in evaluation.label_maps.items():
+        label_map.provenance.update(label_map.provenance or {**record, "protocol": protocol})
+        save_label_map(directory / f"label_map_{protocol}.json", label_map, space)
+
+
+def file_digest(path: str | Path) -> str | None:
+    """Returns the SHA-256 of a file, None where there is no local file of that name."""
+    if not path or not Path(path).is_file():
+        return None
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _panoptic_truth(metadata) -> PanopticTruth | None:
+    if not metadata.get("panoptic_json"):
+        return None
+    return PanopticTruth(metadata.panoptic_json, metadata.panoptic_root, metadata.get("label_space"))

@@ -1,0 +1,120 @@
+"""Ground truth in COCO's formats, one picture at a time, in joint category labels."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as mask_utils
+
+from u2seg.evaluation.pictures import MapSegment, Regions
+from u2seg.label_space import LabelSpace
+from u2seg.panoptic.files import read_panoptic_png
+from u2seg.stages import read_json
+
+
+def joint_labels(categories: list[dict], space: LabelSpace) -> dict[int, int]:
+    """Returns data-set id -> joint category label for COCO ``categories``; without ``isthing`` all are things.
+
+    A space of one thing class that is not among ``categories`` by more than its id is class-agnostic: all things are that class.
+    """
+    stuff = {identifier: space.num_things + index for index, identifier in enumerate(space.stuff_dataset_ids)}
+    labels = {}
+    for category in categories:
+        identifier = category["id"]
+        if category.get("isthing", 1):
+            labels[identifier] = 0 if space.num_things == 1 else space.thing_contiguous_ids[identifier]
+        else:
+            labels[identifier] = stuff[identifier]
+    return labels
+
+
+class PanopticTruth:
+    """The panoptic ground truth of a data set: COCO panoptic JSON and PNGs."""
+
+    def __init__(self, panoptic_json: str | Path, folder: str | Path, space: LabelSpace | None = None):
+        """Reads the JSON.
+
+        Args:
+            panoptic_json: COCO panoptic JSON.
+            folder: of its PNGs.
+            space: the classes; None takes them from the JSON.
+        """
+        content = read_json(panoptic_json)
+        self.path = Path(panoptic_json)
+        self.space = space or LabelSpace.of_coco_categories(content["categories"])
+        self.annotations = {annotation["image_id"]: annotation for annotation in content["annotations"]}
+        self._labels = joint_labels(content["categories"], self.space)
+        self._folder = Path(folder)
+
+    def read(self, image_id: int) -> tuple[np.ndarray, list[MapSegment]]:
+        """Returns the map, int32 (height, width), and the segments of one picture.
+
+        Raises:
+            KeyError: the JSON has no annotation for it.
+        """
+        if image_id not in self.annotations:
+            raise KeyError(
+                f"{self.path} has no annotation for picture {image_id}; it has {len(self.annotations)} others"
+            )
+        annotation = self.annotations[image_id]
+        segments = [
+            MapSegment(
+                id=info["id"],
+                label=self._labels[info["category_id"]],
+                score=float(info.get("score", 1.0)),
+                crowd=bool(info.get("iscrowd", 0)),
+                area=info.get("area"),
+            )
+            for info in annotation["segments_info"]
+        ]
+        return read_panoptic_png(self._folder / annotation["file_name"]), segments
+
+
+class InstanceTruth:
+    """The instance ground truth of a data set: COCO instances JSON."""
+
+    def __init__(self, json_file: str | Path, space: LabelSpace | None = None):
+        """Reads the JSON.
+
+        Args:
+            json_file: COCO instances JSON.
+            space: the classes; None takes the JSON's categories as things.
+        """
+        content = read_json(json_file)
+        things = [{**category, "isthing": 1} for category in content["categories"]]
+        self.space = space or LabelSpace.of_coco_categories(things)
+        labels = joint_labels(things, self.space)
+        self._sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+        self._by_image = defaultdict(list)
+        for annotation in content["annotations"]:
+            if not annotation.get("ignore", 0):
+                self._by_image[annotation["image_id"]].append((labels[annotation["category_id"]], annotation))
+        self.has_masks = any(annotation.get("segmentation") for _, annotation in self._all())
+
+    def read(self, image_id: int) -> Regions:
+        """Returns the instances of one picture; none where the JSON lists none."""
+        rows = self._by_image.get(image_id, [])
+        height, width = self._sizes[image_id]
+        masks = None
+        if self.has_masks:
+            decoded = [_mask(annotation["segmentation"], height, width) for _, annotation in rows]
+            masks = np.array(decoded, bool).reshape(-1, height, width)
+        return Regions(
+            labels=np.array([label for label, _ in rows], np.int64),
+            boxes_xywh=np.array([annotation["bbox"] for _, annotation in rows], np.float64).reshape(-1, 4),
+            masks=masks,
+            crowds=np.array([bool(annotation.get("iscrowd", 0)) for _, annotation in rows], bool),
+            areas=np.array([annotation["area"] for _, annotation in rows], np.float64),
+        )
+
+    def _all(self):
+        return (row for rows in self._by_image.values() for row in rows)
+
+
+def _mask(segmentation: list | dict, height: int, width: int) -> np.ndarray:
+    """Returns a COCO segmentation, polygons or run lengths, as uint8 (height, width)."""
+    if isinstance(segmentation, list):
+        segmentation = mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        segmentation = mask_utils.frPyObjects(segmentation, height, width)
+    return mask_utils.decode(segmentation)

@@ -1,0 +1,144 @@
+"""Label maps: which category each cluster stands for, with where that knowledge came from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from u2seg.evaluation.matching import NO_CATEGORY
+from u2seg.evaluation.tables import SegmentTables, TableSpace, overlap_images
+from u2seg.stages import read_json, write_json
+
+
+@dataclass(frozen=True)
+class PixelRows:
+    """Pixels counted by picture, true label and predicted label: int64 arrays (rows,); -1 is void or not predicted."""
+
+    image: np.ndarray
+    truth: np.ndarray
+    predicted: np.ndarray
+    pixels: np.ndarray
+
+
+def panoptic_pixels(tables: SegmentTables) -> PixelRows:
+    """Returns the pixels of the panoptic maps by joint category and joint cluster; crowds count as their category."""
+    overlaps = tables.overlaps
+    truth = np.append(tables.truth["label"], NO_CATEGORY)[overlaps["truth"]]
+    predicted = np.append(tables.predicted["label"], NO_CATEGORY)[overlaps["predicted"]]
+    return PixelRows(overlap_images(tables), truth, predicted, overlaps["pixels"])
+
+
+def head_pixels(tables: SegmentTables) -> PixelRows:
+    """Returns the pixels by joint category and class of the semantic head (0 "thing", 1..S)."""
+    block = tables.head_pixels
+    return PixelRows(block["image"].astype(np.int64), block["truth"], block["predicted"], block["pixels"])
+
+
+PIXEL_SOURCES: dict[str, Callable[[SegmentTables], PixelRows]] = {"panoptic": panoptic_pixels, "head": head_pixels}
+
+
+@dataclass(frozen=True)
+class SemanticMap:
+    """How pixels are scored.
+
+    Attributes:
+        source: key of :data:`PIXEL_SOURCES`, what is taken as the semantic prediction.
+        labels: int (predicted labels,), class of each predicted label, -1 for none: always wrong.
+        truth: int (joint categories,), class of each category.
+        names: of the classes.
+        unmatched_vanish: whether pixels predicted as "none" are left out instead of wrong; a fault of U2Seg's release.
+    """
+
+    source: str
+    labels: np.ndarray
+    truth: np.ndarray
+    names: tuple[str, ...]
+    unmatched_vanish: bool = False
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """What a protocol fitted.
+
+    Attributes:
+        panoptic: int (K + S,), joint category of each joint cluster, -1 for none; its first K entries serve detections too.
+        charged_to: int (K + S,), for clusters without a category: the one in which their segments and detections count as false
+            positives; -1 for none.
+        semantic: how pixels are scored; None where nothing semantic is.
+        provenance: data set, cluster counts, protocol, checkpoint digest and so on.
+    """
+
+    panoptic: np.ndarray
+    charged_to: np.ndarray
+    semantic: SemanticMap | None = None
+    provenance: dict = field(default_factory=dict)
+
+
+def save_label_map(path: str | Path, label_map: LabelMap, space: TableSpace) -> None:
+    """Writes a label map as JSON, with the names of the categories, whole or not at all."""
+    names = space.category_names
+    things, stuff = label_map.panoptic[: space.num_things], label_map.panoptic[space.num_things :]
+    semantic = label_map.semantic
+    write_json(
+        path,
+        {
+            "provenance": label_map.provenance,
+            "categories": space.to_json()["categories"],
+            "thing_clusters": things.tolist(),
+            "stuff_clusters": stuff.tolist(),
+            "charged_to": label_map.charged_to.tolist(),
+            "thing_names": [names[i] if i >= 0 else None for i in things],
+            "stuff_names": [names[i] if i >= 0 else None for i in stuff],
+            "semantic": semantic
+            and {
+                "source": semantic.source,
+                "labels": semantic.labels.tolist(),
+                "truth": semantic.truth.tolist(),
+                "names": semantic.names,
+                "unmatched_vanish": semantic.unmatched_vanish,
+            },
+        },
+    )
+
+
+def load_label_map(path: str | Path, space: TableSpace) -> LabelMap:
+    """Returns the label map of a file that :func:`save_label_map` wrote.
+
+    Raises:
+        FileNotFoundError: with the path.
+        ValueError: it was fitted for other cluster counts or other categories than ``space`` has; the message says which.
+    """
+    values = read_json(path)
+    missing = {"thing_clusters", "stuff_clusters", "charged_to", "semantic", "categories", "provenance"} - set(values)
+    if missing:
+        raise ValueError(f"{path} is no label map: it lacks {', '.join(sorted(missing))}")
+    counts = len(values["thing_clusters"]), len(values["stuff_clusters"])
+    if counts != (space.num_things, space.num_stuff):
+        raise ValueError(
+            f"{path} maps {counts[0]} thing and {counts[1]} stuff clusters, the predictions have {space.num_things} and "
+            f"{space.num_stuff}; use a map fitted for this model"
+        )
+    if values["categories"] != _as_json(space.to_json()["categories"]):
+        raise ValueError(
+            f"{path} was fitted for other categories than those of data set {space.dataset!r}; fit on a data set with the same "
+            "categories, or choose the same grouping of stuff"
+        )
+    semantic = values["semantic"]
+    return LabelMap(
+        np.array(values["thing_clusters"] + values["stuff_clusters"], np.int64),
+        np.array(values["charged_to"], np.int64),
+        semantic
+        and SemanticMap(
+            semantic["source"],
+            np.array(semantic["labels"], np.int64),
+            np.array(semantic["truth"], np.int64),
+            tuple(semantic["names"]),
+            semantic["unmatched_vanish"],
+        ),
+        values["provenance"],
+    )
+
+
+def _as_json(categories: dict) -> dict:
+    return {key: list(value) for key, value in categories.items()}

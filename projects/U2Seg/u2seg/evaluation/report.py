@@ -1,0 +1,78 @@
+"""Scores as people read them: text, CSV and LaTeX."""
+
+import csv
+import io
+
+from tabulate import tabulate
+
+TITLES = {"panoptic": "Panoptic", "instance": "Instances", "semantic": "Semantic"}
+# What the text table shows, in this order; the files hold everything.
+COLUMNS = {
+    "panoptic": ("PQ", "SQ", "RQ", "PQ_th", "SQ_th", "RQ_th", "PQ_st", "SQ_st", "RQ_st", "unmatched_segments"),
+    "instance": (*(f"{kind}_{metric}" for kind in ("box", "mask") for metric in ("AP", "AP50", "AP75", "AR100")),),
+    "semantic": ("mIoU", "fwIoU", "mACC", "pACC", "boundary_IoU"),
+}
+
+
+def format_table(results: dict) -> str:
+    """Returns the scores as text: one block a task, one row a protocol, numbers 0..100; "-" where nothing defines a number.
+
+    Args:
+        results: task -> protocol -> metric -> number.
+    """
+    blocks = []
+    for task, rows in results.items():
+        if rows:
+            columns = _columns(task, rows)
+            body = [[protocol, *(_cell(scores.get(column)) for column in columns)] for protocol, scores in rows.items()]
+            table = tabulate(
+                body, headers=["protocol", *columns], tablefmt="github", stralign="right", disable_numparse=True
+            )
+            blocks.append(f"{TITLES.get(task, task)}\n{table}")
+    return "\n\n".join(blocks)
+
+
+def to_csv(results: dict) -> str:
+    """Returns every score as CSV with the columns task, protocol, metric, value."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["task", "protocol", "metric", "value"])
+    for task, rows in results.items():
+        for protocol, scores in rows.items():
+            writer.writerows([task, protocol, metric, repr(float(value))] for metric, value in scores.items())
+    return buffer.getvalue()
+
+
+def to_latex(results: dict) -> str:
+    """Returns the text table's columns as LaTeX ``tabular`` environments (booktabs), one a task."""
+    blocks = []
+    for task, rows in results.items():
+        if rows:
+            columns = _columns(task, rows)
+            lines = [
+                f"% {TITLES.get(task, task)}",
+                rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
+                r"\toprule",
+                " & ".join(["protocol", *map(_escaped, columns)]) + r" \\",
+                r"\midrule",
+            ]
+            lines += [
+                " & ".join([_escaped(protocol), *(_cell(scores.get(column)) for column in columns)]) + r" \\"
+                for protocol, scores in rows.items()
+            ]
+            blocks.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _columns(task: str, rows: dict) -> list[str]:
+    present = {metric for scores in rows.values() for metric in scores}
+    wanted = COLUMNS.get(task)
+    return [column for column in wanted if column in present] if wanted else sorted(present)
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("_", r"\_")

@@ -1,0 +1,155 @@
+"""The evaluator on outputs in Panoptic-FPN's form, against files in COCO's."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation.testing import print_csv_format, verify_results
+from detectron2.structures import Boxes, Instances
+from u2seg.config import add_u2seg_config
+from u2seg.evaluation import EVALUATOR_REGISTRY, format_table, load_tables
+from u2seg.evaluation.evaluator import PanopticEvaluator
+from u2seg.evaluation.ground_truth import PanopticTruth
+from u2seg.evaluation.pictures import regions_of_map
+
+K, S = 5, 4  # more thing and stuff clusters than the two categories of each kind
+
+
+@pytest.fixture
+def scene(tmp_path, write_coco_panoptic):
+    """A registered data set of six pictures (48, 64); yields (name, ground truth, config)."""
+    root = write_coco_panoptic(tmp_path / "data", "val")
+    name = f"scores_{tmp_path.name}"
+    annotations = root / "annotations"
+    truth = PanopticTruth(annotations / "panoptic_val.json", root / "panoptic_val")
+    MetadataCatalog.get(name).set(
+        panoptic_json=str(annotations / "panoptic_val.json"),
+        panoptic_root=str(root / "panoptic_val"),
+        json_file=str(annotations / "instances_val.json"),
+        label_space=truth.space,
+        evaluator_type="u2seg_panoptic",
+    )
+    cfg = get_cfg()
+    add_u2seg_config(cfg)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = K
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = S + 1
+    cfg.OUTPUT_DIR = str(tmp_path / "out")
+    cfg.MODEL.WEIGHTS = ""
+    yield name, truth, cfg
+    MetadataCatalog.pop(name)
+
+
+def perfect_output(truth, image_id, thing_cluster=(3, 1), stuff_cluster=(2, 0)):
+    """What a model would give that finds everything and numbers categories by the given clusters."""
+    segment_map, segments = truth.read(image_id)
+    num_things = truth.space.num_things
+    things = [s for s in segments if s.label < num_things]
+    regions = regions_of_map(segment_map, things)
+    x, y, w, h = regions.boxes_xywh.T.reshape(4, -1)
+    instances = Instances(segment_map.shape)
+    instances.pred_boxes = Boxes(torch.tensor(np.stack([x, y, x + w, y + h], 1), dtype=torch.float32))
+    instances.scores = torch.linspace(0.9, 0.8, len(regions.labels))
+    instances.pred_classes = torch.tensor([thing_cluster[label] for label in regions.labels], dtype=torch.int64)
+    instances.pred_masks = torch.tensor(regions.masks)
+    head = torch.zeros(S + 1, *segment_map.shape)
+    head[0] = 0.5
+    infos = []
+    for segment in segments:
+        if segment.label < num_things:
+            infos.append({"id": segment.id, "isthing": True, "category_id": thing_cluster[segment.label], "score": 0.9})
+        else:
+            cluster = stuff_cluster[segment.label - num_things]
+            head[cluster + 1, torch.tensor(segment_map == segment.id)] = 1.0
+            infos.append({"id": segment.id, "isthing": False, "category_id": cluster + 1})
+    return {"panoptic_seg": (torch.tensor(segment_map), infos), "instances": instances, "sem_seg": head}
+
+
+def evaluated(name, cfg, outputs):
+    evaluator = EVALUATOR_REGISTRY.get("u2seg_panoptic")(name, cfg, None)
+    evaluator.reset()
+    for image_id, output in outputs.items():
+        evaluator.process([{"image_id": image_id}], [output])
+    return evaluator.evaluate()
+
+
+def test_perfect_output_scores_100_under_every_protocol(scene, tmp_path, capsys):
+    name, truth, cfg = scene
+    results = evaluated(name, cfg, {i: perfect_output(truth, i) for i in truth.annotations})
+    for protocol in ("hungarian", "u2seg_paper", "cups"):
+        assert results["panoptic"][protocol]["PQ"] == 100
+        assert results["panoptic"][protocol]["unmatched_segments"] == 0
+        assert results["semantic"][protocol]["mIoU"] == 100
+        for metric in ("box_AP", "mask_AP", "mask_AR100"):
+            assert results["instance"][protocol][metric] == pytest.approx(100)
+    assert results["instance"]["class_agnostic"]["box_AR100"] == pytest.approx(100)
+
+    folder = tmp_path / "out" / "inference" / name
+    written = json.loads((folder / "metrics.json").read_text())
+    assert set(written) == {"panoptic", "instance", "semantic"} and written == results
+    assert all(0 <= v <= 100 for task in written.values() for row in task.values() for v in row.values())
+    assert json.loads((folder / "provenance.json").read_text())["protocols"]["hungarian"]["clusters_in_use"] == 4
+    assert json.loads((folder / "label_map_hungarian.json").read_text())["thing_clusters"] == [-1, 1, -1, 0, -1]
+    assert "hungarian" in format_table(results)
+
+
+def test_detectron2s_own_printing_and_expected_results_work(scene):
+    name, truth, cfg = scene
+    results = evaluated(name, cfg, {i: perfect_output(truth, i) for i in truth.annotations})
+    print_csv_format(results)
+    cfg.TEST.EXPECTED_RESULTS = [["panoptic", "hungarian/PQ", 100.0, 0.1]]
+    assert verify_results(cfg, results)
+    cfg.TEST.EXPECTED_RESULTS = [["panoptic", "hungarian/PQ", 90.0, 0.1]]
+    with pytest.raises(SystemExit):
+        verify_results(cfg, results)
+
+
+def test_an_instance_only_model_and_ground_truth_are_scored(scene):
+    name, truth, cfg = scene
+    metadata = MetadataCatalog.get(name)
+    cfg.TEST.PROTOCOLS = ("hungarian",)
+    evaluator = PanopticEvaluator(name, None, num_things=K, num_stuff=S, protocols=["hungarian"])
+    for image_id in truth.annotations:
+        evaluator.process([{"image_id": image_id}], [{"instances": perfect_output(truth, image_id)["instances"]}])
+    results = evaluator.evaluate()
+    assert results["panoptic"] == {} and results["semantic"] == {}
+    assert results["instance"]["hungarian"]["mask_AP"] == pytest.approx(100)
+    assert metadata.json_file
+
+
+def test_tables_saved_by_the_evaluator_score_the_same(scene, tmp_path):
+    from u2seg.evaluation import evaluate_tables
+
+    name, truth, cfg = scene
+    outputs = {i: perfect_output(truth, i, thing_cluster=(3, 3)) for i in truth.annotations}
+    results = evaluated(name, cfg, outputs)
+    tables = load_tables(tmp_path / "out" / "inference" / name / "tables.npz")
+    assert evaluate_tables(tables, list(cfg.TEST.PROTOCOLS)).results == results
+    assert results["panoptic"]["hungarian"]["PQ_th"] < 60  # one cluster for two categories
+
+
+def test_cluster_ids_beyond_the_heads_are_refused(scene):
+    name, truth, cfg = scene
+    output = perfect_output(truth, 1, thing_cluster=(K, 0))
+    with pytest.raises(ValueError, match=r"thing ids must lie in 0\.\.4, the model gave 5"):
+        evaluated(name, cfg, {1: output})
+
+
+def test_a_data_set_without_ground_truth_is_refused(scene):
+    name, _, cfg = scene
+    MetadataCatalog.get("scores_nothing").set(evaluator_type="u2seg_panoptic")
+    with pytest.raises(ValueError, match="no ground truth to score against: its metadata needs panoptic_json"):
+        evaluated("scores_nothing", cfg, {})
+
+
+def test_no_picture_and_pictures_scored_twice_are_refused(scene):
+    name, truth, cfg = scene
+    with pytest.raises(ValueError, match="no picture of"):
+        evaluated(name, cfg, {})
+    evaluator = PanopticEvaluator.from_config(name, cfg)
+    for _ in range(2):
+        evaluator.process([{"image_id": 1}], [perfect_output(truth, 1)])
+    with pytest.raises(ValueError, match=r"scored more often: ids \[1\]"):
+        evaluator.evaluate()

@@ -7,12 +7,14 @@ from u2seg.features.base import (
     resolve_device,
 )
 from u2seg.features.handmade import HandmadeDescriptor
+from u2seg.features.resnet import ResNetFeatures
 from u2seg.features.vit import TimmViT
 
 __all__ = [
     "FEATURE_EXTRACTOR_REGISTRY",
     "FeatureExtractor",
     "HandmadeDescriptor",
+    "ResNetFeatures",
     "TimmViT",
     "build_feature_extractor",
     "resolve_device",

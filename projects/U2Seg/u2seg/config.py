@@ -97,7 +97,9 @@ def _add_features(cfg: CN) -> None:
     cfg.FEATURES.RESNET.OUT_FEATURE = "res4"  # name of the backbone's output
     # Pixels between two features, smaller than the output's own: the stages behind are dilated. 0: the output's own stride.
     cfg.FEATURES.RESNET.STRIDE = 0
-    cfg.FEATURES.RESNET.CENTER = True  # subtract each picture's mean feature: after a ReLU all cosines are positive [ours]
+    cfg.FEATURES.RESNET.CENTER = (
+        True  # subtract each picture's mean feature: after a ReLU all cosines are positive [ours]
+    )
 
 
 def _add_masks(cfg: CN) -> None:
@@ -112,7 +114,15 @@ def _add_masks(cfg: CN) -> None:
     cfg.MASKS.MIN_AREA = 0.01  # share of the patches at or below which a mask is rejected [MaskCut: not for the first]
     cfg.MASKS.MAX_AREA = 1.0  # share of the patches above which a mask is rejected; 1.0: none is [MaskCut]
     cfg.MASKS.MAX_CORNERS = 3  # a mask that owns so many of the image's corners is background [MaskCut]
-    cfg.MASKS.REFINEMENT = "guided_filter"  # name in MASK_REFINEMENT_REGISTRY
+    # Name in MASK_REFINEMENT_REGISTRY: "dense_crf" [MaskCut], "guided_filter" (cheaper), "none".
+    cfg.MASKS.REFINEMENT = "dense_crf"
+    cfg.MASKS.CRF = CN()
+    cfg.MASKS.CRF.GAUSSIAN_SXY = 3.0  # pixels [MaskCut]; STEGO: 1
+    cfg.MASKS.CRF.GAUSSIAN_COMPAT = 7.0  # weight [MaskCut]; STEGO: 3
+    cfg.MASKS.CRF.BILATERAL_SXY = 50.0  # pixels [MaskCut]; STEGO: 67
+    cfg.MASKS.CRF.BILATERAL_SRGB = 5.0  # 8-bit colour units [MaskCut]; STEGO: 3
+    cfg.MASKS.CRF.BILATERAL_COMPAT = 10.0  # weight [MaskCut]; STEGO: 4
+    cfg.MASKS.CRF.NUM_ITERATIONS = 10  # mean-field updates [MaskCut]
     cfg.MASKS.GUIDED_FILTER = CN()
     cfg.MASKS.GUIDED_FILTER.RADIUS = 16  # pixels: two patches, about how far a coarse border may be off [ours]
     cfg.MASKS.GUIDED_FILTER.EPS = 1e-4  # squared colour contrast, range 0..1, that counts as an edge [ours]
@@ -219,6 +229,12 @@ def _add_test(cfg: CN) -> None:
     cfg.TEST.LABEL_MAP.FILE = ""  # a saved label map (JSON) instead of a fit
     cfg.TEST.SAVE_TABLES = True  # keep the segment tables under OUTPUT_DIR for tools/score.py
     cfg.TEST.BOOTSTRAP = 0  # resamples of the pictures for 95 % intervals; 0: none
+    # COCO's 53 stuff categories are scored as their 15 supercategories [U2Seg]; False: as they are. Other data sets keep theirs.
+    cfg.TEST.STUFF_SUPERCATEGORIES = True
+    # Half-width of a boundary as a share of the picture's diagonal, for boundary IoU; 0: not computed [Boundary IoU, CVPR 2021].
+    cfg.TEST.BOUNDARY_RATIO = 0.02
+    # Box IoU above which, of two detections whose clusters stand for one category, the lower one is dropped; 0: none is [ours].
+    cfg.TEST.NMS_ACROSS_CLUSTERS = 0.0
 
 
 def _add_pass(cfg: CN) -> None:
@@ -264,3 +280,13 @@ def _add_pass(cfg: CN) -> None:
     cfg.INPUT.MULTI_CROP.GREY_PROBABILITY = 0.2
     cfg.INPUT.MULTI_CROP.BLUR_PROBABILITY = 0.5
     cfg.INPUT.MULTI_CROP.BLUR_RADIUS = (0.1, 2.0)  # pixels
+
+    # LUSS: the evaluator "luss", clustering, pseudo-labels and distance matching [LUSS].
+    cfg.TEST.LUSS = CN()
+    # "hungarian" (fully unsupervised), "majority", "none" (predictions are class ids), or a match.json that an earlier run saved.
+    cfg.TEST.LUSS.MATCHING = "hungarian"
+    cfg.TEST.LUSS.BOUNDARY_RATIO = 0.03  # depth of a boundary as a share of the diagonal
+    # First, last and number of the attention thresholds that are scored in the same pass; used where a model gives attention.
+    cfg.TEST.LUSS.SWEEP = (0.0, 0.8, 81)
+    cfg.TEST.LUSS.SUBMISSION = False  # write predictions as id PNGs (matched ids) and a zip for the server
+    cfg.TEST.LUSS.MAX_ELEMENTS = 2**25  # logits held at once while the argmax at native size is taken [ours]

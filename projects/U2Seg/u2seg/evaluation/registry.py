@@ -1,14 +1,14 @@
 """The two registries of this room; plain objects, so that anything may import them without importing the evaluators."""
 
-from detectron2.utils.registry import Registry
+from u2seg.registry import NamedRegistry
 
-EVALUATOR_REGISTRY = Registry("EVALUATOR")
+EVALUATOR_REGISTRY = NamedRegistry("EVALUATOR")
 EVALUATOR_REGISTRY.__doc__ = """
 Evaluators by the ``evaluator_type`` of a data set's metadata. Called as ``(dataset_name, cfg, output_dir)``; what they return is
 a :class:`detectron2.evaluation.DatasetEvaluator`.
 """
 
-PROTOCOL_REGISTRY = Registry("PROTOCOL")
+PROTOCOL_REGISTRY = NamedRegistry("PROTOCOL")
 PROTOCOL_REGISTRY.__doc__ = """
 Protocols by name: classes derived from :class:`u2seg.evaluation.protocols.Protocol`, called without arguments.
 """

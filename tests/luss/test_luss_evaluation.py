@@ -1,0 +1,373 @@
+"""The LUSS evaluator against a slow restatement of the protocol, hand-made cases, and what must not change a score."""
+
+import json
+import math
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import binary_erosion
+from scipy.optimize import linear_sum_assignment
+from u2seg.evaluation.luss import LussEvaluator, label_map_of
+from u2seg.evaluation.luss_counts import boundary_mask, boundary_width, count_image, count_sweep
+from u2seg.evaluation.luss_metrics import MATCHERS, co_occurrence, identity, majority, one_to_one, score, sweep_scores
+from u2seg.id_maps import LUSS_IGNORE, read_id_map, write_id_map
+
+RATIO = 0.03
+
+
+# --- the protocol, said slowly ---------------------------------------------------------------------------------------------------
+
+
+def slow_boundary(labels, width):
+    """Label v + 1 where a pixel is lost when v's mask is eroded ``width`` times, 0 elsewhere."""
+    result = np.zeros(labels.shape, int)
+    for value in np.unique(labels):
+        mask = np.pad(labels == value, 1)
+        eroded = binary_erosion(mask, np.ones((3, 3)), iterations=width)[1:-1, 1:-1]
+        result[(labels == value) & ~eroded] = value + 1
+    return result
+
+
+def slow_ious(pairs, num_labels):
+    """IoU of labels 0..num_labels-1 over (prediction, truth) arrays, and whether each has ground truth."""
+    ious, present = [], []
+    for label in range(num_labels):
+        true = sum(int(((p == label) & (t == label)).sum()) for p, t in pairs)
+        predicted = sum(int((p == label).sum()) for p, _ in pairs)
+        truth = sum(int((t == label).sum()) for _, t in pairs)
+        ious.append(true / (predicted + truth - true + 1e-10))
+        present.append(truth > 0)
+    return np.array(ious), np.array(present)
+
+
+def slow_match(images, num_clusters, num_classes):
+    together = np.zeros((num_clusters, num_classes))
+    for predicted, truth in images:
+        valid = truth != LUSS_IGNORE
+        for cluster in set(predicted[valid].tolist()) - {0}:
+            for label in set(truth[valid].tolist()) - {0}:
+                together[cluster - 1, label - 1] += 1
+    rows, columns = linear_sum_assignment(-together)
+    return {0: 0, **{int(r) + 1: int(c) + 1 for r, c in zip(rows, columns)}}
+
+
+def slow_scores(images, match, num_classes):
+    mapped = [(np.vectorize(lambda v: match.get(v, -1))(p), t) for p, t in images]
+    flat, boundary, accuracy, f_beta = [], [], [], []
+    bins = {name: [] for name in ("S", "MS", "ML", "L")}
+    boundary_bins = {name: [] for name in bins}
+    for predicted, truth in mapped:
+        valid = truth != LUSS_IGNORE
+        width = max(1, round(RATIO * math.sqrt(truth.shape[0] ** 2 + truth.shape[1] ** 2)))
+        p, t = predicted[valid], truth[valid]
+        pb, tb = slow_boundary(predicted, width)[valid], slow_boundary(truth, width)[valid]
+        flat.append((p, t))
+        boundary.append((pb, tb))
+        areas = {c: int((p == c).sum()) for c in range(1, num_classes + 1)}
+        best = max(areas, key=lambda c: areas[c])
+        accuracy.append(areas[best] > 0 and best in t)
+        common = ((p != 0) & (t != 0)).sum()
+        precision = common / max((p != 0).sum(), 1)
+        recall = common / max((t != 0).sum(), 1)
+        f_beta.append(1.3 * precision * recall / (0.3 * precision + recall) if precision + recall else 0)
+        for low, high, name in ((-1, 5, "S"), (5, 25, "MS"), (25, 50, "ML"), (50, 100, "L")):
+            inside = [c for c in range(1, num_classes + 1) if low < math.ceil(100 * (t == c).sum() / t.size) <= high]
+            chosen = np.isin(t, [0, *inside])
+            bins[name].append((p[chosen], t[chosen]))
+            boundary_bins[name].append((pb[chosen], tb[chosen]))
+    iou, _ = slow_ious(flat, num_classes + 1)
+    boundary_iou, _ = slow_ious(boundary, num_classes + 2)
+    result = {
+        "mIoU": iou.mean(),
+        "b-mIoU": boundary_iou[1:].mean(),
+        "Acc": np.mean(accuracy),
+        "F-beta": np.mean(f_beta),
+    }
+    for name in bins:
+        iou, present = slow_ious(bins[name], num_classes + 1)
+        result[name] = iou[present].mean() if present.any() else np.nan
+        iou, present = slow_ious(boundary_bins[name], num_classes + 2)
+        result[f"B{name}"] = iou[1:][present[1:]].mean() if present[1:].any() else np.nan
+    return {name: 100 * float(value) for name, value in result.items()}
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------------------
+
+
+def random_images(count=12, num_classes=5, seed=0, ignore=True):
+    """Blocky ground truth with some ignored parts, and predictions that follow it in part, under renamed ids."""
+    rng = np.random.default_rng(seed)
+    renamed = np.concatenate([[0], 1 + rng.permutation(num_classes)])
+    images = []
+    for _ in range(count):
+        height, width = int(rng.integers(20, 40)), int(rng.integers(30, 60))
+        coarse = rng.integers(0, num_classes + 1, (4, 5)) * (rng.random((4, 5)) < 0.6)
+        truth = np.kron(coarse, np.ones((height // 4 + 1, width // 5 + 1), int))[:height, :width]
+        predicted = np.roll(renamed[truth], tuple(rng.integers(-3, 4, 2)), axis=(0, 1))
+        noise = np.kron(rng.random((4, 5)) < 0.2, np.ones((height // 4 + 1, width // 5 + 1), bool))[:height, :width]
+        predicted = np.where(noise, rng.integers(0, num_classes + 1), predicted)
+        if ignore:
+            truth = truth.copy()
+            truth[: int(rng.integers(1, 6)), int(rng.integers(0, 10)) :] = LUSS_IGNORE
+        images.append((predicted, truth))
+    return images
+
+
+def counts_of(images):
+    return np.concatenate([count_image(i, p, t, RATIO) for i, (p, t) in enumerate(images)])
+
+
+def scores_of(images, num_classes, matcher=one_to_one, num_clusters=None):
+    counts = counts_of(images)
+    matched = matcher(co_occurrence(counts, num_clusters or num_classes, num_classes))
+    return score(counts, matched, num_classes).scores
+
+
+# --- tests -----------------------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 10_000), st.integers(1, 6))
+@settings(max_examples=30, deadline=None)
+def test_boundary_is_what_erosion_of_each_label_takes(seed, width):
+    rng = np.random.default_rng(seed)
+    labels = np.kron(rng.integers(0, 4, (5, 6)), np.ones((4, 3), int))[:17, :16]
+    labels[:3, 5:] = LUSS_IGNORE
+    assert np.array_equal(boundary_mask(labels, width), slow_boundary(labels, width) > 0)
+
+
+def test_boundary_width_is_three_percent_of_the_diagonal():
+    assert boundary_width(375, 500, 0.03) == 19  # 0.03 * 625 = 18.75
+    assert boundary_width(10, 10, 0.03) == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_all_scores_equal_the_slow_restatement(seed):
+    images = random_images(seed=seed)
+    counts = counts_of(images)
+    matched = one_to_one(co_occurrence(counts, 5, 5))
+    match = slow_match(images, 5, 5)
+    together = co_occurrence(counts, 5, 5)
+    assert sum(together[i, matched[i]] for i in range(5)) == sum(together[k - 1, v - 1] for k, v in match.items() if k)
+    expected = slow_scores(images, {0: 0, **{i + 1: int(c) + 1 for i, c in enumerate(matched)}}, 5)
+    found = score(counts, matched, 5).scores
+    assert set(found) == set(expected) and len(found) == 12
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=1e-5, nan_ok=True), name
+
+
+def test_a_picture_counted_by_hand():
+    # 2 x 4 pixels: truth 1 1 0 i / 1 1 0 0, prediction 2 2 2 2 / 2 0 0 0; cluster 2 is class 1, i is left out.
+    truth = np.array([[1, 1, 0, LUSS_IGNORE], [1, 1, 0, 0]])
+    predicted = np.array([[2, 2, 2, 2], [2, 0, 0, 0]])
+    found = score(counts_of([(predicted, truth)]), np.array([1, 0]), 2).scores
+    # Class 1: 3 true, 4 predicted, 4 in truth: 3 / 5. Other: 2 true, 3 predicted, 3 in truth: 2 / 4. Class 2: 0.
+    assert found["mIoU"] == pytest.approx(100 * (3 / 5 + 2 / 4 + 0) / 3)
+    assert found["Acc"] == 100
+    precision, recall = 3 / 4, 3 / 4
+    assert found["F-beta"] == pytest.approx(100 * 1.3 * precision * recall / (0.3 * precision + recall))
+    # Class 1 has 4 of 7 pixels, 58 %: bin L holds it and other, S holds other alone.
+    assert found["L"] == pytest.approx(100 * (3 / 5 + 2 / 4) / 2)
+    # In bin S only the 3 pixels of other count: 2 true, 2 predicted as other there.
+    assert found["S"] == pytest.approx(100 * 2 / 3)
+    # Every pixel is within one of the edge: boundary equals area here.
+    assert found["b-mIoU"] == pytest.approx(found["mIoU"])
+
+
+def test_a_perfect_prediction_under_other_names_scores_100():
+    rename = np.array([0, 4, 1, 5, 2, 3])
+    images = [(rename[t], t) for _, t in random_images(ignore=False)]
+    found = scores_of(images, 5)
+    assert found["mIoU"] == pytest.approx(100) and found["b-mIoU"] == pytest.approx(100)
+
+
+def test_what_is_predicted_on_ignored_pixels_changes_no_area_score():
+    images = random_images()
+    changed = [(np.where(t == LUSS_IGNORE, 3, p), t) for p, t in images]
+    before, after = scores_of(images, 5), scores_of(changed, 5)
+    for name in ("mIoU", "Acc", "F-beta", "S", "MS", "ML", "L"):
+        assert before[name] == pytest.approx(after[name], nan_ok=True)
+
+
+def test_predicting_other_everywhere_has_no_foreground_and_no_accuracy():
+    images = [(np.zeros_like(t), t) for _, t in random_images()]
+    found = scores_of(images, 5)
+    assert found["F-beta"] == 0 and found["Acc"] == 0 and found["mIoU"] > 0
+
+
+def test_co_occurrence_counts_pictures_and_not_pixels():
+    truth = np.array([[1, 1, 2], [0, LUSS_IGNORE, 0]])
+    predicted = np.array([[3, 3, 3], [1, 2, 0]])
+    together = co_occurrence(counts_of([(predicted, truth)] * 2), 3, 2)
+    # Clusters 1 and 3 are seen with both classes in two pictures; cluster 2 lies on an ignored pixel only.
+    assert together.tolist() == [[2, 2], [0, 0], [2, 2]]
+
+
+def test_matching_with_more_or_fewer_clusters_than_classes():
+    more = np.array([[0, 5], [4, 0], [3, 3]])
+    assert one_to_one(more).tolist() == [1, 0, -1]
+    assert majority(more).tolist() == [1, 0, 0]
+    assert identity(more).tolist() == [0, 1, -1]
+    fewer = np.array([[0, 0, 2]])
+    assert one_to_one(fewer).tolist() == [2]
+    # Without anything in common a complete assignment still pairs them, in order.
+    assert one_to_one(np.zeros((3, 3), int)).tolist() == [0, 1, 2]
+    assert one_to_one(np.array([[0, 3, 0], [0, 2, 0], [0, 0, 0]])).tolist() == [1, 0, 2]
+
+
+def test_clusters_beyond_the_classes_count_as_wrong_everywhere():
+    images = random_images()
+    split = [(np.where(p == 1, 6, p) if i % 2 else p, t) for i, (p, t) in enumerate(images)]
+    counts = counts_of(split)
+    matched = one_to_one(co_occurrence(counts, 6, 5))
+    match = {0: 0, **{i + 1: int(c) + 1 for i, c in enumerate(matched) if c >= 0}}
+    expected = slow_scores(split, match, 5)
+    found = score(counts, matched, 5).scores
+    assert found["mIoU"] == pytest.approx(expected["mIoU"], abs=1e-5)
+    assert found["Acc"] == pytest.approx(expected["Acc"], abs=1e-5)
+
+
+def test_boundaries_are_not_claimed_when_clusters_share_a_class():
+    images = random_images(num_classes=3)
+    found = score(counts_of(images), np.array([0, 0, 1]), 3).scores
+    assert math.isnan(found["b-mIoU"]) and math.isnan(found["BL"]) and not math.isnan(found["mIoU"])
+
+
+@pytest.mark.parametrize("name", ["hungarian", "majority", "none"])
+def test_the_sweep_equals_separate_runs(name):
+    rng = np.random.default_rng(1)
+    thresholds = np.linspace(0, 0.8, 9)
+    images = random_images(count=8, seed=3)
+    clusters = [np.where(p == 0, 1, p) for p, _ in images]
+    attentions = [np.round(rng.random(t.shape), 1) for _, t in images]  # many pixels lie exactly on a threshold
+    sweep = np.concatenate(
+        [count_sweep(i, c, a, t, thresholds) for i, (c, a, (_, t)) in enumerate(zip(clusters, attentions, images))]
+    )
+    curve = sweep_scores(sweep, thresholds, 5, 5, MATCHERS[name])
+    for row, threshold in zip(curve, thresholds):
+        separate = [(np.where(a < threshold, 0, c), t) for c, a, (_, t) in zip(clusters, attentions, images)]
+        assert row["mIoU"] == pytest.approx(scores_of(separate, 5, MATCHERS[name])["mIoU"], abs=1e-9), threshold
+
+
+def test_ids_of_every_byte_survive_the_png(tmp_path):
+    ids = np.array([[0, 255, 256], [919, 1000, 65535]])
+    write_id_map(tmp_path / "a.png", ids)
+    assert np.array_equal(read_id_map(tmp_path / "a.png"), ids)
+    with pytest.raises(ValueError, match=r"ids in 0\.\.65535"):
+        write_id_map(tmp_path / "b.png", np.array([[70000]]))
+
+
+def evaluator(folder, images, num_classes=5, **changes):
+    truth = {}
+    for index, (_, t) in enumerate(images):
+        write_id_map(folder / f"truth/{index}.png", t)
+        truth[f"n00/{index}.JPEG"] = str(folder / f"truth/{index}.png")
+    options = {
+        "matching": "hungarian",
+        "boundary_ratio": RATIO,
+        "thresholds": np.linspace(0, 0.8, 5),
+        "num_things": 0,
+        "output_dir": folder / "out",
+        "submission": False,
+        "protocol": "test",
+    }
+    return LussEvaluator(truth, [f"n0{i}" for i in range(num_classes)], **{**options, **changes})
+
+
+def run(one, images, **extra):
+    one.reset()
+    for index, (predicted, _) in enumerate(images):
+        output = {"sem_seg_labels": torch.from_numpy(predicted), **{k: v[index] for k, v in extra.items()}}
+        one.process([{"file_name": f"n00/{index}.JPEG"}], [output])
+    return one.evaluate()
+
+
+def test_the_evaluator_gives_the_functions_scores_and_writes_them(tmp_path):
+    images = random_images()
+    one = evaluator(tmp_path, images)
+    found = run(one, images)["luss"]
+    assert found == pytest.approx(scores_of(images, 5), nan_ok=True)
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["luss"]["mIoU"] == found["mIoU"]
+    saved = evaluator(tmp_path, images, matching=str(tmp_path / "out/match.json"))
+    assert run(saved, images)["luss"] == pytest.approx(found, nan_ok=True)
+
+
+def test_two_processes_give_the_scores_of_one(tmp_path, monkeypatch):
+    images = random_images()
+    whole = run(evaluator(tmp_path, images), images)
+    halves = [evaluator(tmp_path, images) for _ in range(2)]
+    for index, (predicted, _) in enumerate(images):
+        # The last picture goes to both, as loaders do that fill up their last batch.
+        for half in halves if index == len(images) - 1 else [halves[index % 2]]:
+            half.process([{"file_name": f"n00/{index}.JPEG"}], [{"sem_seg_labels": torch.from_numpy(predicted)}])
+    gathered = []
+    monkeypatch.setattr("u2seg.evaluation.luss.comm.gather", lambda own, dst: gathered.append(own) or gathered)
+    halves[0]._gathered()
+    assert halves[1].evaluate()["luss"] == pytest.approx(whole["luss"], nan_ok=True)
+
+
+def test_a_model_that_gives_attention_is_swept(tmp_path):
+    images = random_images()
+    rng = np.random.default_rng(0)
+    attention = [torch.from_numpy(rng.random(t.shape)) for _, t in images]
+    found = run(evaluator(tmp_path, images), images, attention=attention)["luss"]
+    curve = json.loads((tmp_path / "out/provenance.json").read_text())["sweep"]
+    assert len(curve) == 5 and curve[0]["mIoU"] == pytest.approx(found["mIoU"])  # threshold 0 changes nothing
+    assert found["sweep-best-mIoU"] == max(row["mIoU"] for row in curve)
+
+
+def test_a_submission_holds_matched_ids_by_folder(tmp_path):
+    images = random_images(count=3)
+    one = evaluator(tmp_path, images, submission=True)
+    run(one, images)
+    matched = json.loads((tmp_path / "out/match.json").read_text())
+    with zipfile.ZipFile(tmp_path / "out/submission.zip") as packed:
+        assert sorted(packed.namelist()) == ["method.txt", "n00/0.png", "n00/1.png", "n00/2.png"]
+    expected = np.vectorize(lambda v: matched[str(v)])(images[1][0])
+    assert np.array_equal(read_id_map(tmp_path / "out/submission/n00/1.png"), expected)
+
+
+def test_a_hidden_split_is_written_with_another_runs_match(tmp_path):
+    images = random_images(count=2)
+    (tmp_path / "match.json").write_text(json.dumps({"0": 0, "1": 2, "2": 1, "3": 3}))
+    options = {"submission": True, "matching": str(tmp_path / "match.json")}
+    one = evaluator(tmp_path, [], **options)
+    assert run(one, images) == {}
+    written = read_id_map(tmp_path / "out/submission/n00/0.png")
+    lookup = np.array([0, 2, 1, 3, 0, 0])  # clusters without a class become other
+    assert np.array_equal(written, lookup[images[0][0]])
+    with pytest.raises(ValueError, match="no ground truth to match with"):
+        evaluator(tmp_path, [], matching="hungarian")
+
+
+def test_what_models_give_becomes_ids():
+    logits = torch.tensor([[[0.0, 2.0]], [[1.0, 1.0]], [[0.5, 3.0]]])
+    assert label_map_of({"sem_seg": logits}, 0).tolist() == [[1, 2]]
+    panoptic = torch.tensor([[0, 1, 2, 2]])
+    segments = [{"id": 1, "isthing": True, "category_id": 4}, {"id": 2, "isthing": False, "category_id": 3}]
+    # Things 0..9 are ids 1..10; stuff 3 follows as 13.
+    assert label_map_of({"panoptic_seg": (panoptic, segments), "sem_seg": logits}, 10).tolist() == [[0, 5, 13, 13]]
+    with pytest.raises(KeyError, match="sem_seg_labels, panoptic_seg or sem_seg.*got instances"):
+        label_map_of({"instances": None}, 0)
+
+
+def test_wrong_inputs_are_told(tmp_path):
+    images = random_images(count=1)
+    one = evaluator(tmp_path, images)
+    with pytest.raises(ValueError, match="score at native size"):
+        one.process([{"file_name": "n00/0.JPEG"}], [{"sem_seg_labels": torch.zeros(5, 7, dtype=torch.long)}])
+    with pytest.raises(KeyError, match="no ground truth in this data set"):
+        one.process([{"file_name": "n00/9.JPEG"}], [{"sem_seg_labels": torch.zeros(5, 7, dtype=torch.long)}])
+    with pytest.raises(RuntimeError, match="never called"):
+        one.evaluate()
+    with pytest.raises(FileNotFoundError, match="one of hungarian, majority, none or a match.json, got 'hungarain'"):
+        evaluator(tmp_path, images, matching="hungarain")
+    with pytest.raises(ValueError, match="class names must be unique"):
+        LussEvaluator({}, ["crane", "crane"], matching="none", boundary_ratio=RATIO, thresholds=np.zeros(0), num_things=0,
+                      output_dir=None, submission=False, protocol="")  # fmt: skip
+    few = evaluator(tmp_path, [(np.zeros((4, 5), int), np.full((4, 5), 7))])
+    with pytest.raises(ValueError, match=r"class id 7; this data set has ids 0\.\.5"):
+        few.process([{"file_name": "n00/0.JPEG"}], [{"sem_seg_labels": torch.zeros(4, 5, dtype=torch.long)}])

@@ -8,20 +8,26 @@ from u2seg.masks.base import (
     build_mask_generator,
     build_mask_refinement,
 )
+from u2seg.masks.crf import MASKCUT_CRF, STEGO_CRF, CRFSettings, DenseCRF, dense_crf
 from u2seg.masks.maskcut import MaskCut
 from u2seg.masks.records import ImageMasks, iter_records
 from u2seg.masks.refinement import guided_filter_masks
 from u2seg.masks.stage import make_masks
 
 __all__ = [
+    "MASKCUT_CRF",
     "MASK_GENERATOR_REGISTRY",
     "MASK_REFINEMENT_REGISTRY",
+    "STEGO_CRF",
+    "CRFSettings",
+    "DenseCRF",
     "ImageMasks",
     "MaskCut",
     "MaskGenerator",
     "PatchMasks",
     "build_mask_generator",
     "build_mask_refinement",
+    "dense_crf",
     "guided_filter_masks",
     "iter_records",
     "make_masks",

@@ -4,16 +4,52 @@ from functools import partial
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image
 from scipy import ndimage
 
+from u2seg.features import resolve_device
 from u2seg.masks.base import MASK_REFINEMENT_REGISTRY, MaskRefinement
+from u2seg.masks.crf import CRFSettings, DenseCRF
 
 
 @MASK_REFINEMENT_REGISTRY.register()
 def none(cfg) -> MaskRefinement:
     """Returns a refinement that leaves masks as they are."""
     return lambda image_rgb, masks: masks
+
+
+@MASK_REFINEMENT_REGISTRY.register()
+def dense_crf(cfg) -> MaskRefinement:
+    """Returns ``crf_masks`` with the settings of ``MASKS.CRF``, on ``FEATURES.DEVICE``."""
+    crf = cfg.MASKS.CRF
+    settings = CRFSettings(
+        gaussian_sxy=crf.GAUSSIAN_SXY,
+        gaussian_compat=crf.GAUSSIAN_COMPAT,
+        bilateral_sxy=crf.BILATERAL_SXY,
+        bilateral_srgb=crf.BILATERAL_SRGB,
+        bilateral_compat=crf.BILATERAL_COMPAT,
+        num_iterations=crf.NUM_ITERATIONS,
+    )
+    return partial(crf_masks, settings=settings, device=resolve_device(cfg.FEATURES.DEVICE))
+
+
+def crf_masks(image_rgb: np.ndarray, masks: np.ndarray, settings: CRFSettings, device="cpu") -> np.ndarray:
+    """Returns masks after a dense CRF, bool (N, height, width): pixels more likely foreground than background.
+
+    Args:
+        image_rgb: uint8 (height, width, 3).
+        masks: bool (N, height, width).
+        settings: the CRF's constants.
+        device: where to compute.
+
+    Source: CutLER, section 3.1; the unary is a softmax over 0/1 "logits", hence log-odds of -1 and 1.
+    """
+    if not len(masks):
+        return masks
+    log_odds = torch.from_numpy(masks).to(device).float().mul_(2).sub_(1)
+    with torch.inference_mode():
+        return (DenseCRF(image_rgb, settings, device).foreground(log_odds) > 0.5).cpu().numpy()
 
 
 @MASK_REFINEMENT_REGISTRY.register()

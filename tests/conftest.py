@@ -74,3 +74,35 @@ def _write_coco_panoptic(root: Path, split: str = "train", count: int = 6, size=
     write("panoptic", {"images": images, "annotations": panoptic, "categories": CATEGORIES})
     write("instances", {"images": images, "annotations": instances, "categories": things})
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_cfg(tmp_path_factory):
+    """Returns a function that makes a complete configuration of a tiny Panoptic-FPN on the tiny data set, on the CPU.
+
+    ``tiny_cfg(output_dir, "KEY", value, ...)``; one picture size, a 16-channel FPN, batches of 2, no test set.
+    """
+    root = _write_coco_panoptic(tmp_path_factory.mktemp("tiny"))
+
+    def make(output_dir, *opts):
+        from detectron2.config import CfgNode
+
+        from u2seg.config import setup_cfg
+        from u2seg.engine import complete_config
+
+        cfg = setup_cfg("quick_schedules/Base-Scenes-R18-FPN.yaml")
+        cfg.DATASETS.BY_PATH.tiny_train = CfgNode({"FORMAT": "coco_panoptic", "ROOT": str(root), "SPLIT": "train"})
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("tiny_train",), ()
+        cfg.INPUT.MIN_SIZE_TRAIN = (48,)
+        cfg.MODEL.DEVICE = "cpu"
+        cfg.MODEL.FPN.OUT_CHANNELS = cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 16
+        cfg.MODEL.SEM_SEG_HEAD.NORM = ""
+        cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 16
+        cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 40
+        cfg.SOLVER.IMS_PER_BATCH = 2
+        cfg.SOLVER.MAX_ITER = 4
+        cfg.OUTPUT_DIR = str(output_dir)
+        cfg.merge_from_list(list(opts))
+        return complete_config(cfg)
+
+    return make

@@ -12,6 +12,7 @@ from PIL import Image
 from u2seg.data.copy_paste import CopyPaste
 from u2seg.data.samples import Sample, semantic_target, to_instances
 from u2seg.images import ImageReadError, read_image_rgb
+from u2seg.panoptic.files import read_panoptic_png
 from u2seg.registry import NamedRegistry, get_registered
 
 DATASET_MAPPER_REGISTRY = NamedRegistry("DATASET_MAPPER")
@@ -143,7 +144,7 @@ def _read_semantic_target(dataset_dict: dict) -> np.ndarray | None:
     if "sem_seg_file_name" in dataset_dict:
         return _named(_read_grey, dataset_dict["sem_seg_file_name"])
     if "pan_seg_file_name" in dataset_dict:
-        panoptic_map = _named(_read_panoptic_map, dataset_dict["pan_seg_file_name"])
+        panoptic_map = _named(read_panoptic_png, dataset_dict["pan_seg_file_name"])
         return semantic_target(panoptic_map, dataset_dict["segments_info"])
     return None
 
@@ -153,17 +154,11 @@ def _read_grey(path: str) -> np.ndarray:
         return np.asarray(image)
 
 
-def _read_panoptic_map(path: str) -> np.ndarray:
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"), np.int32)
-    return pixels[:, :, 0] + 256 * pixels[:, :, 1] + 65536 * pixels[:, :, 2]  # panopticapi's rgb2id
-
-
 def _named(read, path: str):
     """Returns ``read(path)``; an error of reading names the file."""
     try:
         return read(path)
-    except (ImageReadError, OSError) as error:
+    except (OSError, ValueError) as error:  # ImageReadError among them
         raise ImageReadError(f"{path}: {error}") from error
 
 

@@ -21,6 +21,12 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from u2seg.data.imagenet_s import (
+    imagenet_s_metadata,
+    imagenet_s_records,
+    pseudo_label_metadata,
+    pseudo_label_records,
+)
 from u2seg.images import image_ids, list_images
 from u2seg.label_space import LabelSpace
 from u2seg.stages import read_json
@@ -77,7 +83,8 @@ def register_dataset(name: str, description: Mapping) -> None:
     if name in DatasetCatalog.list() and name not in _registered:
         raise ValueError(f"DATASETS.BY_PATH.{name}: Detectron2 has a data set of that name already; choose another")
     files = files_of(name, description)
-    metadata = _metadata(description, files)
+    of_format = _FORMATS[description["FORMAT"]].metadata
+    metadata = _metadata(description, files) if of_format is None else of_format(_resolved(description))
     if name in _registered:
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name, None)
@@ -128,6 +135,7 @@ class _Format:
     optional: tuple[str, ...]
     files: Callable[[Mapping], DatasetFiles]
     load: Callable[[Mapping, DatasetFiles], list[dict]]
+    metadata: Callable[[Mapping], dict] | None = None  # None: from the files
 
 
 def _pseudo_label_files(description: Mapping) -> DatasetFiles:
@@ -157,6 +165,10 @@ def _coco_panoptic_files(description: Mapping) -> DatasetFiles:
 
 def _coco_instances_files(description: Mapping) -> DatasetFiles:
     return DatasetFiles(images=_resolve(description["IMAGES"]), instances_json=_resolve(description["JSON"]))
+
+
+def _imagenet_s_files(description: Mapping) -> DatasetFiles:
+    return DatasetFiles(images=_resolve(description["IMAGES"]))
 
 
 def _image_files(description: Mapping) -> DatasetFiles:
@@ -210,6 +222,20 @@ _FORMATS = {
     "coco_panoptic": _Format(("ROOT", "SPLIT"), ("CLASS_AGNOSTIC", "SUBSET"), _coco_panoptic_files, _load_panoptic),
     "coco_instances": _Format(("JSON", "IMAGES"), ("CLASS_AGNOSTIC", "SUBSET"), _coco_instances_files, _load_instances),
     "images": _Format(("ROOT",), ("SUBSET",), _image_files, _load_images),
+    "imagenet_s": _Format(
+        ("CLASSES", "SPLIT", "IMAGES", "LISTS"),
+        ("MASKS", "SUBSET"),
+        _imagenet_s_files,
+        lambda description, files: imagenet_s_records(_resolved(description)),
+        imagenet_s_metadata,
+    ),
+    "luss_pseudo_labels": _Format(
+        ("ROOT", "IMAGES"),
+        ("SUBSET",),
+        _imagenet_s_files,
+        lambda description, files: pseudo_label_records(_resolved(description)),
+        pseudo_label_metadata,
+    ),
 }
 
 
@@ -341,6 +367,12 @@ def _found(path: Path, kind: str) -> str:
         return f"missing; the first folder that exists is {parent}"
     entries = sorted(entry.name for entry in parent.iterdir())[:8]
     return f"missing; {parent} holds {', '.join(entries) or 'nothing'}"
+
+
+def _resolved(description: Mapping) -> dict:
+    """Returns a description with its paths resolved."""
+    paths = {"ROOT", "IMAGES", "LISTS", "MASKS"}
+    return {key: str(_resolve(value)) if key in paths and value else value for key, value in description.items()}
 
 
 def _resolve(path: str) -> Path:

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from detectron2.engine import default_setup
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 
+from u2seg.checkpoints import load_weights
 from u2seg.config import setup_cfg
 from u2seg.engine.checkpoint import AtomicCheckpointer
-from u2seg.engine.setup import check_class_counts, complete_config
+from u2seg.engine.setup import complete_config
 from u2seg.engine.trainer import U2SegTrainer
 from u2seg.stages import write_json
 from u2seg.version import __version__
@@ -47,10 +47,5 @@ def _evaluate(cfg, resume: bool) -> OrderedDict:
     path = checkpointer.get_checkpoint_file() if resume and checkpointer.has_checkpoint() else cfg.MODEL.WEIGHTS
     if not path:
         raise ValueError("--eval-only needs a model: MODEL.WEIGHTS FILE, or --resume for OUTPUT_DIR's last checkpoint")
-    local = PathManager.get_local_path(path)
-    if local.endswith(".pth"):
-        weights = torch.load(local, map_location="cpu", weights_only=False)
-        weights = weights.get("model", weights)
-        check_class_counts(cfg, {name: tuple(value.shape) for name, value in weights.items()}, path)
-    checkpointer.load(path, checkpointables=[])
+    load_weights(model, cfg, path)
     return U2SegTrainer.test(cfg, model)

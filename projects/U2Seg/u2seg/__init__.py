@@ -11,8 +11,11 @@ from u2seg import _registration
 from u2seg.version import __version__
 
 _PUBLIC = {
+    "Predictor": "u2seg.inference",
     "add_u2seg_config": "u2seg.config",
+    "complete_config": "u2seg.engine",
     "get_config_file": "u2seg.config",
+    "read_image_rgb": "u2seg.images",
     "setup_cfg": "u2seg.config",
 }
 

@@ -1,0 +1,279 @@
+"""Predicting on any pictures with a trained model, and writing what COCO's and Detectron2's tools read."""
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from u2seg.checkpoints import load_weights
+from u2seg.images import ImageReadError, image_ids, list_images, png_names, read_image_rgb
+from u2seg.label_space import LabelSpace
+from u2seg.panoptic.files import panoptic_annotation, write_panoptic_png
+from u2seg.panoptic.merge import Segment
+from u2seg.stages import FAILURES, Failure, read_json, write_json
+from u2seg.visualization import draw_panoptic, save_picture
+
+PICTURES, PANOPTIC, INSTANCES = "pictures", "panoptic", "instances"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says about one picture.
+
+    Attributes:
+        panoptic_map: int32 (H, W), segment ids, 0 void.
+        segments_info: a dict for each segment, as Detectron2 has them: ``id``, ``isthing``, ``category_id`` (contiguous: things 0..K-1,
+            stuff 1..S), and for things ``score`` (0..1).
+        instances: Detectron2 ``Instances`` on the CPU: ``pred_boxes``, ``scores``, ``pred_classes`` (0..K-1), ``pred_masks``
+            (bool (N, H, W)); more of them than the panoptic map shows.
+        semantic_map: int64 (H, W), the semantic head's classes, 0 "thing", 1..S; None for models without that head.
+    """
+
+    panoptic_map: np.ndarray
+    segments_info: list[dict]
+    instances: object
+    semantic_map: np.ndarray | None = None
+
+
+class Predictor:
+    """A trained model that takes pictures: ``predictor(image_rgb)`` returns a :class:`Prediction`.
+
+    Attributes:
+        cfg: the configuration, completed and frozen.
+        model: the Detectron2 model, in eval mode.
+        label_space: the classes that it predicts: clusters, unless it was trained on something else.
+        thing_names, stuff_names: what to call them in pictures, by contiguous id (``stuff_names[0]`` is "things").
+    """
+
+    def __init__(self, cfg, label_map: str | Path | None = None):
+        """Builds the model of ``cfg`` and loads ``cfg.MODEL.WEIGHTS``.
+
+        Neither training labels nor any data set need be there. Where the training set's files are, classes and names come from
+        them; else their numbers are ``CLUSTERS.NUM_CLUSTERS`` and ``SEMANTICS.NUM_CLUSTERS``
+        (:func:`u2seg.checkpoints.take_class_counts` sets these from a checkpoint).
+
+        Args:
+            cfg: Detectron2 configuration with this project's keys; it is not changed.
+            label_map: JSON file of a label map that scoring saved: clusters then bear the names of their categories.
+
+        Raises:
+            ValueError: no weights are named, they do not fit, or the label map belongs to other counts of clusters.
+            FileNotFoundError: a file is missing.
+        """
+        from detectron2.modeling import build_model
+
+        self.cfg = _completed(cfg)
+        self.model = build_model(self.cfg).eval()
+        load_weights(self.model, self.cfg, self.cfg.MODEL.WEIGHTS)
+        self.label_space = _label_space(self.cfg)
+        self.thing_names = list(self.label_space.thing_names)
+        self.stuff_names = ["things", *self.label_space.stuff_names]
+        if label_map:
+            self.thing_names, self.stuff_names = names_from_label_map(label_map, self.label_space)
+
+    @torch.no_grad()
+    def __call__(self, image_rgb: np.ndarray) -> Prediction:
+        """Returns the prediction for one picture, uint8 (H, W, 3) in RGB; ``u2seg.read_image_rgb`` reads such."""
+        height, width = image_rgb.shape[:2]
+        pixels = image_rgb if self.cfg.INPUT.FORMAT == "RGB" else image_rgb[:, :, ::-1]
+        pixels = self._resize(np.ascontiguousarray(pixels))
+        image = torch.from_numpy(pixels.astype(np.float32).transpose(2, 0, 1))
+        output = self.model([{"image": image, "height": height, "width": width}])[0]
+        panoptic_map, segments = output["panoptic_seg"] if "panoptic_seg" in output else self._combine(output)
+        semantic = output.get("sem_seg")
+        return Prediction(
+            panoptic_map.cpu().numpy().astype(np.int32),
+            segments,
+            output["instances"].to("cpu"),
+            None if semantic is None else semantic.argmax(dim=0).cpu().numpy(),
+        )
+
+    def draw(self, image_rgb: np.ndarray, prediction: Prediction) -> np.ndarray:
+        """Returns the picture with its panoptic prediction drawn over it, uint8 (H', W', 3)."""
+        return draw_panoptic(
+            image_rgb, prediction.panoptic_map, prediction.segments_info, self.thing_names, self.stuff_names
+        )
+
+    def _resize(self, pixels: np.ndarray) -> np.ndarray:
+        from detectron2.data.transforms import ResizeShortestEdge
+
+        size = self.cfg.INPUT.MIN_SIZE_TEST
+        if size <= 0:
+            return pixels
+        resize = ResizeShortestEdge([size, size], self.cfg.INPUT.MAX_SIZE_TEST)
+        return resize.get_transform(pixels).apply_image(pixels)
+
+    def _combine(self, output: dict) -> tuple[torch.Tensor, list[dict]]:
+        """Returns the panoptic map of a model without a semantic head, by the rule of those that have one: things and void."""
+        from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
+
+        instances, rule = output["instances"], self.cfg.MODEL.PANOPTIC_FPN.COMBINE
+        no_stuff = torch.zeros(instances.image_size, dtype=torch.long, device=instances.scores.device)
+        return combine_semantic_and_instance_outputs(
+            instances, no_stuff, rule.OVERLAP_THRESH, rule.STUFF_AREA_LIMIT, rule.INSTANCES_CONFIDENCE_THRESH
+        )
+
+
+def predict_files(
+    predictor: Predictor,
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    *,
+    on_failure: Callable[[Failure], None] = lambda failure: None,
+) -> list[Failure]:
+    """Predicts on pictures and writes everything below ``output``; returns the pictures that could not be read.
+
+    Written for a picture called NAME: ``pictures/NAME.jpg`` (drawn), ``panoptic/NAME.png`` and ``panoptic/NAME.json`` (COCO panoptic
+    PNG and its annotation), ``instances/NAME.json`` (COCO results: all detections with boxes and masks). Written at the end:
+    ``panoptic.json`` and ``coco_results.json`` with all pictures in one file, and ``failures.json``.
+
+    Args:
+        predictor: the model.
+        inputs: picture files and folders of them.
+        output: folder to write to.
+        on_failure: called with each picture that cannot be read, as it is met.
+
+    Raises:
+        FileNotFoundError: an input folder holds no picture.
+    """
+    output = Path(output)
+    files = find_pictures(inputs)
+    names = list(files)
+    failures, images, annotations, results = [], [], [], []
+    rows = zip(names, image_ids(names), png_names(names))
+    for name, image_id, png in tqdm(rows, total=len(names), unit="picture", disable=None):
+        try:
+            image_rgb = read_image_rgb(files[name])
+        except ImageReadError as error:
+            failures.append(Failure(str(files[name]), str(error)))
+            on_failure(failures[-1])
+            continue
+        prediction = predictor(image_rgb)
+        annotation = panoptic_record(prediction, image_id, png, predictor.label_space)
+        detections = coco_results(prediction, image_id, predictor.label_space)
+        save_picture(output / PICTURES / Path(png).with_suffix(".jpg"), predictor.draw(image_rgb, prediction))
+        write_panoptic_png(output / PANOPTIC / png, prediction.panoptic_map)
+        write_json(output / PANOPTIC / Path(png).with_suffix(".json"), annotation)
+        write_json(output / INSTANCES / Path(png).with_suffix(".json"), detections)
+        height, width = image_rgb.shape[:2]
+        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        annotations.append(annotation)
+        results += detections
+    panoptic = {"images": images, "annotations": annotations, "categories": _named_categories(predictor)}
+    write_json(output / "panoptic.json", panoptic)
+    write_json(output / "coco_results.json", results)
+    write_json(output / FAILURES, [{"file_name": f.file_name, "reason": f.reason} for f in failures])
+    return failures
+
+
+def find_pictures(inputs: Sequence[str | Path]) -> dict[str, Path]:
+    """Returns name -> path of all pictures among files and folders; names are paths relative to the deepest common folder.
+
+    Files are taken whatever their suffix and need not exist; folders give the pictures that they hold at any depth.
+
+    Raises:
+        FileNotFoundError: a folder holds no picture.
+    """
+    paths: dict[Path, None] = {}
+    for given in map(Path, inputs):
+        found = [given / name for name in list_images(given)] if given.is_dir() else [given]
+        paths.update(dict.fromkeys(found))
+    if not paths:
+        return {}
+    root = os.path.commonpath([os.path.abspath(path.parent) for path in paths])
+    return {PurePosixPath(os.path.relpath(os.path.abspath(path), root)).as_posix(): path for path in paths}
+
+
+def panoptic_record(prediction: Prediction, image_id: int, png_name: str, space: LabelSpace) -> dict:
+    """Returns a prediction's annotation for a COCO panoptic JSON; things have an additional ``score``.
+
+    Args:
+        prediction: of one picture.
+        image_id: its id.
+        png_name: file name of its panoptic PNG.
+        space: gives the data-set ids.
+    """
+    areas = dict(zip(*(part.tolist() for part in np.unique(prediction.panoptic_map, return_counts=True))))
+    infos = [info for info in prediction.segments_info if info["id"] in areas]
+    segments = [
+        Segment(info["id"], info["category_id"] - (0 if info["isthing"] else 1), info["isthing"], areas[info["id"]])
+        for info in infos
+    ]
+    record = panoptic_annotation(image_id, png_name, prediction.panoptic_map, segments, space)
+    for written, info in zip(record["segments_info"], infos):
+        written["isthing"] = int(info["isthing"])
+        if "score" in info:
+            written["score"] = round(float(info["score"]), 6)
+    return record
+
+
+def coco_results(prediction: Prediction, image_id: int, space: LabelSpace) -> list[dict]:
+    """Returns a picture's detections as COCO results: ``image_id``, ``category_id`` (data-set id), ``bbox`` XYWH, ``score``, RLE."""
+    from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+
+    rows = instances_to_coco_json(prediction.instances, image_id)
+    return [{**row, "category_id": space.thing_dataset_id(row["category_id"])} for row in rows]
+
+
+def names_from_label_map(path: str | Path, space: LabelSpace) -> tuple[list[str], list[str]]:
+    """Returns (thing names, stuff names) by contiguous id, taken from a saved label map; clusters without a category keep theirs.
+
+    Args:
+        path: JSON file with ``thing_names`` and ``stuff_names``: a category name or null for each cluster.
+        space: the clusters.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no label map, or one for other counts of clusters.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict) or not {"thing_names", "stuff_names"} <= values.keys():
+        raise ValueError(f"{path} is no label map: expected a JSON object with thing_names and stuff_names")
+    counts = len(values["thing_names"]), len(values["stuff_names"])
+    if counts != (space.num_things, space.num_stuff):
+        raise ValueError(
+            f"{path} names {counts[0]} thing and {counts[1]} stuff clusters, the model has {space.num_things} and "
+            f"{space.num_stuff}; use a label map that was fitted for this model"
+        )
+    things = [name or own for name, own in zip(values["thing_names"], space.thing_names)]
+    stuff = [name or own for name, own in zip(values["stuff_names"], space.stuff_names)]
+    return things, ["things", *stuff]
+
+
+def _completed(cfg):
+    """Returns a frozen copy of the configuration with everything that prediction needs and no data set that it does not."""
+    from u2seg.data import DatasetFilesError, register_datasets
+    from u2seg.engine import complete_config
+
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError("MODEL.WEIGHTS names no checkpoint; set it to the model that is to predict")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TEST = ()
+    with contextlib.suppress(DatasetFilesError):  # class names are then the clusters' numbers
+        register_datasets(cfg.DATASETS.BY_PATH, list(cfg.DATASETS.TRAIN))
+    complete_config(cfg, eval_only=True)
+    cfg.freeze()
+    return cfg
+
+
+def _label_space(cfg) -> LabelSpace:
+    """Returns the training set's classes where they are known, else clusters as many as the heads predict."""
+    from u2seg.data import label_space_of
+
+    known = label_space_of(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else None
+    if known is not None:
+        return known
+    # A model without a semantic head predicts no stuff; one class stands in, since a label space has at least one.
+    num_stuff = max(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES - 1, 1)
+    return LabelSpace.of_clusters(cfg.MODEL.ROI_HEADS.NUM_CLASSES, num_stuff)
+
+
+def _named_categories(predictor: Predictor) -> list[dict]:
+    names = [*predictor.thing_names, *predictor.stuff_names[1:]]
+    return [{**category, "name": name} for category, name in zip(predictor.label_space.categories(), names)]

@@ -1,0 +1,203 @@
+"""A page that shows panoptic labels or predictions on their pictures, whoever made them: what they look like, what each cluster is."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from u2seg.images import ImageReadError, read_image_rgb
+from u2seg.label_space import LabelSpace
+from u2seg.panoptic.files import read_panoptic_png
+from u2seg.stages import Failure, read_json
+from u2seg.visualization.panoptic import contiguous_segments, draw_panoptic
+from u2seg.visualization.report import Row, Table, write_report
+
+_PANOPTIC_JSON = "panoptic.json"
+_CROP_SIDE = 180  # pixels
+_CROPS = 8  # examples of one cluster
+
+
+@dataclass(frozen=True)
+class PanopticLabels:
+    """Labels in COCO's panoptic format, and their pictures.
+
+    Attributes:
+        png_folder: folder of the panoptic PNGs.
+        image_folder: folder of the pictures.
+        file_names: picture id -> name below ``image_folder``.
+        annotations: COCO panoptic annotations, one a picture, by ascending picture id.
+        space: their classes.
+    """
+
+    png_folder: Path
+    image_folder: Path
+    file_names: dict[int, str]
+    annotations: list[dict]
+    space: LabelSpace
+
+    def read(self, annotation: dict) -> tuple[np.ndarray, np.ndarray]:
+        """Returns a picture, uint8 (H, W, 3), and its segment ids, int32 (H, W).
+
+        Raises:
+            ImageReadError: the picture cannot be read, has another size than its labels, or its PNG is missing.
+        """
+        image_rgb = read_image_rgb(self.image_folder / self.file_names[annotation["image_id"]])
+        png = self.png_folder / annotation["file_name"]
+        try:
+            panoptic_map = read_panoptic_png(png)
+        except (OSError, ValueError) as error:
+            raise ImageReadError(f"its labels cannot be read: {error}") from error
+        if panoptic_map.shape != image_rgb.shape[:2]:
+            raise ImageReadError(f"it has size {image_rgb.shape[:2]}, its labels {panoptic_map.shape}")
+        return image_rgb, panoptic_map
+
+
+def load_panoptic_labels(labels: str | Path, images: str | Path) -> PanopticLabels:
+    """Returns labels in COCO's panoptic format.
+
+    Args:
+        labels: a run's label folder, a folder with ``panoptic.json`` and ``panoptic/*.png`` (what ``tools/demo.py`` writes), or a
+            panoptic JSON in COCO's layout, ``ROOT/annotations/panoptic_SPLIT.json`` with ``ROOT/panoptic_SPLIT/*.png``.
+        images: folder of the pictures.
+
+    Raises:
+        FileNotFoundError: nothing of the kind is there.
+        ValueError: the JSON is no panoptic JSON.
+    """
+    json_path, png_folder = _find(Path(labels))
+    content = read_json(json_path)
+    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
+        raise ValueError(f"{json_path} is no COCO panoptic JSON: expected images, annotations and categories")
+    return PanopticLabels(
+        png_folder,
+        Path(images),
+        {image["id"]: image["file_name"] for image in content["images"]},
+        sorted(content["annotations"], key=lambda annotation: annotation["image_id"]),
+        LabelSpace.of_coco_categories(content["categories"]),
+    )
+
+
+def show_labels(
+    labels: PanopticLabels, output: str | Path, *, title: str, limit: int = 48, clusters: int = 12
+) -> tuple[Path, list[Failure]]:
+    """Writes a page with counts, pictures under their labels, and examples of the commonest clusters.
+
+    Args:
+        labels: what to show.
+        output: folder; the page is its ``index.html``.
+        title: the page's heading.
+        limit: pictures shown, evenly spaced over all.
+        clusters: thing clusters of which examples are shown, the most frequent first.
+
+    Returns:
+        The page's path, and the pictures that could not be shown, with the reason.
+    """
+    failures: list[Failure] = []
+    chosen = _evenly_spaced(labels.annotations, limit)
+    rows = _gallery(labels, clusters, failures)
+    page = write_report(
+        Path(output) / "index.html",
+        title=title,
+        summary=f"{len(chosen)} of {len(labels.annotations)} pictures, evenly spaced.",
+        tables=[_counts(labels)],
+        rows=(row for part in (rows, _rows(labels, chosen, failures)) for row in part),
+    )
+    return page, failures
+
+
+def _rows(labels: PanopticLabels, annotations: list[dict], failures: list[Failure]) -> Iterator[Row]:
+    metadata = labels.space.metadata()
+    for annotation in tqdm(annotations, unit="picture", disable=None):
+        name = labels.file_names[annotation["image_id"]]
+        try:
+            image_rgb, panoptic_map = labels.read(annotation)
+        except ImageReadError as error:
+            failures.append(Failure(name, str(error)))
+            continue
+        segments = contiguous_segments(annotation["segments_info"], labels.space)
+        names = metadata["thing_classes"], metadata["stuff_classes"]
+        yield Row(name, {"picture": image_rgb, "labels": draw_panoptic(image_rgb, panoptic_map, segments, *names)})
+
+
+def _counts(labels: PanopticLabels) -> Table:
+    things: list[int] = []
+    used: Counter = Counter()
+    for annotation in labels.annotations:
+        classes = [segment["category_id"] for segment in annotation["segments_info"]]
+        used.update(classes)
+        things.append(sum(c in labels.space.thing_contiguous_ids for c in classes))
+    space, total = labels.space, max(len(things), 1)
+    thing_counts = [used[i] for i in space.thing_dataset_ids]
+    rows = [
+        ("pictures", len(things)),
+        ("things in a picture, on average", sum(things) / total),
+        ("pictures without a thing, %", 100 * sum(count == 0 for count in things) / total),
+        ("thing classes that occur", f"{sum(c > 0 for c in thing_counts)} of {space.num_things}"),
+        ("largest thing class, % of things", 100 * max(thing_counts, default=0) / max(sum(thing_counts), 1)),
+        ("stuff classes that occur", f"{sum(used[i] > 0 for i in space.stuff_dataset_ids)} of {space.num_stuff}"),
+    ]
+    return Table("Counts", rows)
+
+
+def _gallery(labels: PanopticLabels, clusters: int, failures: list[Failure]) -> Iterator[Row]:
+    """Yields a row of examples for each of the commonest thing classes."""
+    members = defaultdict(list)
+    for annotation in labels.annotations:
+        for segment in annotation["segments_info"]:
+            if segment["category_id"] in labels.space.thing_contiguous_ids:
+                members[segment["category_id"]].append((annotation, segment))
+    commonest = sorted(members, key=lambda category: (-len(members[category]), category))[:clusters]
+    for category in commonest:
+        examples = {}
+        for number, (annotation, segment) in enumerate(_evenly_spaced(members[category], _CROPS), start=1):
+            try:
+                image_rgb, panoptic_map = labels.read(annotation)
+            except ImageReadError as error:
+                failures.append(Failure(labels.file_names[annotation["image_id"]], str(error)))
+                continue
+            examples[f"{number}"] = _crop(image_rgb, panoptic_map == segment["id"])
+        if examples:
+            name = labels.space.thing_names[labels.space.thing_contiguous_ids[category]]
+            yield Row(f"Thing class {name}: {len(members[category])} segments", examples)
+
+
+def _crop(image_rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Returns the square around a segment, the rest of it paled, uint8 (180, 180, 3); grey beyond the picture's border."""
+    paled = np.where(mask[:, :, None], image_rgb, 0.35 * image_rgb + 0.65 * 235).astype(np.uint8)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return np.full((_CROP_SIDE, _CROP_SIDE, 3), 235, np.uint8)
+    middle_y, middle_x = (rows[0] + rows[-1]) / 2, (columns[0] + columns[-1]) / 2
+    side = 1.25 * max(np.ptp(rows) + 1, np.ptp(columns) + 1)
+    left, top = round(middle_x - side / 2), round(middle_y - side / 2)
+    canvas = Image.new("RGB", (max(round(side), 1),) * 2, (235, 235, 235))
+    canvas.paste(Image.fromarray(paled), (-left, -top))
+    return np.array(canvas.resize((_CROP_SIDE, _CROP_SIDE), Image.Resampling.BICUBIC))
+
+
+def _evenly_spaced(items: list, count: int) -> list:
+    if len(items) <= count:
+        return items
+    return [items[index] for index in np.linspace(0, len(items) - 1, count).round().astype(int)]
+
+
+def _find(labels: Path) -> tuple[Path, Path]:
+    """Returns the panoptic JSON and its PNG folder."""
+    if labels.suffix == ".json" and labels.is_file():
+        for folder in (labels.parent.parent / labels.stem, labels.parent / labels.stem):
+            if folder.is_dir():
+                return labels, folder
+        raise FileNotFoundError(
+            f"no folder of panoptic PNGs for {labels}; expected {labels.parent.parent / labels.stem}"
+        )
+    for folder in (labels, labels / "panoptic"):
+        if (folder / _PANOPTIC_JSON).is_file() and (folder / "panoptic").is_dir():
+            return folder / _PANOPTIC_JSON, folder / "panoptic"
+    raise FileNotFoundError(
+        f"no panoptic labels in {labels}; expected {labels / _PANOPTIC_JSON} with {labels / 'panoptic'}/*.png, "
+        f"the same below {labels / 'panoptic'}, or a panoptic JSON in COCO's layout"
+    )

@@ -12,8 +12,6 @@ import argparse
 
 from u2seg.evaluation.commands import score_panoptic_files, score_saved_tables
 
-DEFAULT_PROTOCOLS = ["u2seg_paper", "cups", "hungarian"]
-
 
 def parse_arguments() -> argparse.Namespace:
     """Returns the parsed command line."""
@@ -26,10 +24,17 @@ def parse_arguments() -> argparse.Namespace:
         files.add_argument(f"--{role}-json", required=True, help="COCO panoptic JSON")
         files.add_argument(f"--{role}-folder", required=True, help="folder of its PNGs")
     for command in (tables, files):
-        command.add_argument("--protocols", nargs="+", default=DEFAULT_PROTOCOLS, metavar="NAME")
-        command.add_argument("--fit-on", default="", metavar="TABLES", help="tables.npz on which label maps are fitted")
+        command.add_argument("--protocols", nargs="+", metavar="NAME", help="rows of the table; default TEST.PROTOCOLS")
+        command.add_argument("--fit-on", metavar="TABLES", help="tables.npz on which label maps are fitted")
+        command.add_argument("--label-map", metavar="JSON", help="a saved label map to use instead of fitting one")
         command.add_argument(
-            "--label-map", default="", metavar="JSON", help="a saved label map to use instead of fitting one"
+            "--all-stuff", action="store_true", help="COCO's 53 stuff categories, not 15 supercategories"
+        )
+        command.add_argument(
+            "--nms-across-clusters", type=float, metavar="IOU", help="drop duplicates within a category"
+        )
+        command.add_argument(
+            "--bootstrap", type=int, metavar="N", help="95 %% intervals from N resamples of the pictures"
         )
         command.add_argument(
             "--output", default="", metavar="DIR", help="write metrics.json, CSV, LaTeX and label maps here"
@@ -40,6 +45,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Runs the command and prints the table."""
     arguments = vars(parse_arguments())
+    arguments["stuff_supercategories"] = not arguments.pop("all_stuff")
     score = {"tables": score_saved_tables, "files": score_panoptic_files}[arguments.pop("command")]
     print(score(**arguments))
 

@@ -10,7 +10,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation.testing import print_csv_format, verify_results
 from detectron2.structures import Boxes, Instances
 from u2seg.config import add_u2seg_config
-from u2seg.evaluation import EVALUATOR_REGISTRY, format_table, load_tables
+from u2seg.evaluation import EVALUATOR_REGISTRY, ScoreSettings, evaluate_tables, format_table, load_tables
 from u2seg.evaluation.evaluator import PanopticEvaluator
 from u2seg.evaluation.ground_truth import PanopticTruth
 from u2seg.evaluation.pictures import regions_of_map
@@ -110,7 +110,7 @@ def test_an_instance_only_model_and_ground_truth_are_scored(scene):
     name, truth, cfg = scene
     metadata = MetadataCatalog.get(name)
     cfg.TEST.PROTOCOLS = ("hungarian",)
-    evaluator = PanopticEvaluator(name, None, num_things=K, num_stuff=S, protocols=["hungarian"])
+    evaluator = PanopticEvaluator(name, None, num_things=K, num_stuff=S, settings=ScoreSettings(("hungarian",)))
     for image_id in truth.annotations:
         evaluator.process([{"image_id": image_id}], [{"instances": perfect_output(truth, image_id)["instances"]}])
     results = evaluator.evaluate()
@@ -120,13 +120,11 @@ def test_an_instance_only_model_and_ground_truth_are_scored(scene):
 
 
 def test_tables_saved_by_the_evaluator_score_the_same(scene, tmp_path):
-    from u2seg.evaluation import evaluate_tables
-
     name, truth, cfg = scene
     outputs = {i: perfect_output(truth, i, thing_cluster=(3, 3)) for i in truth.annotations}
     results = evaluated(name, cfg, outputs)
     tables = load_tables(tmp_path / "out" / "inference" / name / "tables.npz")
-    assert evaluate_tables(tables, list(cfg.TEST.PROTOCOLS)).results == results
+    assert evaluate_tables(tables, ScoreSettings.of_config(cfg)).results == results
     assert results["panoptic"]["hungarian"]["PQ_th"] < 60  # one cluster for two categories
 
 

@@ -79,7 +79,7 @@ def _add_features(cfg: CN) -> None:
     cfg.FEATURES.HANDMADE = CN()
     cfg.FEATURES.HANDMADE.PATCH_SIZE = 8  # pixels
     cfg.FEATURES.HANDMADE.COLOUR_WEIGHT = 1.0
-    cfg.FEATURES.HANDMADE.TEXTURE_WEIGHT = 1.0
+    cfg.FEATURES.HANDMADE.TEXTURE_WEIGHT = 2.0
 
     # Vision transformers through timm.
     cfg.FEATURES.VIT = CN()
@@ -88,6 +88,8 @@ def _add_features(cfg: CN) -> None:
     cfg.FEATURES.VIT.WEIGHTS = ""
     cfg.FEATURES.VIT.BLOCK = -1  # transformer block, negative counts from the last [MaskCut]
     cfg.FEATURES.VIT.FACET = "key"  # "key", "query", "value" or "token" [MaskCut]: key
+    # "float32", or "bfloat16": faster on GPUs that have it; features are float32 in either case [ours].
+    cfg.FEATURES.VIT.PRECISION = "float32"
 
     # ResNetFeatures: a ResNet of Detectron2's, or one that PASS has trained, as patch features.
     cfg.FEATURES.RESNET = CN()
@@ -115,6 +117,13 @@ def _add_masks(cfg: CN) -> None:
     cfg.MASKS.MAX_AREA = 1.0  # share of the patches above which a mask is rejected; 1.0: none is [MaskCut]
     cfg.MASKS.MAX_CORNERS = 3  # a mask that owns so many of the image's corners is background [MaskCut]
     # Name in MASK_REFINEMENT_REGISTRY: "dense_crf" [MaskCut], "guided_filter" (cheaper), "none".
+    # "RecursiveCut": every region is cut in two again until it holds together; for features without semantics [ours].
+    cfg.MASKS.RECURSIVE = CN()
+    cfg.MASKS.RECURSIVE.RADIUS = 0.1  # feature distance below which two patches are joined, in the descriptor's unit
+    cfg.MASKS.RECURSIVE.MAX_CUT = 0.6  # normalised-cut value, 0..1, from which a region is one piece
+    cfg.MASKS.RECURSIVE.MAX_LEAK = 0.3  # share of a region's links that may leave it
+    cfg.MASKS.RECURSIVE.MAX_BORDERS = 1  # image borders that an object may touch
+    cfg.MASKS.RECURSIVE.MAX_CUTS_PER_IMAGE = 64
     cfg.MASKS.REFINEMENT = "dense_crf"
     cfg.MASKS.CRF = CN()
     cfg.MASKS.CRF.GAUSSIAN_SXY = 3.0  # pixels [MaskCut]; STEGO: 1
@@ -290,3 +299,31 @@ def _add_pass(cfg: CN) -> None:
     cfg.TEST.LUSS.SWEEP = (0.0, 0.8, 81)
     cfg.TEST.LUSS.SUBMISSION = False  # write predictions as id PNGs (matched ids) and a zip for the server
     cfg.TEST.LUSS.MAX_ELEMENTS = 2**25  # logits held at once while the argmax at native size is taken [ours]
+    cfg.TEST.LUSS.KNN_K = 10  # neighbours that vote in distance matching
+    cfg.TEST.LUSS.KNN_TEMPERATURE = 0.07
+
+    # One crop of a picture and its id map; mapper "luss_semantic" [LUSS, fine-tuning]. For inference: INPUT.MIN_SIZE_TEST.
+    cfg.INPUT.SEMANTIC_CROP = CN()
+    cfg.INPUT.SEMANTIC_CROP.SIZE = 224  # pixels a side
+    cfg.INPUT.SEMANTIC_CROP.SCALE = (0.08, 1.0)  # share of the picture's area
+    cfg.INPUT.SEMANTIC_CROP.FLIP_PROBABILITY = 0.5
+    cfg.INPUT.SEMANTIC_CROP.DISTORT_COLOUR = False  # as INPUT.MULTI_CROP says; True for the semi-supervised protocol
+
+    cfg.LUSS = CN()
+    cfg.LUSS.NUM_CLUSTERS = 919  # k-means clusters: the number of classes in the fully unsupervised protocol
+    cfg.LUSS.KMEANS_ITERATIONS = 20
+    cfg.LUSS.KMEANS_RESTARTS = 30
+    cfg.LUSS.MAX_TRAINING_SAMPLES = (
+        512 * 919
+    )  # embeddings that k-means sees, all are assigned [ours; the reference: all]
+    cfg.LUSS.SEED = 0
+    cfg.LUSS.BATCH_SIZE = 32  # pictures in one forward pass
+    cfg.LUSS.SHARD_SIZE = 1024  # pictures in one file on disk; what a kill loses at most
+    # Sides in pixels: pictures are resized so that the short one has the first, and cut to the second for clustering.
+    cfg.LUSS.RESIZE = 256
+    cfg.LUSS.CENTER_CROP = 224
+    cfg.LUSS.CENTROIDS = ""  # what clustering saved; PASSPixelClusterer reads it
+    cfg.LUSS.BANK = ""  # what distance matching saved; DistanceMatcher reads it
+    cfg.LUSS.THRESHOLD = 0.37  # attention below which a pixel is "other": 0.41 for ImageNet-S 50, 0.40 for 300
+    # The single-layer segmentation head: targets are shrunk by this factor before the loss.
+    cfg.MODEL.SEM_SEG_HEAD.TARGET_STRIDE = 2

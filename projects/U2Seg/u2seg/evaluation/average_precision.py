@@ -13,6 +13,7 @@ import numpy as np
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
 AREA_RANGES = {"all": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}  # pixels
+MAX_DETECTIONS = (1, 10, 100)  # of one picture and category
 _AREA_LIMITS = np.array(list(AREA_RANGES.values()), np.float64)
 
 
@@ -96,9 +97,10 @@ class PrecisionRecall:
             "AP50": self.precision[0, :, :, 0, last],
             "AP75": self.precision[5, :, :, 0, last],
         }
-        values |= {f"AP{name}": self.precision[:, :, :, area, last] for area, name in enumerate(AREA_RANGES) if area}
+        ranges = list(enumerate(AREA_RANGES))[1 : self.recall.shape[2]]
+        values |= {f"AP{name}": self.precision[:, :, :, area, last] for area, name in ranges}
         values |= {f"AR{count}": self.recall[:, :, 0, index] for index, count in enumerate(self.max_detections)}
-        values |= {f"AR{name}": self.recall[:, :, area, last] for area, name in enumerate(AREA_RANGES) if area}
+        values |= {f"AR{name}": self.recall[:, :, area, last] for area, name in ranges}
         return {name: 100 * float(v[v > -1].mean()) for name, v in values.items() if (v > -1).any()}
 
     def per_category_ap(self) -> np.ndarray:
@@ -107,7 +109,7 @@ class PrecisionRecall:
         return np.where(precision[0, 0] > -1, precision.mean(axis=(0, 1)), np.nan)
 
 
-def match_detections(rows: InstanceRows, max_detections: tuple[int, ...] = (1, 10, 100)) -> DetectionMatches:
+def match_detections(rows: InstanceRows, max_detections: tuple[int, ...] = MAX_DETECTIONS) -> DetectionMatches:
     """Returns which detections match which objects, for every threshold and area range.
 
     Args:
@@ -137,14 +139,17 @@ def match_detections(rows: InstanceRows, max_detections: tuple[int, ...] = (1, 1
     )
 
 
-def accumulate(matches: DetectionMatches, image_weights: np.ndarray | None = None) -> PrecisionRecall:
+def accumulate(
+    matches: DetectionMatches, image_weights: np.ndarray | None = None, areas: tuple[str, ...] = tuple(AREA_RANGES)
+) -> PrecisionRecall:
     """Returns precision and recall of every category, area range and number of detections.
 
     Args:
         matches: of all pictures.
         image_weights: float (pictures,), how often each picture counts (bootstrap); None counts each once.
+        areas: the first so many keys of :data:`AREA_RANGES`.
     """
-    num_areas, num_max = len(AREA_RANGES), len(matches.max_detections)
+    num_areas, num_max = len(areas), len(matches.max_detections)
     shape = (len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), matches.num_labels, num_areas, num_max)
     precision, recall = np.full(shape, -1.0), np.full((shape[0], *shape[2:]), -1.0)
     object_weight = 1.0 if image_weights is None else image_weights[matches.object_image]
@@ -152,7 +157,7 @@ def accumulate(matches: DetectionMatches, image_weights: np.ndarray | None = Non
     counts = np.array(
         [
             np.bincount(matches.object_label, weights=~ignored * object_weight, minlength=matches.num_labels)
-            for ignored in matches.object_ignored
+            for ignored in matches.object_ignored[:num_areas]
         ]
     )
     starts = np.searchsorted(matches.label, np.arange(matches.num_labels + 1))

@@ -1,12 +1,12 @@
 """What ``tools/score.py`` does: scores from tables or files, as a text table and, if asked for, as files."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from u2seg.evaluation.evaluator import TABLES, write_evaluation
 from u2seg.evaluation.files import tables_from_panoptic_files
-from u2seg.evaluation.label_map import load_label_map
 from u2seg.evaluation.report import format_table
-from u2seg.evaluation.scoring import evaluate_tables
+from u2seg.evaluation.scoring import ScoreSettings, evaluate_tables
 from u2seg.evaluation.tables import SegmentTables, load_tables, save_tables
 from u2seg.version import __version__
 
@@ -40,27 +40,21 @@ def score_panoptic_files(
     return score_and_write(tables, output=output, **options)
 
 
-def score_and_write(
-    tables: SegmentTables,
-    *,
-    protocols: list[str],
-    fit_on: str | Path = "",
-    label_map: str | Path = "",
-    output: str | Path = "",
-) -> str:
+def score_and_write(tables: SegmentTables, *, output: str | Path = "", **settings) -> str:
     """Returns the scores as text, naming the split on which label maps were fitted.
 
     Args:
         tables: to score.
-        protocols: names in PROTOCOL_REGISTRY.
-        fit_on: file of tables on which label maps are fitted; empty for the scored ones.
-        label_map: file of a saved label map to use instead.
         output: folder for ``metrics.json`` and the rest; empty writes none.
+        **settings: fields of :class:`u2seg.evaluation.scoring.ScoreSettings`; those left out or None have the configuration's
+            defaults.
     """
-    fitted = load_tables(fit_on) if fit_on else None
-    given = load_label_map(label_map, tables.space) if label_map else None
-    evaluation = evaluate_tables(tables, protocols, fitted, given)
-    source = f"saved map {label_map}" if label_map else (fitted or tables).space.dataset
+    given = {key: value for key, value in settings.items() if value is not None}
+    settings = replace(ScoreSettings.of_config(), **given)
+    evaluation = evaluate_tables(tables, settings)
+    source = f"{tables.space.dataset} (the scored pictures themselves)"
+    if settings.label_map or settings.fit_on:
+        source = str(settings.label_map or settings.fit_on)
     if output:
         record = {
             "dataset": tables.space.dataset,
@@ -70,6 +64,6 @@ def score_and_write(
             "stuff_clusters": tables.space.num_stuff,
             "u2seg": __version__,
         }
-        write_evaluation(output, evaluation, tables.space, record)
+        write_evaluation(output, evaluation, record)
     heading = f"{tables.space.dataset}: {len(tables.images)} pictures, label maps fitted on {source}"
-    return f"{heading}\n\n{format_table(evaluation.results)}"
+    return f"{heading}\n\n{format_table(evaluation.results, evaluation.intervals)}"

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,24 @@ from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 
 from u2seg.evaluation.ground_truth import InstanceTruth, PanopticTruth
-from u2seg.evaluation.label_map import load_label_map, save_label_map
-from u2seg.evaluation.pictures import MapSegment, Regions, head_blocks, instance_blocks, panoptic_blocks, picture_tables
+from u2seg.evaluation.label_map import save_label_map
+from u2seg.evaluation.pictures import (
+    MapSegment,
+    Regions,
+    boundary_rows,
+    head_blocks,
+    instance_blocks,
+    label_map_of,
+    panoptic_blocks,
+    picture_tables,
+)
 from u2seg.evaluation.registry import EVALUATOR_REGISTRY
-from u2seg.evaluation.report import format_table, to_csv, to_latex
-from u2seg.evaluation.scoring import Evaluation, Scores, evaluate_tables
+from u2seg.evaluation.report import to_csv, to_latex
+from u2seg.evaluation.scoring import Evaluation, Scores, ScoreSettings, evaluate_tables
 from u2seg.evaluation.tables import (
     SegmentTables,
     TableSpace,
     concatenate_tables,
-    load_tables,
     save_tables,
 )
 from u2seg.stages import atomic_path, write_json
@@ -47,9 +56,8 @@ class PanopticEvaluator(DatasetEvaluator):
         *,
         num_things: int,
         num_stuff: int,
-        protocols: list[str],
-        fit_on: str = "",
-        label_map_file: str = "",
+        settings: ScoreSettings,
+        boundary_ratio: float = 0.0,
         keep_tables: bool = True,
         provenance: dict | None = None,
     ):
@@ -60,10 +68,9 @@ class PanopticEvaluator(DatasetEvaluator):
             output_dir: where results are written; None writes nothing.
             num_things: K, thing clusters of the model.
             num_stuff: S, stuff clusters of the model.
-            protocols: names in PROTOCOL_REGISTRY, one row of the table each.
-            fit_on: data set scored before this one into the same parent folder, or a file of tables, on which label maps are
-                fitted; empty for the scored data set itself.
-            label_map_file: a saved label map to use instead of fitting.
+            settings: protocols and the rest; ``fit_on`` may also name a data set scored before this one into the same parent
+                folder.
+            boundary_ratio: half-width of boundaries as a share of the diagonal, for boundary IoU; 0 for none.
             keep_tables: whether the tables are saved beside the scores.
             provenance: more values for the record, such as the checkpoint.
 
@@ -84,8 +91,8 @@ class PanopticEvaluator(DatasetEvaluator):
             )
         self._categories = (self._panoptic or self._instances).space
         self._num_things, self._num_stuff = num_things, num_stuff
-        self._protocols = list(protocols)
-        self._fit_on, self._label_map_file = fit_on, label_map_file
+        self._settings = settings
+        self._boundary_ratio = boundary_ratio
         self._keep_tables = keep_tables
         self._provenance = provenance or {}
         self.reset()
@@ -106,9 +113,8 @@ class PanopticEvaluator(DatasetEvaluator):
             parent if parent.name == dataset_name else parent / dataset_name,
             num_things=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
             num_stuff=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES - 1,
-            protocols=list(cfg.TEST.PROTOCOLS),
-            fit_on=cfg.TEST.LABEL_MAP.FIT_ON,
-            label_map_file=cfg.TEST.LABEL_MAP.FILE,
+            settings=ScoreSettings.of_config(cfg),
+            boundary_ratio=cfg.TEST.BOUNDARY_RATIO,
             keep_tables=cfg.TEST.SAVE_TABLES,
             provenance={"checkpoint": cfg.MODEL.WEIGHTS, "checkpoint_sha256": file_digest(cfg.MODEL.WEIGHTS)},
         )
@@ -143,46 +149,38 @@ class PanopticEvaluator(DatasetEvaluator):
         tables = concatenate_tables(gathered)
         if self._output and self._keep_tables:
             save_tables(self._output / TABLES, tables)
-        evaluation = self._scored(tables)
+        evaluation = evaluate_tables(tables, replace(self._settings, fit_on=self._fit_tables()))
         if self._output:
-            write_evaluation(self._output, evaluation, tables.space, self._record(tables))
-        logger.info(
-            "Scores on %s, label maps fitted on %s:\n%s",
-            self._dataset,
-            self._fitted_on(),
-            format_table(evaluation.results),
-        )
+            write_evaluation(self._output, evaluation, self._record(tables))
+            logger.info("Scores on %s, label maps fitted on %s: %s", self._dataset, self._fitted_on(), self._output)
         return evaluation.results
 
-    def _scored(self, tables: SegmentTables) -> Evaluation:
-        fit_on = load_tables(self._fit_tables()) if self._fit_on else None
-        given = load_label_map(self._label_map_file, tables.space) if self._label_map_file else None
-        return evaluate_tables(tables, self._protocols, fit_on, given)
-
-    def _fit_tables(self) -> Path:
-        path = Path(self._fit_on)
+    def _fit_tables(self) -> Path | str:
+        """Returns the file of tables on which label maps are fitted, "" for the scored ones."""
+        if not self._settings.fit_on:
+            return ""
+        path = Path(self._settings.fit_on)
         if path.suffix != ".npz":
             if self._output is None:
                 raise ValueError("fitting on another data set needs an output folder, where that data set's tables lie")
-            path = self._output.parent / self._fit_on / TABLES
+            path = self._output.parent / path / TABLES
         if not path.is_file():
             raise FileNotFoundError(
-                f"TEST.LABEL_MAP.FIT_ON is {self._fit_on!r}, but {path} is not there; put that data set before {self._dataset!r} "
-                "in DATASETS.TEST and keep TEST.SAVE_TABLES on, or name a file of tables"
+                f"TEST.LABEL_MAP.FIT_ON is {str(self._settings.fit_on)!r}, but {path} is not there; put that data set before "
+                f"{self._dataset!r} in DATASETS.TEST and keep TEST.SAVE_TABLES on, or name a file of tables"
             )
         return path
 
     def _fitted_on(self) -> str:
-        if self._label_map_file:
-            return f"the saved map {self._label_map_file}"
-        return self._fit_on or "the same pictures"
+        if self._settings.label_map:
+            return f"the saved map {self._settings.label_map}"
+        return str(self._settings.fit_on) or f"{self._dataset} (the scored pictures themselves)"
 
     def _record(self, tables: SegmentTables) -> dict:
         return {
             **self._provenance,
             "dataset": self._dataset,
-            "fitted_on": self._fit_on or self._dataset,
-            "label_map_file": self._label_map_file,
+            "fitted_on": self._fitted_on(),
             "pictures": len(tables.images),
             "thing_clusters": self._num_things,
             "stuff_clusters": self._num_stuff,
@@ -190,17 +188,21 @@ class PanopticEvaluator(DatasetEvaluator):
         }
 
     def _tables_of(self, image_id: int, output: Mapping) -> SegmentTables:
-        blocks, tasks, size = {}, [], None
+        blocks, tasks, size, predicted, head = {}, [], None, None, None
         if self._panoptic:
             truth_map, truth = self._panoptic.read(image_id)
             size = truth_map.shape
             if output.get("panoptic_seg") is not None:
-                blocks |= panoptic_blocks(truth_map, truth, *self._predicted_map(output["panoptic_seg"]))
+                predicted = self._predicted_map(output["panoptic_seg"])
+                blocks |= panoptic_blocks(truth_map, truth, *predicted)
                 tasks.append("panoptic")
             if output.get("sem_seg") is not None:
-                labels = {segment.id: segment.label for segment in truth}
-                blocks |= head_blocks(truth_map, labels, output["sem_seg"].argmax(dim=0).cpu().numpy())
+                head = output["sem_seg"].argmax(dim=0).cpu().numpy()
+                blocks |= head_blocks(truth_map, {segment.id: segment.label for segment in truth}, head)
                 tasks.append("semantic")
+            if self._boundary_ratio and tasks:
+                blocks |= self._boundary_blocks(truth_map, truth, predicted, head)
+                tasks.append("boundary")
         if self._instances and output.get("instances") is not None:
             objects = self._instances.read(image_id)
             detections = self._detections(output["instances"])
@@ -215,6 +217,14 @@ class PanopticEvaluator(DatasetEvaluator):
             )
         space = TableSpace(self._dataset, self._num_things, self._num_stuff, self._categories, tuple(tasks))
         return picture_tables(space, image_id, tuple(size), **blocks)
+
+    def _boundary_blocks(self, truth_map, truth, predicted, head) -> dict[str, np.ndarray]:
+        labels, blocks = label_map_of(truth_map, truth), {}
+        if predicted is not None:
+            blocks["panoptic_boundary"] = boundary_rows(labels, label_map_of(*predicted), self._boundary_ratio)
+        if head is not None:
+            blocks["head_boundary"] = boundary_rows(labels, head, self._boundary_ratio)
+        return blocks
 
     def _predicted_map(self, panoptic_seg: tuple[torch.Tensor, list[dict]]) -> tuple[np.ndarray, list[MapSegment]]:
         segment_map, segments = panoptic_seg
@@ -263,17 +273,25 @@ def u2seg_panoptic(dataset_name: str, cfg, output_dir: str | Path | None = None)
     return PanopticEvaluator.from_config(dataset_name, cfg, output_dir)
 
 
-def write_evaluation(directory: str | Path, evaluation: Evaluation, space: TableSpace, record: dict) -> None:
-    """Writes ``metrics.json``, ``provenance.json``, ``metrics.csv``, ``metrics.tex`` and each protocol's label map."""
+# Detectron2's own names for data sets with COCO ground truth: scored here, they take clusters and need no second pass.
+for _evaluator_type in ("coco", "coco_panoptic_seg"):
+    EVALUATOR_REGISTRY._do_register(_evaluator_type, u2seg_panoptic)
+
+
+def write_evaluation(directory: str | Path, evaluation: Evaluation, record: dict) -> None:
+    """Writes the scores (``metrics.json``, ``.csv``, ``.tex``), ``per_category.json``, ``provenance.json``, label maps, intervals."""
     directory = Path(directory)
     write_json(directory / "metrics.json", evaluation.results)
+    write_json(directory / "per_category.json", evaluation.per_category)
     write_json(directory / "provenance.json", {**record, "protocols": evaluation.notes})
+    if evaluation.intervals:
+        write_json(directory / "intervals.json", evaluation.intervals)
     for name, text in (("metrics.csv", to_csv(evaluation.results)), ("metrics.tex", to_latex(evaluation.results))):
         with atomic_path(directory / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     for protocol, label_map in evaluation.label_maps.items():
         label_map.provenance.update(label_map.provenance or {**record, "protocol": protocol})
-        save_label_map(directory / f"label_map_{protocol}.json", label_map, space)
+        save_label_map(directory / f"label_map_{protocol}.json", label_map, evaluation.space)
 
 
 def file_digest(path: str | Path) -> str | None:

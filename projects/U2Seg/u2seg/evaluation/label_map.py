@@ -31,11 +31,29 @@ def panoptic_pixels(tables: SegmentTables) -> PixelRows:
 
 def head_pixels(tables: SegmentTables) -> PixelRows:
     """Returns the pixels by joint category and class of the semantic head (0 "thing", 1..S)."""
-    block = tables.head_pixels
+    return _rows_of(tables.head_pixels)
+
+
+def head_boundary(tables: SegmentTables) -> PixelRows:
+    """Returns the same near borders; -1 is a pixel away from every border."""
+    return _rows_of(tables.head_boundary)
+
+
+def panoptic_boundary(tables: SegmentTables) -> PixelRows:
+    """Returns the pixels near borders by joint category and joint cluster; -1 is a pixel away from every border."""
+    return _rows_of(tables.panoptic_boundary)
+
+
+def _rows_of(block: np.ndarray) -> PixelRows:
     return PixelRows(block["image"].astype(np.int64), block["truth"], block["predicted"], block["pixels"])
 
 
+# What is taken as the semantic prediction -> its pixels, and those near borders.
 PIXEL_SOURCES: dict[str, Callable[[SegmentTables], PixelRows]] = {"panoptic": panoptic_pixels, "head": head_pixels}
+BOUNDARY_SOURCES: dict[str, Callable[[SegmentTables], PixelRows]] = {
+    "panoptic": panoptic_boundary,
+    "head": head_boundary,
+}
 
 
 @dataclass(frozen=True)

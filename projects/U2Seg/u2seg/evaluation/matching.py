@@ -80,13 +80,10 @@ def canonical_clusters(tables: SegmentTables) -> np.ndarray:
     digests = np.zeros(tables.space.num_clusters, np.uint64)
     np.add.at(digests, tables.predicted["label"], segments)
     np.add.at(digests, tables.detections["label"], detections)
-    for label in range(tables.space.num_stuff + 1):  # the semantic head numbers stuff from 1
-        rows = tables.head_pixels[tables.head_pixels["predicted"] == label]
-        covered = _mixed(
-            image_ids[rows["image"]], rows["truth"].astype(np.int64).astype(np.uint64), rows["pixels"].astype(np.uint64)
-        )
-        if label:
-            digests[tables.space.num_things + label - 1] += covered.sum(dtype=np.uint64)
+    stuff = tables.head_pixels[tables.head_pixels["predicted"] > 0]  # the semantic head numbers stuff from 1
+    truth = stuff["truth"].astype(np.int64).astype(np.uint64)
+    covered = _mixed(image_ids[stuff["image"]], truth, stuff["pixels"].astype(np.uint64))
+    np.add.at(digests, tables.space.num_things + stuff["predicted"] - 1, covered)
     return np.argsort(digests, kind="stable")
 
 

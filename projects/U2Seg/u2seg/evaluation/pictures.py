@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 from pycocotools import mask as mask_utils
 
@@ -135,6 +136,7 @@ def instance_blocks(detections: Regions, objects: Regions) -> dict[str, np.ndarr
     detection_rows["mask_area"] = -1.0
     object_rows = np.zeros(len(objects.labels), OBJECTS)
     object_rows["label"], object_rows["crowd"], object_rows["area"] = objects.labels, objects.crowds, objects.areas
+    object_rows["box_xywh"] = objects.boxes_xywh.reshape(-1, 4)
     box_ious = box_iou(detections.boxes_xywh, objects.boxes_xywh, objects.crowds)
     mask_ious = np.zeros_like(box_ious)
     if with_masks:
@@ -167,6 +169,55 @@ def head_blocks(truth_map: np.ndarray, labels: dict[int, int], head_labels: np.n
     rows = np.zeros(len(keys), PIXELS)
     rows["truth"], rows["predicted"], rows["pixels"] = (keys >> 32) - 1, (keys & 0xFFFFFFFF) - 1, pixels
     return {"head_pixels": rows}
+
+
+def boundary_rows(truth_labels: np.ndarray, predicted_labels: np.ndarray, ratio: float) -> np.ndarray:
+    """Returns rows of type :data:`PIXELS` that count pairs of labels near borders; -1 stands for "away from every border".
+
+    A pixel is near a border when a pixel of another label, or the picture's edge, is at most ``ratio`` of the diagonal away
+    (in the larger of the two coordinates). The borders are those of the maps as they are, before clusters or categories are
+    merged: see docs/evaluation.md. Void ground truth is left out.
+
+    Args:
+        truth_labels: int (height, width), -1 void.
+        predicted_labels: int (height, width), -1 where nothing is predicted, which is a label like others.
+        ratio: above 0.
+
+    Source: Cheng et al., Boundary IoU, CVPR 2021, equation 4.
+    """
+    distance = max(1, round(ratio * float(np.hypot(*truth_labels.shape))))
+    truth = np.where(near_border(truth_labels, distance), truth_labels, VOID)
+    predicted = np.where(near_border(predicted_labels, distance), predicted_labels, VOID)
+    scored = truth_labels != VOID
+    first, second, pixels = count_pairs(truth[scored] + 1, predicted[scored] + 1)
+    rows = np.zeros(len(pixels), PIXELS)
+    rows["truth"], rows["predicted"], rows["pixels"] = first - 1, second - 1, pixels
+    return rows[(rows["truth"] != VOID) | (rows["predicted"] != VOID)]
+
+
+def near_border(labels: np.ndarray, distance: int) -> np.ndarray:
+    """Returns where the square of 2 ``distance`` + 1 pixels around a pixel holds another label or leaves the picture.
+
+    Args:
+        labels: int (height, width), -1..65534.
+        distance: at least 1, pixels.
+    """
+    shifted = (labels + 1).astype(np.uint16)
+    kernel = np.ones((2 * distance + 1, 2 * distance + 1), np.uint8)
+    near = cv2.dilate(shifted, kernel) != cv2.erode(shifted, kernel)
+    near[:distance] = near[-distance:] = True
+    near[:, :distance] = near[:, -distance:] = True
+    return near
+
+
+def label_map_of(segment_map: np.ndarray, segments: list[MapSegment]) -> np.ndarray:
+    """Returns the joint label of every pixel, int32, shaped as ``segment_map``; -1 where no listed segment is."""
+    ids = np.sort(np.array([segment.id for segment in segments], np.int64))
+    labels = np.array([s.label for s in sorted(segments, key=lambda segment: segment.id)], np.int32)
+    if not len(ids):
+        return np.full(segment_map.shape, VOID, np.int32)
+    place = np.minimum(np.searchsorted(ids, segment_map), len(ids) - 1)
+    return np.where(ids[place] == segment_map, labels[place], VOID).astype(np.int32)
 
 
 def regions_of_map(segment_map: np.ndarray, segments: list[MapSegment]) -> Regions:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
+from u2seg.evaluation.categories import semantic_groups
 from u2seg.evaluation.label_map import LabelMap, PixelRows, SemanticMap, head_pixels, panoptic_pixels
 from u2seg.evaluation.matching import (
     NO_CATEGORY,
@@ -25,9 +26,11 @@ class Protocol(ABC):
 
     Attributes:
         merge_stuff: whether the stuff segments of one category in one picture are one segment.
+        scores_segments: whether panoptic and instance scores are defined; False for protocols of semantic segmentation alone.
     """
 
     merge_stuff = True
+    scores_segments = True
 
     @property
     def name(self) -> str:
@@ -110,10 +113,7 @@ class CupsProtocol(Protocol):
         space, order = tables.space, canonical_clusters(tables)
         panoptic = _joint(space, _matched(hungarian_then_best, *_counts(tables), order, space))
         if "panoptic" in space.tasks:
-            pixels = panoptic_pixels(tables)
-            shape = (space.num_clusters, space.num_categories)
-            counts = pair_counts(pixels.predicted, pixels.truth, pixels.pixels, shape)
-            labels = in_canonical_order(hungarian_then_best, counts, order)
+            labels = in_canonical_order(hungarian_then_best, _panoptic_counts(tables), order)
             semantic = SemanticMap("panoptic", labels, _every_category(space), space.category_names)
         else:
             semantic = _head_semantics(tables, hungarian_then_best)
@@ -158,6 +158,151 @@ class U2SegPaperProtocol(Protocol):
         return LabelMap(_joint(space, (things, head)), _nothing(space), _stuff_semantics(space, head))
 
 
+class _ReleaseRules(Protocol):
+    """What both forms of U2Seg's released rules share."""
+
+    merge_stuff = False
+
+    def fit(self, tables: SegmentTables) -> LabelMap:
+        """Returns the majority-vote label map."""
+        space = tables.space
+        min_iou, min_score = RELEASE_THRESHOLDS
+        things = majority_vote(every_object_votes(tables, min_score, min_iou))
+        head = majority_vote(semantic_votes(tables, SEMANTIC_VOTE_IOU))
+        return LabelMap(_joint(space, (things, head)), _nothing(space), self._semantic(space, head))
+
+    def _semantic(self, space: TableSpace, stuff: np.ndarray) -> SemanticMap:
+        return _stuff_semantics(space, stuff)
+
+
+@register("u2seg_release")
+class U2SegReleaseProtocol(_ReleaseRules):
+    """U2Seg's released code, without its two faults.
+
+    * Things: detections with a score of at least 0.6; each gives one vote to the category of *every* object whose box IoU with
+      it exceeds 0.7, crowds included and treated as single objects. Majority, ties to the lowest category.
+    * Stuff, unmatched clusters and semantic classes: as ``u2seg_paper``; unmatched pixels are errors.
+    * Stuff segments of one category are *not* merged, in ground truth or prediction. (The release's own map files leave several
+      segments of one supercategory in a picture.)
+    * The release scores boxes alone; masks are scored here too.
+
+    Source: the authors' repository at 8e9c709, as u2seg-reference 3.1 to 3.4 describe it.
+    """
+
+
+@register("u2seg_release+faults")
+class U2SegFaultyReleaseProtocol(_ReleaseRules):
+    """U2Seg's released code with its two faults in the semantic score, to reproduce its numbers; the row's name says so.
+
+    * Aliasing: labels are rewritten in place, one cluster after the other, so that a label just written is rewritten again when
+      the cluster of that number has its turn. What is scored is a composition of the fitted map with itself.
+    * Vanishing: pixels of clusters that end without a category are left out of the score instead of counted wrong.
+
+    All else as ``u2seg_release``. Never compare this row with others.
+
+    Source: the authors' repository at 8e9c709, ``sem_seg_evaluation.py``; u2seg-reference 3.2, bugs A and B.
+    """
+
+    def _semantic(self, space: TableSpace, stuff: np.ndarray) -> SemanticMap:
+        clean = _stuff_semantics(space, stuff)
+        return SemanticMap(
+            clean.source, aliased(clean.labels, len(clean.names)), clean.truth, clean.names, unmatched_vanish=True
+        )
+
+
+def aliased(labels: np.ndarray, none: int) -> np.ndarray:
+    """Returns what becomes of each predicted label when a look-up is applied in place, one key after the other, ascending.
+
+    Args:
+        labels: int (predicted labels,), the intended class of each, -1 for none.
+        none: the number that the release writes for "none"; it is rewritten like any other.
+    """
+    written = np.where(labels < 0, none, labels)
+    current = np.arange(len(labels))
+    for key, value in enumerate(written):
+        current[current == key] = value
+    return np.where(current == none, NO_CATEGORY, current)
+
+
+@register("stego")
+class StegoProtocol(Protocol):
+    """STEGO's semantic score: one global confusion matrix, one Hungarian matching; semantic scores only.
+
+    * Prediction: the semantic head, every class of it being a cluster, "thing" too.
+    * Classes: COCO's 27 (12 groups of things, 15 of stuff) where the categories are COCO's; else all categories of the data set.
+    * Matching: one-to-one on pixels, over the whole fitting split; a cluster that is left over is wrong everywhere.
+    * The literature scores 320 x 320 centre crops of a curated list; data set ``cocostuff27_val`` holds those, any other data set
+      is scored on whole pictures.
+
+    Source: STEGO, ICLR 2022; PiCIE, CVPR 2021; peers-reference 3.2.
+    """
+
+    scores_segments = False
+
+    def fit(self, tables: SegmentTables) -> LabelMap:
+        """Returns the matching of the semantic head's classes with the coarse classes."""
+        space = tables.space
+        truth, names = semantic_groups(space.categories)
+        lookup = np.array([*truth, NO_CATEGORY], np.int64)
+        pixels = head_pixels(tables)
+        counts = pair_counts(pixels.predicted, lookup[pixels.truth], pixels.pixels, (space.num_stuff + 1, len(names)))
+        order = canonical_clusters(tables)
+        stuff = order[order >= space.num_things] - space.num_things + 1
+        labels = in_canonical_order(hungarian, counts, np.append(0, stuff))
+        nothing = _nothing(space)
+        return LabelMap(nothing, nothing, SemanticMap("head", labels, lookup[:-1], names))
+
+
+@register("majority")
+class MajorityProtocol(Protocol):
+    """Every cluster stands for the category that holds most of its pixels; many clusters may share one.
+
+    * Counts and the separation of things and stuff: as ``hungarian``. A cluster without a common pixel has no category: its
+      segments are dropped.
+    * Semantic score: the panoptic map, over all categories at once.
+    * It rises with the number of clusters, up to 100 with one cluster a segment: compare only equal numbers of clusters.
+
+    Source: the purity measure of clustering, on pixels.
+    """
+
+    def fit(self, tables: SegmentTables) -> LabelMap:
+        """Returns the many-to-one label map."""
+        space = tables.space
+        things, stuff = _counts(tables)
+        panoptic = _joint(space, (best_category(things), best_category(stuff)))
+        if "panoptic" in space.tasks:
+            labels = best_category(_panoptic_counts(tables))
+            semantic = SemanticMap("panoptic", labels, _every_category(space), space.category_names)
+        else:
+            semantic = _head_semantics(tables, best_category)
+        return LabelMap(panoptic, _nothing(space), semantic)
+
+
+@register("identity")
+class IdentityProtocol(Protocol):
+    """Cluster i is category i: for models that were trained on the categories themselves, such as the supervised upper bound.
+
+    Semantic score: the panoptic map, over all categories. Stuff segments of one category are one segment (they are anyway).
+    """
+
+    def fit(self, tables: SegmentTables) -> LabelMap:
+        """Returns the identity.
+
+        Raises:
+            ValueError: the model's class counts are not the categories'.
+        """
+        space = tables.space
+        counts, wanted = (space.num_things, space.num_stuff), (space.categories.num_things, space.categories.num_stuff)
+        if counts != wanted:
+            raise ValueError(
+                f"protocol 'identity' needs a model with the categories' own {wanted[0]} things and {wanted[1]} stuff classes, "
+                f"got {counts[0]} and {counts[1]}; its clusters have to be matched, for example by 'hungarian'"
+            )
+        labels = np.arange(space.num_clusters)
+        semantic = SemanticMap("panoptic", labels, _every_category(space), space.category_names)
+        return LabelMap(labels, _nothing(space), semantic)
+
+
 def paper_thresholds(space: TableSpace) -> tuple[float, float]:
     """Returns the (IoU, score) thresholds that U2Seg's paper uses for a data set and number of clusters."""
     benchmark = next((name for name in ("uvo", "voc") if space.dataset.lower().startswith(name)), "coco")
@@ -180,6 +325,23 @@ def instance_votes(tables: SegmentTables, min_score: float, min_iou: float) -> n
     rows = rows[np.lexsort((rows["object"], -rows["box"], rows["detection"]))]  # of equals the first annotated
     _, first = np.unique(rows["detection"], return_index=True)
     return _votes_of(tables, rows[first])
+
+
+def every_object_votes(tables: SegmentTables, min_score: float, min_iou: float) -> np.ndarray:
+    """Returns votes, int64 (K, thing categories): of each detection for every object, crowds too, that its box overlaps well.
+
+    Args:
+        tables: any.
+        min_score: detections below it do not vote.
+        min_iou: an IoU of boxes must exceed it; a crowd's is taken as if it were a single object.
+    """
+    detection, target, iou = tables.ious["detection"], tables.ious["object"], tables.ious["box"]
+    area = tables.detections["box_xywh"][:, 2:].prod(axis=1)[detection]
+    object_area = tables.objects["box_xywh"][:, 2:].prod(axis=1)[target]
+    common = iou * area  # a crowd's IoU is over the detection alone
+    single = np.divide(common, area + object_area - common, out=np.zeros(len(iou)), where=area > 0)
+    iou = np.where(tables.objects["crowd"][target], single, iou)
+    return _votes_of(tables, tables.ious[(iou > min_iou) & (tables.detections["score"][detection] >= min_score)])
 
 
 def semantic_votes(tables: SegmentTables, min_iou: float) -> np.ndarray:
@@ -235,6 +397,14 @@ def _counts(tables: SegmentTables) -> tuple[np.ndarray, np.ndarray]:
     return counts[: space.num_things, : space.categories.num_things], counts[
         space.num_things :, space.categories.num_things :
     ]
+
+
+def _panoptic_counts(tables: SegmentTables) -> np.ndarray:
+    """Returns the pixels of each joint cluster on each joint category, crowds included, int64 (K + S, categories)."""
+    pixels = panoptic_pixels(tables)
+    return pair_counts(
+        pixels.predicted, pixels.truth, pixels.pixels, (tables.space.num_clusters, tables.space.num_categories)
+    )
 
 
 def _head_counts(tables: SegmentTables) -> np.ndarray:

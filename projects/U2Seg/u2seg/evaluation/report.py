@@ -5,26 +5,33 @@ import io
 
 from tabulate import tabulate
 
-TITLES = {"panoptic": "Panoptic", "instance": "Instances", "semantic": "Semantic"}
+TITLES = {"panoptic": "Panoptic", "instance": "Instances", "semantic": "Semantic", "luss": "LUSS"}
 # What the text table shows, in this order; the files hold everything.
 COLUMNS = {
     "panoptic": ("PQ", "SQ", "RQ", "PQ_th", "SQ_th", "RQ_th", "PQ_st", "SQ_st", "RQ_st", "unmatched_segments"),
     "instance": (*(f"{kind}_{metric}" for kind in ("box", "mask") for metric in ("AP", "AP50", "AP75", "AR100")),),
     "semantic": ("mIoU", "fwIoU", "mACC", "pACC", "boundary_IoU"),
+    "luss": ("mIoU", "b-mIoU", "Acc", "F-beta", "S", "MS", "ML", "L", "BS", "BMS", "BML", "BL"),
 }
 
 
-def format_table(results: dict) -> str:
+def format_table(results: dict, intervals: dict | None = None) -> str:
     """Returns the scores as text: one block a task, one row a protocol, numbers 0..100; "-" where nothing defines a number.
 
     Args:
-        results: task -> protocol -> metric -> number.
+        results: task -> protocol -> metric -> number, or task -> metric -> number.
+        intervals: task -> protocol -> metric -> [low, high], shown behind the numbers; None or empty shows none.
     """
     blocks = []
     for task, rows in results.items():
+        rows = rows if all(isinstance(row, dict) for row in rows.values()) else {task: rows}
         if rows:
             columns = _columns(task, rows)
-            body = [[protocol, *(_cell(scores.get(column)) for column in columns)] for protocol, scores in rows.items()]
+            bounds = (intervals or {}).get(task, {})
+            body = [
+                [protocol, *(_cell(scores.get(c), bounds.get(protocol, {}).get(c)) for c in columns)]
+                for protocol, scores in rows.items()
+            ]
             table = tabulate(
                 body, headers=["protocol", *columns], tablefmt="github", stralign="right", disable_numparse=True
             )
@@ -70,8 +77,10 @@ def _columns(task: str, rows: dict) -> list[str]:
     return [column for column in wanted if column in present] if wanted else sorted(present)
 
 
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _cell(value, bounds: list[float] | None = None) -> str:
+    if not isinstance(value, (int, float)):
+        return "-"
+    return f"{value:.2f}" + (f" [{bounds[0]:.1f}, {bounds[1]:.1f}]" if bounds else "")
 
 
 def _escaped(text: str) -> str:

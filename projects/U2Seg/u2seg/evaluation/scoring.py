@@ -1,18 +1,33 @@
-"""Scores of segment tables under a protocol: one function for each task, and one for all of them."""
+"""Scores of segment tables: settings and tables in, scores of every task under every protocol out."""
 
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import numpy as np
+import torch
+from detectron2.config import get_cfg
+from torchvision.ops import nms
 
-from u2seg.evaluation.average_precision import InstanceRows, accumulate, match_detections
-from u2seg.evaluation.label_map import PIXEL_SOURCES, LabelMap, SemanticMap
+from u2seg.config import add_u2seg_config
+from u2seg.evaluation.average_precision import (
+    AREA_RANGES,
+    MAX_DETECTIONS,
+    DetectionMatches,
+    InstanceRows,
+    accumulate,
+    match_detections,
+)
+from u2seg.evaluation.categories import stuff_supercategories
+from u2seg.evaluation.label_map import BOUNDARY_SOURCES, PIXEL_SOURCES, LabelMap, PixelRows, SemanticMap, load_label_map
 from u2seg.evaluation.matching import NO_CATEGORY
-from u2seg.evaluation.panoptic_quality import match_segments, panoptic_quality
+from u2seg.evaluation.panoptic_quality import PanopticMatches, match_segments, panoptic_quality
 from u2seg.evaluation.protocols import build_protocol
-from u2seg.evaluation.semantic_scores import confusion_matrix, semantic_scores
-from u2seg.evaluation.tables import SegmentTables
+from u2seg.evaluation.semantic_scores import boundary_iou, confusion_matrix, semantic_scores
+from u2seg.evaluation.tables import SegmentTables, TableSpace, load_tables, with_stuff_groups
 
 CLASS_AGNOSTIC = "class_agnostic"  # the row of scores that need no protocol
+KINDS = ("box", "mask")
 
 
 class Scores(dict):
@@ -36,112 +51,91 @@ class Scores(dict):
 
 
 @dataclass(frozen=True)
+class ScoreSettings:
+    """What is scored and how; :meth:`of_config` reads it from the keys below ``TEST``, which document each.
+
+    Attributes:
+        protocols: names in PROTOCOL_REGISTRY.
+        fit_on: file of tables on which label maps are fitted; empty for the scored ones, as the literature does.
+        label_map: file of a saved label map; each protocol then only lends its scoring rules.
+        stuff_supercategories: whether COCO's stuff is scored as its 15 supercategories.
+        nms_across_clusters: box IoU of the suppression across clusters of one category; 0 for none.
+        bootstrap: resamples of the pictures; 0 for none.
+    """
+
+    protocols: tuple[str, ...]
+    fit_on: str | Path = ""
+    label_map: str | Path = ""
+    stuff_supercategories: bool = True
+    nms_across_clusters: float = 0.0
+    bootstrap: int = 0
+
+    @classmethod
+    def of_config(cls, cfg=None) -> "ScoreSettings":
+        """Returns the settings of a configuration, or the defaults; ``fit_on`` as the configuration names it."""
+        if cfg is None:
+            cfg = get_cfg()
+            add_u2seg_config(cfg)
+        return cls(
+            tuple(cfg.TEST.PROTOCOLS),
+            cfg.TEST.LABEL_MAP.FIT_ON,
+            cfg.TEST.LABEL_MAP.FILE,
+            cfg.TEST.STUFF_SUPERCATEGORIES,
+            cfg.TEST.NMS_ACROSS_CLUSTERS,
+            cfg.TEST.BOOTSTRAP,
+        )
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The scores of one data set.
 
     Attributes:
+        space: what was scored; its categories are grouped if the settings asked for it.
         results: ``panoptic``, ``instance`` and ``semantic`` -> protocol -> metric -> 0..100.
         label_maps: protocol -> what it fitted.
         notes: protocol -> counts of clusters and segments, for the record beside the scores.
+        per_category: protocol -> category -> metric -> 0..100.
+        intervals: as ``results``, with [low, high] of 95 % intervals over the pictures, the label maps held fixed; empty without
+            bootstrap.
     """
 
+    space: TableSpace
     results: Scores
     label_maps: dict[str, LabelMap] = field(default_factory=dict)
     notes: dict[str, dict] = field(default_factory=dict)
+    per_category: dict[str, dict] = field(default_factory=dict)
+    intervals: Scores = field(default_factory=Scores)
 
 
-def evaluate_tables(
-    tables: SegmentTables, protocols: list[str], fit_on: SegmentTables | None = None, given: LabelMap | None = None
-) -> Evaluation:
-    """Returns the scores of tables under each protocol.
+def evaluate_tables(tables: SegmentTables, settings: ScoreSettings) -> Evaluation:
+    """Returns the scores of tables under each protocol of the settings.
 
-    Args:
-        tables: of the scored data set.
-        protocols: names in :data:`u2seg.evaluation.PROTOCOL_REGISTRY`.
-        fit_on: tables on which the label maps are fitted; None for the scored ones, as the literature does.
-        given: a label map to use instead of fitting one; each protocol then only lends its scoring rules.
+    Raises:
+        KeyError: an unknown protocol.
+        ValueError: the tables or the label map on which to fit belong to other clusters or categories.
     """
-    results = Scores(panoptic=Scores(), instance=Scores(), semantic=Scores())
-    evaluation = Evaluation(results)
-    for name in protocols:
+    tables = _grouped(tables, settings)
+    fit_on = _fitting_tables(tables, settings)
+    given = load_label_map(settings.label_map, tables.space) if settings.label_map else None
+    evaluation = Evaluation(tables.space, Scores(panoptic=Scores(), instance=Scores(), semantic=Scores()))
+    scored = {}
+    for name in settings.protocols:
         protocol = build_protocol(name)
-        label_map = given or protocol.fit(tables if fit_on is None else fit_on)
-        scores = score_tables(tables, label_map, merge_stuff=protocol.merge_stuff)
-        for task, row in scores.items():
-            if row:
-                results[task][name] = Scores(row)
+        label_map = given or protocol.fit(fit_on)
+        scored[name] = _matched(
+            tables, label_map, protocol.merge_stuff, protocol.scores_segments, settings.nms_across_clusters
+        )
         evaluation.label_maps[name] = label_map
         evaluation.notes[name] = cluster_counts(tables, label_map)
-    agnostic = score_class_agnostic(tables)
-    if agnostic:
-        results["instance"][CLASS_AGNOSTIC] = Scores(agnostic)
+        evaluation.per_category[name] = scored[name].per_category(tables.space)
+    scored[CLASS_AGNOSTIC] = _Matched(instance=_class_agnostic(tables))
+    for name, matched in scored.items():
+        _fill(evaluation.results, name, matched.scores())
+    if settings.bootstrap:
+        samples = [_resampled(scored, weights) for weights in _resamples(len(tables.images), settings.bootstrap)]
+        evaluation.intervals.update(_intervals(samples, evaluation.results))
     return evaluation
-
-
-def score_tables(
-    tables: SegmentTables, label_map: LabelMap, *, merge_stuff: bool = True
-) -> dict[str, dict[str, float]]:
-    """Returns task -> metric -> 0..100 under a label map; tasks that the tables do not allow are empty."""
-    return {
-        "panoptic": score_panoptic(tables, label_map, merge_stuff=merge_stuff),
-        "instance": score_instances(tables, label_map),
-        "semantic": score_semantic(tables, label_map.semantic),
-    }
-
-
-def score_panoptic(tables: SegmentTables, label_map: LabelMap, *, merge_stuff: bool = True) -> dict[str, float]:
-    """Returns PQ, SQ, RQ over all categories, things (``_th``) and stuff (``_st``), and the share of unmatched segments."""
-    if "panoptic" not in tables.space.tasks:
-        return {}
-    matches = match_segments(tables, label_map.panoptic, label_map.charged_to, merge_stuff=merge_stuff)
-    scores = panoptic_quality(matches).summary()
-    if len(tables.predicted):
-        scores["unmatched_segments"] = 100 * float(np.mean(label_map.panoptic[tables.predicted["label"]] < 0))
-    return scores
-
-
-def score_instances(tables: SegmentTables, label_map: LabelMap) -> dict[str, float]:
-    """Returns COCO's AP and AR for boxes (``box_``) and masks (``mask_``), detections carrying the category of their cluster."""
-    labels = label_map.panoptic[tables.detections["label"]]
-    charged = label_map.charged_to[tables.detections["label"]]
-    can_match = labels >= 0
-    return _instance_scores(
-        tables,
-        np.where(can_match, labels, charged),
-        can_match,
-        tables.objects["label"],
-        tables.space.categories.num_things,
-    )
-
-
-def score_class_agnostic(tables: SegmentTables) -> dict[str, float]:
-    """Returns COCO's AP and AR with every cluster and every category taken as one, as CutLER scores."""
-    everything = np.zeros(len(tables.detections), np.int64)
-    return _instance_scores(
-        tables, everything, np.ones(len(everything), bool), np.zeros(len(tables.objects), np.int64), 1
-    )
-
-
-def score_semantic(tables: SegmentTables, semantic: SemanticMap | None) -> dict[str, float]:
-    """Returns mIoU, fwIoU, mean and total pixel accuracy."""
-    if semantic is None or not {"panoptic", "semantic"} & set(tables.space.tasks):
-        return {}
-    return semantic_scores(semantic_confusion(tables, semantic)).summary()
-
-
-def semantic_confusion(
-    tables: SegmentTables, semantic: SemanticMap, image_weights: np.ndarray | None = None
-) -> np.ndarray:
-    """Returns the confusion of the semantic classes, float64 (classes + 1, classes); the last row is "none"."""
-    rows = PIXEL_SOURCES[semantic.source](tables)
-    # The last entry of each look-up serves label -1.
-    truth = np.append(semantic.truth, NO_CATEGORY)[rows.truth]
-    predicted = np.append(semantic.labels, NO_CATEGORY)[rows.predicted]
-    weights = None if image_weights is None else image_weights[rows.image]
-    confusion = confusion_matrix(predicted, truth, rows.pixels, len(semantic.names), weights)
-    if semantic.unmatched_vanish:
-        confusion[-1] = 0
-    return confusion
 
 
 def cluster_counts(tables: SegmentTables, label_map: LabelMap) -> dict[str, int]:
@@ -188,11 +182,195 @@ def instance_rows(
     )
 
 
-def _instance_scores(tables: SegmentTables, labels, can_match, object_labels, num_labels: int) -> dict[str, float]:
-    scores = {}
-    for kind in ("box", "mask"):
-        if kind in tables.space.tasks:
-            rows = instance_rows(tables, kind, labels, can_match, object_labels, num_labels)
-            summary = accumulate(match_detections(rows)).summary()
-            scores |= {f"{kind}_{name}": value for name, value in summary.items()}
-    return scores
+def suppress_across_clusters(tables: SegmentTables, labels: np.ndarray, max_iou: float) -> np.ndarray:
+    """Returns the labels of the detections, -1 for those that non-maximum suppression within a picture and label removes.
+
+    A detector suppresses within each of its classes; clusters that stand for one category leave duplicates.
+
+    Args:
+        tables: any.
+        labels: int (detections,), -1 takes no part.
+        max_iou: box IoU above which the lower-scored one goes.
+    """
+    kept = np.full(len(labels), NO_CATEGORY, np.int64)
+    boxes = tables.detections["box_xywh"].copy()
+    boxes[:, 2:] += boxes[:, :2]
+    span = boxes.max(initial=0) + 1
+    boxes += (labels * span)[:, None]  # boxes of different labels never meet
+    starts = np.searchsorted(tables.detections["image"], np.arange(len(tables.images) + 1))
+    for begin, end in zip(starts[:-1], starts[1:]):
+        rows = begin + np.flatnonzero(labels[begin:end] >= 0)
+        scores = torch.from_numpy(tables.detections["score"][rows].copy())
+        rows = rows[nms(torch.from_numpy(boxes[rows]), scores, max_iou).numpy()]
+        kept[rows] = labels[rows]
+    return kept
+
+
+def semantic_confusion(rows: PixelRows, semantic: SemanticMap, image_weights: np.ndarray | None = None) -> np.ndarray:
+    """Returns the confusion of the semantic classes, float64 (classes + 1, classes); the last row is "none"."""
+    # The last entry of each look-up serves label -1.
+    truth = np.append(semantic.truth, NO_CATEGORY)[rows.truth]
+    predicted = np.append(semantic.labels, NO_CATEGORY)[rows.predicted]
+    weights = None if image_weights is None else image_weights[rows.image]
+    confusion = confusion_matrix(predicted, truth, rows.pixels, len(semantic.names), weights)
+    if semantic.unmatched_vanish:
+        confusion[-1] = 0
+    return confusion
+
+
+@dataclass(frozen=True)
+class _Matched:
+    """What one row of the table is computed from: everything is matched, only sums over pictures are left to take."""
+
+    panoptic: PanopticMatches | None = None
+    unmatched_segments: tuple[np.ndarray, np.ndarray] | None = (
+        None  # picture of each segment, whether it has no category
+    )
+    instance: dict[str, DetectionMatches] = field(default_factory=dict)
+    semantic: SemanticMap | None = None
+    pixels: PixelRows | None = None
+    boundary: PixelRows | None = None
+
+    def scores(self, weights: np.ndarray | None = None, *, headline: bool = False) -> dict[str, dict[str, float]]:
+        """Returns task -> metric -> 0..100; ``weights`` (pictures,) say how often each counts; ``headline`` leaves out S, M, L."""
+        panoptic, semantic, instance = {}, {}, {}
+        if self.panoptic is not None:
+            panoptic = panoptic_quality(self.panoptic, weights).summary()
+            image, unmatched = self.unmatched_segments
+            if len(image):
+                share = np.average(unmatched, weights=None if weights is None else weights[image] + 1e-300)
+                panoptic["unmatched_segments"] = 100 * float(share)
+        areas = tuple(AREA_RANGES)[: 1 if headline else None]
+        for kind, matches in self.instance.items():
+            summary = accumulate(matches, weights, areas=areas).summary()
+            instance |= {f"{kind}_{name}": value for name, value in summary.items()}
+        if self.pixels is not None:
+            semantic = semantic_scores(semantic_confusion(self.pixels, self.semantic, weights)).summary()
+        if self.boundary is not None and semantic:
+            semantic["boundary_IoU"] = 100 * boundary_iou(*self._boundary_sums(weights))
+        return {"panoptic": panoptic, "instance": instance, "semantic": semantic}
+
+    def per_category(self, space: TableSpace) -> dict[str, dict[str, float]]:
+        """Returns category -> metric -> 0..100; what no ground truth defines is left out."""
+        rows: dict[str, dict[str, float]] = {}
+
+        def add(names: tuple[str, ...], metric: str, values: np.ndarray) -> None:
+            for name, value in zip(names, values):
+                if np.isfinite(value):
+                    rows.setdefault(name, {})[metric] = 100 * float(value)
+
+        if self.panoptic is not None:
+            quality = panoptic_quality(self.panoptic)
+            for metric, values in (("PQ", quality.pq), ("SQ", quality.sq), ("RQ", quality.rq)):
+                add(space.category_names, metric, values)
+        for kind, matches in self.instance.items():
+            add(space.categories.thing_names, f"{kind}_AP", accumulate(matches, areas=("all",)).per_category_ap())
+        if self.pixels is not None:
+            scores = semantic_scores(semantic_confusion(self.pixels, self.semantic))
+            add(self.semantic.names, "IoU", scores.iou)
+            add(self.semantic.names, "ACC", scores.accuracy)
+        return rows
+
+    def _boundary_sums(self, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        rows, count = self.boundary, len(self.semantic.names)
+        truth = np.append(self.semantic.truth, NO_CATEGORY)[rows.truth]
+        predicted = np.append(self.semantic.labels, NO_CATEGORY)[rows.predicted]
+        pixels = rows.pixels * (1.0 if weights is None else weights[rows.image])
+        total = partial(np.bincount, minlength=count)
+        both = (truth >= 0) & (truth == predicted)
+        return (
+            total(truth[both], weights=pixels[both]),
+            total(truth[truth >= 0], weights=pixels[truth >= 0]),
+            total(predicted[predicted >= 0], weights=pixels[predicted >= 0]),
+        )
+
+
+def _matched(tables: SegmentTables, label_map: LabelMap, merge_stuff: bool, segments: bool, max_iou: float) -> _Matched:
+    tasks, semantic = set(tables.space.tasks), label_map.semantic
+    panoptic = unmatched = pixels = boundary = None
+    if segments and "panoptic" in tasks:
+        panoptic = match_segments(tables, label_map.panoptic, label_map.charged_to, merge_stuff=merge_stuff)
+        unmatched = tables.predicted["image"], label_map.panoptic[tables.predicted["label"]] < 0
+    if semantic is not None and {"panoptic": "panoptic", "head": "semantic"}[semantic.source] in tasks:
+        pixels = PIXEL_SOURCES[semantic.source](tables)
+        boundary = BOUNDARY_SOURCES[semantic.source](tables) if "boundary" in tasks else None
+    instance = _class_aware(tables, label_map, max_iou) if segments else {}
+    return _Matched(panoptic, unmatched, instance, semantic, pixels, boundary)
+
+
+def _class_aware(tables: SegmentTables, label_map: LabelMap, max_iou: float) -> dict[str, DetectionMatches]:
+    labels = label_map.panoptic[tables.detections["label"]]
+    can_match = labels >= 0
+    labels = np.where(can_match, labels, label_map.charged_to[tables.detections["label"]])
+    if max_iou:
+        labels = suppress_across_clusters(tables, labels, max_iou)
+    count = tables.space.categories.num_things
+    return {
+        kind: match_detections(instance_rows(tables, kind, labels, can_match, tables.objects["label"], count))
+        for kind in KINDS
+        if kind in tables.space.tasks
+    }
+
+
+def _class_agnostic(tables: SegmentTables) -> dict[str, DetectionMatches]:
+    """Returns the matches with every cluster and every category taken as one, as CutLER scores."""
+    labels, objects = np.zeros(len(tables.detections), np.int64), np.zeros(len(tables.objects), np.int64)
+    return {
+        kind: match_detections(instance_rows(tables, kind, labels, labels == 0, objects, 1), MAX_DETECTIONS)
+        for kind in KINDS
+        if kind in tables.space.tasks
+    }
+
+
+def _grouped(tables: SegmentTables, settings: ScoreSettings) -> SegmentTables:
+    groups = stuff_supercategories(tables.space.categories) if settings.stuff_supercategories else None
+    return with_stuff_groups(tables, groups) if groups else tables
+
+
+def _fitting_tables(tables: SegmentTables, settings: ScoreSettings) -> SegmentTables:
+    if not settings.fit_on:
+        return tables
+    fit_on = _grouped(load_tables(settings.fit_on), settings)
+    for what in ("num_things", "num_stuff", "categories"):
+        own, other = getattr(tables.space, what), getattr(fit_on.space, what)
+        if own != other:
+            raise ValueError(
+                f"label maps for {tables.space.dataset!r} cannot be fitted on {settings.fit_on} (data set "
+                f"{fit_on.space.dataset!r}): {what} is {own} here and {other} there; both must come from one model and one set of "
+                "categories"
+            )
+    return fit_on
+
+
+def _fill(results: Scores, name: str, rows: dict[str, dict]) -> None:
+    for task, row in rows.items():
+        if row:
+            results.setdefault(task, Scores())[name] = Scores(row)
+
+
+def _resamples(num_images: int, count: int):
+    """Yields ``count`` weights (pictures,): how often each picture is in a sample with replacement; the same at every call."""
+    generator = np.random.default_rng(0)
+    for _ in range(count):
+        yield np.bincount(generator.integers(0, num_images, num_images), minlength=num_images).astype(np.float64)
+
+
+def _resampled(scored: dict[str, _Matched], weights: np.ndarray) -> dict[str, dict]:
+    return {name: matched.scores(weights, headline=True) for name, matched in scored.items()}
+
+
+def _intervals(samples: list[dict], scores: Scores) -> Scores:
+    """Returns [low, high] for every score: the central 95 % of the resamples, moved so that their mean lies on the score.
+
+    A resample lacks some of the rare categories, which moves every mean over categories; only the spread is of interest.
+    """
+    intervals = Scores()
+    for task, rows in scores.items():
+        for name, row in rows.items():
+            for metric, score in row.items():
+                values = [v for sample in samples if (v := sample[name][task].get(metric)) is not None]
+                if values:
+                    low, high = np.percentile(values, [2.5, 97.5]) - np.mean(values) + score
+                    bounds = [max(0.0, float(low)), min(100.0, float(high))]
+                    intervals.setdefault(task, Scores()).setdefault(name, Scores())[metric] = bounds
+    return intervals

@@ -62,6 +62,22 @@ def semantic_scores(confusion: np.ndarray) -> SemanticScores:
     )
 
 
+def boundary_iou(both: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> float:
+    """Returns the mean boundary IoU, 0..1, over the classes whose boundary occurs in the ground truth; NaN if none does.
+
+    Args:
+        both: (classes,), pixels near a border of the class in ground truth and prediction.
+        truth: (classes,), pixels near a border of the class in the ground truth.
+        predicted: (classes,), the same in the prediction, ground-truth void left out.
+
+    Source: Cheng et al., Boundary IoU, CVPR 2021, equation 4, with the sums taken over all pictures.
+    """
+    occurs = truth > 0
+    if not occurs.any():
+        return float("nan")
+    return float(np.mean(both[occurs] / (truth + predicted - both)[occurs]))
+
+
 def confusion_matrix(
     predicted: np.ndarray, truth: np.ndarray, pixels: np.ndarray, num_categories: int, weights: np.ndarray | None = None
 ) -> np.ndarray:

@@ -24,7 +24,7 @@ PREDICTED = np.dtype([("image", "i4"), ("label", "i4"), ("area", "i8"), ("score"
 TRUTH = np.dtype([("image", "i4"), ("label", "i4"), ("area", "i8"), ("crowd", "?")])
 OVERLAPS = np.dtype([("truth", "i4"), ("predicted", "i4"), ("pixels", "i8")])
 DETECTIONS = np.dtype([("image", "i4"), ("label", "i4"), ("score", "f8"), ("box_xywh", "f8", 4), ("mask_area", "f8")])
-OBJECTS = np.dtype([("image", "i4"), ("label", "i4"), ("area", "f8"), ("crowd", "?")])
+OBJECTS = np.dtype([("image", "i4"), ("label", "i4"), ("area", "f8"), ("crowd", "?"), ("box_xywh", "f8", 4)])
 IOUS = np.dtype([("detection", "i4"), ("object", "i4"), ("box", "f8"), ("mask", "f8")])
 PIXELS = np.dtype([("image", "i4"), ("truth", "i4"), ("predicted", "i4"), ("pixels", "i8")])
 
@@ -38,7 +38,8 @@ BLOCKS = {
     "objects": (OBJECTS, {"image": "images"}),
     "ious": (IOUS, {"detection": "detections", "object": "objects"}),
     "head_pixels": (PIXELS, {"image": "images"}),
-    "boundary_pixels": (PIXELS, {"image": "images"}),
+    "head_boundary": (PIXELS, {"image": "images"}),
+    "panoptic_boundary": (PIXELS, {"image": "images"}),
 }
 TASKS = ("panoptic", "box", "mask", "semantic", "boundary")
 
@@ -110,7 +111,9 @@ class SegmentTables:
         ious: intersection over union of detections and objects of one picture, for boxes and masks, where either is above 0; with
             a crowd the union is the detection alone, as pycocotools has it.
         head_pixels: pixels by joint ground-truth category (-1 void) and class of the semantic head (0 "thing", 1..S).
-        boundary_pixels: the same, only for the pixels near a boundary: see :mod:`u2seg.evaluation.boundary`.
+        head_boundary: as ``head_pixels``, where -1 is a pixel away from the borders of its map, void left out; see
+            :func:`u2seg.evaluation.pictures.boundary_rows`.
+        panoptic_boundary: the same with joint cluster labels as predictions.
     """
 
     space: TableSpace
@@ -122,7 +125,8 @@ class SegmentTables:
     objects: np.ndarray
     ious: np.ndarray
     head_pixels: np.ndarray
-    boundary_pixels: np.ndarray
+    head_boundary: np.ndarray
+    panoptic_boundary: np.ndarray
 
     @property
     def nbytes(self) -> int:
@@ -241,7 +245,8 @@ def with_stuff_groups(tables: SegmentTables, groups: dict[int, str]) -> SegmentT
         space=replace(tables.space, categories=grouped),
         truth=relabelled(tables.truth, "label"),
         head_pixels=relabelled(tables.head_pixels, "truth"),
-        boundary_pixels=relabelled(tables.boundary_pixels, "truth"),
+        head_boundary=relabelled(tables.head_boundary, "truth"),
+        panoptic_boundary=relabelled(tables.panoptic_boundary, "truth"),
     )
 
 

@@ -86,7 +86,6 @@ def tiny_cfg(tmp_path_factory):
 
     def make(output_dir, *opts):
         from detectron2.config import CfgNode
-
         from u2seg.config import setup_cfg
         from u2seg.engine import complete_config
 

@@ -41,6 +41,7 @@ class U2SegTrainer(DefaultTrainer):
         self.seed = cfg.SEED if cfg.SEED >= 0 else _drawn_seed()
         logger.info(f"Seed: {self.seed}")
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        torch.manual_seed(self.seed)  # the random weights, the same in all processes
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         model = create_ddp_model(model, broadcast_buffers=False)

@@ -1,0 +1,169 @@
+"""Completing a configuration; optimisers and their learning rates; scoring through the registries."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from torch import nn
+from u2seg.config import setup_cfg
+from u2seg.data import DatasetFilesError
+from u2seg.engine import U2SegTrainer, build_optimizer, check_class_counts, complete_config
+from u2seg.engine.optimizers import lr_factors
+
+BASE = "quick_schedules/Base-Scenes-R18-FPN.yaml"
+
+
+def described(root, *names, split="train"):
+    cfg = setup_cfg(BASE)
+    for name in names:
+        cfg.DATASETS.BY_PATH[name] = CfgNode({"FORMAT": "coco_panoptic", "ROOT": str(root), "SPLIT": split})
+    return cfg
+
+
+@pytest.fixture
+def coco_root(tmp_path, write_coco_panoptic):
+    return write_coco_panoptic(tmp_path / "tiny")
+
+
+def test_class_counts_come_from_the_training_set(coco_root):
+    cfg = described(coco_root, "setup_train")
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("setup_train",), ()
+    cfg.MODEL.FPN.NORM = "SyncBN"
+    cfg.freeze()
+    assert complete_config(cfg) is cfg and cfg.is_frozen()
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 3
+    assert cfg.MODEL.FPN.NORM == "BN"  # one process
+    assert ("cuda" if torch.cuda.is_available() else "cpu") == cfg.MODEL.DEVICE
+
+
+def test_evaluation_needs_no_training_files_and_training_does(coco_root, tmp_path):
+    cfg = described(coco_root, "setup_val")
+    cfg.DATASETS.BY_PATH["setup_gone"] = CfgNode(
+        {"FORMAT": "pseudo_labels", "ROOT": str(tmp_path / "gone"), "IMAGES": str(tmp_path / "gone")}
+    )
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("setup_gone",), ("setup_val",)
+    with pytest.raises(DatasetFilesError, match="setup_gone"):
+        complete_config(cfg.clone())
+    cfg.CLUSTERS.NUM_CLUSTERS, cfg.SEMANTICS.NUM_CLUSTERS = 12, 5
+    complete_config(cfg, eval_only=True)
+    assert (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES) == (12, 6)
+    assert MetadataCatalog.get("setup_val").thing_classes == ["box", "disc"]
+
+
+def test_an_unregistered_data_set_is_named(coco_root):
+    cfg = described(coco_root, "setup_train")
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("setup_tarin",), ()
+    with pytest.raises(ValueError, match=r"setup_tarin, which nobody registered.*setup_train"):
+        complete_config(cfg)
+
+
+def test_a_checkpoint_of_other_class_counts_is_refused(coco_root):
+    cfg = described(coco_root, "setup_train")
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 800, 28
+    shapes = {"roi_heads.box_predictor.0.cls_score.bias": (801,), "sem_seg_head.predictor.bias": (28,)}
+    check_class_counts(cfg, shapes, "model.pth")
+    shapes["roi_heads.box_predictor.0.cls_score.bias"] = (301,)
+    with pytest.raises(ValueError, match=r"model\.pth .*300 there, 800 here.*CLUSTERS\.NUM_CLUSTERS to 300"):
+        check_class_counts(cfg, shapes, "model.pth")
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Linear(2, 2)
+        self.roi_heads = nn.ModuleDict({"box": nn.Linear(2, 2), "mask": nn.Linear(2, 2)})
+
+
+def test_learning_rate_multipliers_take_effect():
+    cfg = setup_cfg(BASE)
+    cfg.SOLVER.BASE_LR = 0.5
+    cfg.SOLVER.LR_MULTIPLIERS = (("roi_heads", 4.0), ("roi_heads.mask", 2.0))
+    model = Two()
+    optimizer = build_optimizer(cfg, model)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    got = {name: rates[id(p)] for name, p in model.named_parameters()}
+    assert got == {
+        "backbone.weight": 0.5, "backbone.bias": 0.5,
+        "roi_heads.box.weight": 2.0, "roi_heads.box.bias": 2.0,
+        "roi_heads.mask.weight": 1.0, "roi_heads.mask.bias": 1.0,
+    }  # fmt: skip
+    # The schedule keeps their ratio.
+    scheduler = U2SegTrainer.build_lr_scheduler(cfg, optimizer)
+    scheduler.step()
+    assert max(g["lr"] for g in optimizer.param_groups) / min(g["lr"] for g in optimizer.param_groups) == 4.0
+
+
+def test_a_multiplier_without_effect_is_refused():
+    with pytest.raises(
+        ValueError, match=r"no parameter's name begins with 'roi_head'; modules: backbone\.weight, roi_heads\.box"
+    ):
+        lr_factors((("roi_head", 4.0),), ["backbone.weight", "roi_heads.box.weight"])
+
+
+@pytest.mark.parametrize(("name", "kind"), [("SGD", torch.optim.SGD), ("ADAMW", torch.optim.AdamW)])
+def test_optimisers_by_name(name, kind):
+    cfg = setup_cfg(BASE, ["SOLVER.OPTIMIZER", name])
+    assert isinstance(build_optimizer(cfg, Two()), kind)
+    with pytest.raises(KeyError, match="Unknown SOLVER.OPTIMIZER 'ADAM'; registered: ADAMW"):
+        build_optimizer(setup_cfg(BASE, ["SOLVER.OPTIMIZER", "ADAM"]), Two())
+
+
+def test_full_model_clipping_bounds_the_common_norm():
+    cfg = setup_cfg(BASE, ["SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 1.0, "SOLVER.WEIGHT_DECAY", 0.0])
+    model = Two()
+    optimizer = build_optimizer(cfg, model)
+    before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 10.0)
+    optimizer.step()
+    after = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert (after - before).norm().item() == pytest.approx(1.0, rel=1e-4)  # CLIP_VALUE 1.0 over all of them together
+
+
+class CountsPictures(DatasetEvaluator):
+    def __init__(self, name, cfg, output_dir):
+        self.output_dir = output_dir
+
+    def reset(self):
+        self.seen = 0
+
+    def process(self, inputs, outputs):
+        self.seen += len(inputs)
+        assert {"panoptic_seg", "instances", "sem_seg"} <= set(outputs[0])
+
+    def evaluate(self):
+        scores = {"hungarian": {"PQ": float(self.seen)}}
+        return {"panoptic": scores, "instance": {}, "semantic": {}}
+
+
+def test_scoring_runs_one_pass_with_the_evaluator_of_the_data_set(tiny_cfg, tmp_path, coco_root, monkeypatch, caplog):
+    from u2seg.data import register_dataset
+    from u2seg.evaluation import EVALUATOR_REGISTRY
+
+    register_dataset("setup_scored", {"FORMAT": "coco_panoptic", "ROOT": str(coco_root), "SPLIT": "train"})
+    register_dataset("setup_bare", {"FORMAT": "images", "ROOT": str(coco_root / "train")})
+    monkeypatch.setitem(EVALUATOR_REGISTRY._obj_map, "u2seg_panoptic", CountsPictures)
+    cfg = tiny_cfg(tmp_path)
+    cfg.DATASETS.TEST = ("setup_scored",)
+    model = U2SegTrainer.build_model(cfg)
+    with caplog.at_level("INFO"):
+        results = U2SegTrainer.test(cfg, model)
+    assert results["panoptic"]["hungarian"]["PQ"] == 6.0  # each picture once
+    assert "hungarian" in caplog.text
+    evaluator = U2SegTrainer.build_evaluator(cfg, "setup_scored")
+    assert evaluator.output_dir == str(tmp_path / "inference" / "setup_scored")
+    with pytest.raises(ValueError, match="'setup_bare' cannot be scored: it has no ground truth"):
+        U2SegTrainer.build_evaluator(cfg, "setup_bare")
+
+
+def test_eval_only_without_a_model_says_what_to_give(tiny_cfg, tmp_path):
+    from u2seg.engine import run_training
+
+    path = tmp_path / "in.yaml"
+    path.write_text(tiny_cfg(tmp_path).dump())
+    with pytest.raises(ValueError, match="--eval-only needs a model: MODEL.WEIGHTS FILE, or --resume"):
+        run_training(SimpleNamespace(config_file=str(path), opts=[], eval_only=True, resume=False))

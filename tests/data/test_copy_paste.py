@@ -1,0 +1,163 @@
+"""Copy-paste against a slow, obvious implementation, and its invariants."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from u2seg.data.copy_paste import CopyPaste, paste, place
+from u2seg.data.samples import Sample, boxes_of_masks
+
+
+def make(masks, classes, colour, sem_value=3):
+    masks = np.asarray(masks, bool)
+    height, width = masks.shape[1:]
+    image = np.full((height, width, 3), colour, np.uint8)
+    sem_seg = np.full((height, width), sem_value, np.uint8)
+    sem_seg[masks.any(axis=0)] = 0
+    return Sample(image, masks, boxes_of_masks(masks), np.asarray(classes, np.int64), sem_seg)
+
+
+def random_sample(rng, size=(13, 17), count=3, classes=3):
+    """Rectangles, of which later ones carve earlier ones."""
+    height, width = size
+    owner = np.full(size, -1)
+    for index in range(count):
+        y, x = rng.integers(0, height - 2), rng.integers(0, width - 2)
+        owner[y : y + rng.integers(2, 8), x : x + rng.integers(2, 9)] = index
+    masks = np.stack([owner == index for index in range(count)])
+    sample = make(masks, rng.integers(0, classes, count), 0)
+    return Sample(rng.integers(0, 256, (*size, 3)).astype(np.uint8), *[getattr(sample, f) for f in (
+        "masks", "boxes_xyxy", "classes", "sem_seg",
+    )])  # fmt: skip
+
+
+def covered_share(mask, other):
+    area = sum(bool(v) for v in other.ravel())
+    return sum(bool(a and b) for a, b in zip(mask.ravel(), other.ravel())) / area if area else 0.0
+
+
+def slow_paste(target, image, masks, classes, max_ioy):
+    """Pixel by pixel: who is on top where; then everything is read off that map."""
+    worst = [max(covered_share(mask, other) for other in target.masks) for mask in masks]
+    accepted = [n for n, mask in enumerate(masks) if mask.any() and worst[n] < max_ioy]
+    out_image, out_sem = target.image.copy(), target.sem_seg.copy()
+    top = np.full(target.size, -1)
+    for y, x in np.ndindex(*target.size):
+        for n in accepted:
+            if masks[n, y, x]:
+                top[y, x] = n
+                out_image[y, x] = image[y, x]
+                out_sem[y, x] = 0
+    instances = [(mask & (top < 0), label) for mask, label in zip(target.masks, target.classes)]
+    instances += [(top == n, classes[n]) for n in accepted]
+    return out_image, out_sem, [(mask, label) for mask, label in instances if mask.any()], accepted
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.1, 0.5, 0.9, 2.0]))
+@settings(max_examples=60, deadline=None)
+def test_paste_equals_the_slow_one(seed, max_ioy):
+    rng = np.random.default_rng(seed)
+    target, source = random_sample(rng), random_sample(rng, size=(11, 9))
+    image, masks = place(source, np.arange(3), target.size, rng.uniform(0.3, 1.0), rng)
+    masks[0] |= np.roll(masks[1], 1, axis=0)  # let two of them overlap
+    got = paste(target, image, masks, source.classes, max_ioy)
+    out_image, out_sem, instances, accepted = slow_paste(target, image, masks, source.classes, max_ioy)
+    if not accepted:
+        assert got is target
+        return
+    assert (got.image == out_image).all() and (got.sem_seg == out_sem).all()
+    assert len(got.masks) == len(instances) == len(got.classes) == len(got.boxes_xyxy)
+    for mask, label, (expected, expected_label) in zip(got.masks, got.classes, instances):
+        assert (mask == expected).all() and label == expected_label
+    assert np.allclose(got.boxes_xyxy, boxes_of_masks(got.masks))
+
+
+def test_on_a_hand_made_case():
+    # The target holds a 2x2 square at the left; a 3x3 square is pasted over its right half, 2 of its 4 pixels (IoY 0.5).
+    target_mask = np.zeros((1, 4, 6), bool)
+    target_mask[0, 1:3, 1:3] = True
+    target = make(target_mask, [7], 10)
+    pasted = np.zeros((1, 4, 6), bool)
+    pasted[0, 0:3, 2:5] = True
+    image = np.full((4, 6, 3), 200, np.uint8)
+    assert paste(target, image, pasted, np.array([4]), 0.5) is target  # refused from 0.5 on
+    got = paste(target, image, pasted, np.array([4]), 0.51)
+    assert got.classes.tolist() == [7, 4]
+    assert got.boxes_xyxy.tolist() == [[1, 1, 2, 3], [2, 0, 5, 3]]
+    assert got.masks[0].sum() == 2 and got.masks[1].sum() == 9
+    assert (got.image[pasted[0]] == 200).all() and (got.image[~pasted[0]] == 10).all()
+    assert (got.sem_seg == 0).sum() == 11  # 2 left of the target's, 9 pasted
+    assert target.masks.sum() == 4 and (target.image == 10).all()  # the target itself is as it was
+
+
+def test_what_is_hidden_completely_is_dropped():
+    small = np.zeros((1, 4, 4), bool)
+    small[0, 1, 1] = True
+    target = make(small, [1], 0)
+    got = paste(target, target.image, np.ones((1, 4, 4), bool), np.array([2]), max_ioy=2.0)
+    assert got.classes.tolist() == [2]
+
+
+def test_place_keeps_the_aspect_ratio_and_stays_inside():
+    source = make(np.ones((1, 10, 40), bool), [0], 9)
+    for seed in range(20):
+        image, masks = place(source, np.array([0]), (30, 50), 0.5, np.random.default_rng(seed))
+        # The largest scale that fits 30x50 is min(3, 1.25); half of it is 0.625: 6 x 25 pixels.
+        assert masks.sum() == 6 * 25
+        assert boxes_of_masks(masks)[0, 2:].tolist() == (boxes_of_masks(masks)[0, :2] + [25, 6]).tolist()
+        assert (image[masks[0]] == 9).all() and (image[~masks[0]] == 0).all()
+
+
+def test_a_source_larger_than_the_target_is_cut():
+    source = make(np.ones((1, 8, 8), bool), [0], 9)
+    _, masks = place(source, np.array([0]), (5, 7), 2.0, np.random.default_rng(0))
+    assert masks.shape == (1, 5, 7) and masks.all()
+
+
+def test_only_shared_clusters_are_pasted_where_asked_for():
+    rng = np.random.default_rng(0)
+    target = make(np.eye(4, dtype=bool)[None], [5], 0)
+    stripes = np.zeros((3, 4, 4), bool)
+    for index in range(3):
+        stripes[index, :, index] = True
+    source = make(stripes, [5, 6, 5], 0)
+    chosen = {tuple(CopyPaste(same_cluster=True).choose(target, source, rng).tolist()) for _ in range(60)}
+    assert chosen == {(0,), (2,), (0, 2)}
+    assert {tuple(CopyPaste(max_instances=1).choose(target, source, rng).tolist()) for _ in range(60)} == {
+        (0,),
+        (1,),
+        (2,),
+    }
+    other = make(np.eye(4, dtype=bool)[None], [9], 0)
+    assert len(CopyPaste(same_cluster=True).choose(other, source, rng)) == 0
+
+
+def test_the_source_is_not_decoded_in_vain():
+    def never():
+        raise AssertionError("decoded")
+
+    target = make(np.eye(4, dtype=bool)[None], [5], 0)
+    assert CopyPaste(probability=0.0)(target, never) is target
+    empty = make(np.zeros((0, 4, 4), bool), [], 0)
+    assert CopyPaste(same_cluster=True)(empty, never) is empty
+
+
+def test_probability_and_seed():
+    target = random_sample(np.random.default_rng(1), size=(30, 40))
+    source = random_sample(np.random.default_rng(2), size=(20, 20))
+    copy_paste = CopyPaste(probability=0.5, max_ioy=2.0)
+    random.seed(3)
+    first = [copy_paste(target, lambda: source) for _ in range(200)]
+    random.seed(3)
+    second = [copy_paste(target, lambda: source) for _ in range(200)]
+    assert all((a.image == b.image).all() for a, b in zip(first, second))
+    assert 70 < sum(one is not target for one in first) < 130  # 100 expected, 4.2 standard deviations of 7.07
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(ValueError, match=r"SCALE_RANGE must be 0 < low <= high, got \(1\.0, 0\.5\)"):
+        CopyPaste(scale_range=(1.0, 0.5))
+    with pytest.raises(ValueError, match=r"PROBABILITY must be in 0\.\.1, got 1\.5"):
+        CopyPaste(probability=1.5)

@@ -9,8 +9,9 @@ from u2seg.masks.base import (
     build_mask_refinement,
 )
 from u2seg.masks.crf import MASKCUT_CRF, STEGO_CRF, CRFSettings, DenseCRF, dense_crf
-from u2seg.masks.maskcut import MaskCut
+from u2seg.masks.maskcut import MaskCut, StrictMaskCut
 from u2seg.masks.records import ImageMasks, iter_records
+from u2seg.masks.recursive import RecursiveCut
 from u2seg.masks.refinement import guided_filter_masks
 from u2seg.masks.stage import make_masks
 
@@ -25,6 +26,8 @@ __all__ = [
     "MaskCut",
     "MaskGenerator",
     "PatchMasks",
+    "RecursiveCut",
+    "StrictMaskCut",
     "build_mask_generator",
     "build_mask_refinement",
     "dense_crf",

@@ -1,11 +1,13 @@
 """MaskCut: several objects a picture by repeated normalised cuts, what was found being painted out before the next one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from detectron2.config import configurable
 from scipy import ndimage
+from scipy.linalg import eigh
 from torch import Tensor
 
 from u2seg.masks.base import MASK_GENERATOR_REGISTRY, MaskGenerator, PatchMasks
@@ -68,10 +70,7 @@ class MaskCut(MaskGenerator):
     def __call__(self, features: Tensor) -> list[PatchMasks]:
         """Returns the masks of each picture, at most ``rounds``; see the base class."""
         batch, _, rows, columns = features.shape
-        features = features.flatten(2)
-        if self.centre_features:
-            features = features - features.mean(dim=2, keepdim=True)
-        affinity = BinaryAffinity(features, self.tau)
+        affinity = BinaryAffinity(_prepared(features, self.centre_features), self.tau)
         progress = [_Progress.start(rows, columns) for _ in range(batch)]
         for _ in range(self.rounds):
             if all(picture.is_finished for picture in progress):
@@ -120,9 +119,7 @@ class _Progress:
         return cls([], [], np.zeros((rows, columns), bool))
 
     def result(self) -> PatchMasks:
-        masks = np.stack(self.masks) if self.masks else np.zeros((0, *self.painted.shape), bool)
-        cut_values = np.asarray(self.cut_values, np.float64)
-        return PatchMasks(masks, cut_values, 1 - cut_values)
+        return _patch_masks(self.masks, self.cut_values, self.painted.shape)
 
 
 def select_object(vector: np.ndarray, live: np.ndarray) -> np.ndarray:
@@ -172,3 +169,125 @@ def _side(height: np.ndarray, magnitude: np.ndarray, live: np.ndarray) -> tuple[
 def count_corners(mask: np.ndarray) -> int:
     """Returns how many of a mask's four corner patches are set, 0..4."""
     return int(mask[0, 0]) + int(mask[0, -1]) + int(mask[-1, 0]) + int(mask[-1, -1])
+
+
+@MASK_GENERATOR_REGISTRY.register()
+class StrictMaskCut(MaskGenerator):
+    """MaskCut as its published code has it, for parity: slow, and one picture at a time.
+
+    SciPy's dense generalised solver gives the sign of the eigenvector, on which the chosen side depends; the first mask may have any
+    area; and a mask that is rejected may come back in the next round, which solves the same problem and compares with nothing.
+
+    Source: CutLER, section 3.1, and the rules of its published code.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        centre_features: bool,
+        tau: float,
+        eps: float,
+        rounds: int,
+        min_area: float,
+        max_corners: int,
+        max_previous_iou: float,
+        solver: Callable[[np.ndarray], tuple[np.ndarray, float]] | None = None,
+    ):
+        """Takes its settings; see ``MASKS`` in the configuration.
+
+        Args:
+            centre_features: as ``MASKS.CENTRE_FEATURES``, and so on.
+            tau: see there.
+            eps: see there.
+            rounds: see there.
+            min_area: see there.
+            max_corners: corners from which a side counts as background.
+            max_previous_iou: see there.
+            solver: from an affinity, float64 (n, n), to the second eigenvector, with its sign, and eigenvalue.
+        """
+        self.centre_features = centre_features
+        self.tau = tau
+        self.eps = eps
+        self.rounds = rounds
+        self.min_area = min_area
+        self.max_corners = max_corners
+        self.max_previous_iou = max_previous_iou
+        self.solver = solver or scipy_second_eigenvector
+
+    @classmethod
+    def from_config(cls, cfg):
+        """Returns the constructor's arguments."""
+        return {
+            "centre_features": cfg.MASKS.CENTRE_FEATURES,
+            "tau": cfg.MASKS.TAU,
+            "eps": cfg.MASKS.EPS,
+            "rounds": cfg.MASKS.ROUNDS,
+            "min_area": cfg.MASKS.MIN_AREA,
+            "max_corners": cfg.MASKS.MAX_CORNERS,
+            "max_previous_iou": cfg.MASKS.MAX_PREVIOUS_IOU,
+        }
+
+    def __call__(self, features: Tensor) -> list[PatchMasks]:
+        """Returns the masks of each picture, at most ``rounds``; see the base class."""
+        rows, columns = features.shape[2:]
+        affinity = BinaryAffinity(_prepared(features, self.centre_features), self.tau)
+        return [self._one_picture(affinity.dense(index).cpu().numpy(), rows, columns) for index in range(len(features))]
+
+    def _one_picture(self, joined: np.ndarray, rows: int, columns: int) -> PatchMasks:
+        painted = np.zeros((rows, columns), bool)
+        previous = np.zeros((rows, columns), bool)
+        masks, cut_values = [], []
+        solved = None  # of an unchanged graph; a rejection leaves it unchanged
+        for round_index in range(self.rounds):
+            if solved is None:
+                live = ~painted.ravel()
+                solved = self.solver(np.where(joined.astype(bool) & live[:, None] & live, 1.0, self.eps))
+            vector, value = solved
+            region = self._select(vector.reshape(rows, columns))
+            is_rejected = round_index > 0 and (
+                mask_iou(region, previous) > self.max_previous_iou or region.mean() <= self.min_area
+            )
+            previous = np.zeros_like(region) if is_rejected else region
+            fresh = previous & ~painted
+            if fresh.any():
+                masks.append(fresh)
+                cut_values.append(value)
+                painted |= fresh
+                solved = None
+        return _patch_masks(masks, cut_values, (rows, columns))
+
+    def _select(self, vector: np.ndarray) -> np.ndarray:
+        side = vector > vector.mean()
+        seed = int(np.abs(vector).argmax())
+        if count_corners(side) >= self.max_corners or not side.flat[seed]:
+            side = ~side
+            seed = int((-vector).argmax())
+        else:
+            seed = int(vector.argmax())
+        labels, _ = ndimage.label(side)  # 4-connected
+        return labels == labels.flat[seed] if side.flat[seed] else np.zeros_like(side)
+
+
+def scipy_second_eigenvector(affinity: np.ndarray) -> tuple[np.ndarray, float]:
+    """Returns x and lambda of the second smallest solution of (D - A) x = lambda D x, by SciPy's dense solver, with its sign.
+
+    Args:
+        affinity: A, float64 (n, n), symmetric.
+
+    Source: Shi and Malik, TPAMI 2000, equation 11; CutLER, section 3.1.
+    """
+    degrees = np.diag(affinity.sum(axis=1))
+    values, vectors = eigh(degrees - affinity, degrees, subset_by_index=[1, 2])
+    return vectors[:, 0], float(values[0])
+
+
+def _prepared(features: Tensor, centre: bool) -> Tensor:
+    """Returns (B, C, n), less each picture's mean if asked for."""
+    features = features.flatten(2)
+    return features - features.mean(dim=2, keepdim=True) if centre else features
+
+
+def _patch_masks(masks: list[np.ndarray], cut_values: list[float], grid_size: tuple[int, int]) -> PatchMasks:
+    values = np.asarray(cut_values, np.float64)
+    return PatchMasks(np.stack(masks) if masks else np.zeros((0, *grid_size), bool), values, np.clip(1 - values, 0, 1))

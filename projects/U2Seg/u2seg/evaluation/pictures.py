@@ -95,13 +95,13 @@ def panoptic_blocks(
             f"the predicted map must have the ground truth's size {truth_map.shape}, got {predicted_map.shape}"
         )
     truth_ids, predicted_ids, pixels = count_pairs(truth_map, predicted_map)
-    areas = dict(zip(*_sums(predicted_ids, pixels)))
+    areas = _totals(predicted_ids, pixels)
     unknown = set(areas) - {segment.id for segment in predicted} - {0}
     if unknown:
         raise ValueError(
             f"the predicted map holds segment ids that its list lacks: {sorted(unknown)[:10]}; 0 stands for no segment"
         )
-    truth_areas = dict(zip(*_sums(truth_ids, pixels)))
+    truth_areas = _totals(truth_ids, pixels)
     truth = [segment for segment in truth if segment.area is not None or segment.id in truth_areas]
     predicted = [segment for segment in predicted if segment.id in areas]
     truth_rows = [(0, s.label, truth_areas[s.id] if s.area is None else s.area, s.crowd) for s in truth]
@@ -304,6 +304,11 @@ def _popcounts(words: np.ndarray) -> np.ndarray:
 def _sums(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     distinct, inverse = np.unique(keys, return_inverse=True)
     return distinct, np.bincount(inverse.ravel(), weights=values, minlength=len(distinct)).astype(np.int64)
+
+
+def _totals(keys: np.ndarray, values: np.ndarray) -> dict[int, int]:
+    distinct, sums = _sums(keys, values)
+    return dict(zip(distinct.tolist(), sums.tolist()))
 
 
 def _places(ids: np.ndarray, listed: list[int]) -> np.ndarray:

@@ -105,5 +105,5 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="holds no ResNet under Detectron2's names.*convert_pass"):
         load_backbone_weights(backbone_of(), str(tmp_path / "other.pth"))
-    with pytest.raises(FileNotFoundError, match="no weights at"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         load_backbone_weights(backbone_of(), str(tmp_path / "none.pth"))

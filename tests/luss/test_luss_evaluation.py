@@ -288,11 +288,11 @@ def run(one, images, **extra):
 def test_the_evaluator_gives_the_functions_scores_and_writes_them(tmp_path):
     images = random_images()
     one = evaluator(tmp_path, images)
-    found = run(one, images)["luss"]
+    found = run(one, images)["luss"]["hungarian"]
     assert found == pytest.approx(scores_of(images, 5), nan_ok=True)
-    assert json.loads((tmp_path / "out/metrics.json").read_text())["luss"]["mIoU"] == found["mIoU"]
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["luss"]["hungarian"]["mIoU"] == found["mIoU"]
     saved = evaluator(tmp_path, images, matching=str(tmp_path / "out/match.json"))
-    assert run(saved, images)["luss"] == pytest.approx(found, nan_ok=True)
+    assert run(saved, images)["luss"]["saved match"] == pytest.approx(found, nan_ok=True)
 
 
 def test_two_processes_give_the_scores_of_one(tmp_path, monkeypatch):
@@ -306,14 +306,14 @@ def test_two_processes_give_the_scores_of_one(tmp_path, monkeypatch):
     gathered = []
     monkeypatch.setattr("u2seg.evaluation.luss.comm.gather", lambda own, dst: gathered.append(own) or gathered)
     halves[0]._gathered()
-    assert halves[1].evaluate()["luss"] == pytest.approx(whole["luss"], nan_ok=True)
+    assert halves[1].evaluate()["luss"]["hungarian"] == pytest.approx(whole["luss"]["hungarian"], nan_ok=True)
 
 
 def test_a_model_that_gives_attention_is_swept(tmp_path):
     images = random_images()
     rng = np.random.default_rng(0)
     attention = [torch.from_numpy(rng.random(t.shape)) for _, t in images]
-    found = run(evaluator(tmp_path, images), images, attention=attention)["luss"]
+    found = run(evaluator(tmp_path, images), images, attention=attention)["luss"]["hungarian"]
     curve = json.loads((tmp_path / "out/provenance.json").read_text())["sweep"]
     assert len(curve) == 5 and curve[0]["mIoU"] == pytest.approx(found["mIoU"])  # threshold 0 changes nothing
     assert found["sweep-best-mIoU"] == max(row["mIoU"] for row in curve)

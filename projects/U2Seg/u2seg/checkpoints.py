@@ -76,7 +76,9 @@ def load_weights(model: nn.Module, cfg, path: str) -> None:
         for key in own
         if key in weights and weights[key].shape != own[key].shape
     ]
-    surplus = [key for key in weights if key not in own and _is_learned(key)]
+    # A model may be made of a part of another, as distance matching is of a pretrained network.
+    partial = getattr(model, "takes_part_of_checkpoint", False)
+    surplus = [] if partial else [key for key in weights if key not in own and _is_learned(key)]
     if missing or wrong or surplus:
         raise CheckpointError(_misfit(path, cfg, missing, wrong, surplus))
     model.load_state_dict({key: value for key, value in weights.items() if key in own}, strict=False)

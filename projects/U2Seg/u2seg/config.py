@@ -106,7 +106,7 @@ def _add_features(cfg: CN) -> None:
 
 def _add_masks(cfg: CN) -> None:
     cfg.MASKS = CN()
-    cfg.MASKS.GENERATOR = "MaskCut"  # name in MASK_GENERATOR_REGISTRY: "MaskCut", "StrictMaskCut", "VoteCut"
+    cfg.MASKS.GENERATOR = "MaskCut"  # name in MASK_GENERATOR_REGISTRY: "MaskCut", "StrictMaskCut", "VoteCut", "RecursiveCut"
     # Subtract the picture's mean feature before the cosine: needed by hand-made features, not by DINO's keys [ours].
     cfg.MASKS.CENTRE_FEATURES = False
     cfg.MASKS.TAU = 0.15  # cosine similarity above which two patches are joined [MaskCut]; belongs to DINO keys
@@ -116,7 +116,14 @@ def _add_masks(cfg: CN) -> None:
     cfg.MASKS.MIN_AREA = 0.01  # share of the patches at or below which a mask is rejected [MaskCut: not for the first]
     cfg.MASKS.MAX_AREA = 1.0  # share of the patches above which a mask is rejected; 1.0: none is [MaskCut]
     cfg.MASKS.MAX_CORNERS = 3  # a mask that owns so many of the image's corners is background [MaskCut]
-    # Name in MASK_REFINEMENT_REGISTRY: "dense_crf" [MaskCut], "guided_filter" (cheaper), "none".
+    # VoteCut: the second eigenvectors of several graphs vote [CuVLER, CVPR 2024, section 3.1].
+    cfg.MASKS.VOTE = CN()
+    cfg.MASKS.VOTE.TAUS = (0.1, 0.15, 0.2, 0.3)  # thresholds like MASKS.TAU, one graph each [ours; CuVLER: six backbones]
+    cfg.MASKS.VOTE.NUM_GROUPS = (2, 3)  # k-means groups of an eigenvector's entries, one vote each [CuVLER]
+    cfg.MASKS.VOTE.MIN_IOU = 0.6  # from which two candidates are one object [CuVLER]
+    cfg.MASKS.VOTE.MIN_SHARE = 0.2  # share of an object's candidates that must hold a patch [CuVLER]
+    cfg.MASKS.VOTE.MAX_MASKS = 10  # a picture [CuVLER]
+    cfg.MASKS.VOTE.MAX_CORNERS = 2  # a candidate that owns so many of the image's corners is background [CuVLER]
     # "RecursiveCut": every region is cut in two again until it holds together; for features without semantics [ours].
     cfg.MASKS.RECURSIVE = CN()
     cfg.MASKS.RECURSIVE.RADIUS = 0.1  # feature distance below which two patches are joined, in the descriptor's unit
@@ -124,6 +131,7 @@ def _add_masks(cfg: CN) -> None:
     cfg.MASKS.RECURSIVE.MAX_LEAK = 0.3  # share of a region's links that may leave it
     cfg.MASKS.RECURSIVE.MAX_BORDERS = 1  # image borders that an object may touch
     cfg.MASKS.RECURSIVE.MAX_CUTS_PER_IMAGE = 64
+    # Name in MASK_REFINEMENT_REGISTRY: "dense_crf" [MaskCut], "guided_filter" (cheaper), "none".
     cfg.MASKS.REFINEMENT = "dense_crf"
     cfg.MASKS.CRF = CN()
     cfg.MASKS.CRF.GAUSSIAN_SXY = 3.0  # pixels [MaskCut]; STEGO: 1

@@ -84,7 +84,9 @@ def register_dataset(name: str, description: Mapping) -> None:
         raise ValueError(f"DATASETS.BY_PATH.{name}: Detectron2 has a data set of that name already; choose another")
     files = files_of(name, description)
     of_format = _FORMATS[description["FORMAT"]].metadata
-    metadata = _metadata(description, files) if of_format is None else of_format(_resolved(description))
+    metadata = _metadata(description, files)
+    if of_format is not None:
+        metadata.update(of_format(_resolved(description)))
     if name in _registered:
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name, None)
@@ -135,7 +137,7 @@ class _Format:
     optional: tuple[str, ...]
     files: Callable[[Mapping], DatasetFiles]
     load: Callable[[Mapping, DatasetFiles], list[dict]]
-    metadata: Callable[[Mapping], dict] | None = None  # None: from the files
+    metadata: Callable[[Mapping], dict] | None = None  # beside what the files say
 
 
 def _pseudo_label_files(description: Mapping) -> DatasetFiles:

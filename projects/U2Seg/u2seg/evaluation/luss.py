@@ -11,7 +11,6 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from tabulate import tabulate
 from torch import Tensor
 
 from u2seg.evaluation.luss_counts import COUNTS, LUSS_IGNORE, OTHER, SWEEP_COUNTS, count_image, count_sweep
@@ -143,7 +142,7 @@ class LussEvaluator(DatasetEvaluator):
                 self._sweep.append(count_sweep(index, clusters, _as_numpy(attention), truth, self.thresholds))
 
     def evaluate(self) -> dict | None:
-        """Returns ``{"luss": {name: value}}``, values in 0..100; writes tables and files; None in processes but the main one."""
+        """Returns ``{"luss": {matching: {name: value}}}``, values in 0..100; writes tables and files; None in processes but the main one."""
         counts, sweep, raw_maps = self._gathered()
         if not comm.is_main_process():
             return None
@@ -161,10 +160,10 @@ class LussEvaluator(DatasetEvaluator):
         if curve:
             best = max(curve, key=lambda row: row["mIoU"])
             values["sweep-best-mIoU"], values["sweep-best-threshold"] = best["mIoU"], best["threshold"]
-        self._write(result, values, matched, curve)
+        row = self.matching if self.matching in MATCHERS else "saved match"
+        self._write(result, {row: values}, matched, curve)
         self._finish_submission(raw_maps, full_label_map(matched))
-        logger.info("LUSS scores, %s:\n%s", self.protocol, luss_table(values))
-        return {"luss": values}
+        return {"luss": {row: values}}
 
     def _truth(self, file_name: str) -> np.ndarray:
         if file_name not in self.truth_files:
@@ -309,13 +308,6 @@ def read_match(path: str | Path, num_clusters: int = 0) -> np.ndarray:
         if predicted > OTHER:
             matched[predicted - 1] = label - 1
     return matched
-
-
-def luss_table(values: Mapping[str, float]) -> str:
-    """Returns scores as a table of two lines, in percent."""
-    return tabulate(
-        [[f"{value:.2f}" for value in values.values()]], headers=list(values), tablefmt="pipe", disable_numparse=True
-    )
 
 
 def _protocol_of(matching: str, dataset_name: str) -> str:

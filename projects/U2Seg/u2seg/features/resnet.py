@@ -1,13 +1,10 @@
 """Patch features of a ResNet: Detectron2's, or one that PASS has trained on the user's own pictures."""
 
-import pickle
-from pathlib import Path
-
 import torch
 from detectron2.config import configurable
-from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
+from u2seg.checkpoints import read_weights
 from u2seg.config import setup_cfg
 from u2seg.features.base import FEATURE_EXTRACTOR_REGISTRY, FeatureExtractor
 
@@ -191,27 +188,11 @@ def read_backbone_state(path: str) -> dict[str, Tensor]:
         FileNotFoundError: no such file.
         ValueError: no backbone is in it.
     """
-    local = PathManager.get_local_path(path)
-    if not Path(local).is_file():
-        raise FileNotFoundError(f"no weights at {path}")
-    if str(path).endswith(".pkl"):
-        with open(local, "rb") as file:
-            content = pickle.load(file, encoding="latin1")
-    else:
-        content = torch.load(local, map_location="cpu", weights_only=False)
-    state = content.get("model", content)
+    state = read_weights(path)
     for prefix in BACKBONE_PREFIXES:
-        found = {
-            key[len(prefix) :]: torch.as_tensor(value)
-            for key, value in state.items()
-            if key.startswith(f"{prefix}stem.")
-        }
+        found = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(f"{prefix}stem.")}
         if found:
-            rest = {
-                key[len(prefix) :]: torch.as_tensor(value)
-                for key, value in state.items()
-                if key.startswith(f"{prefix}res")
-            }
+            rest = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(f"{prefix}res")}
             return {**found, **rest}
     raise ValueError(
         f"{path} holds no ResNet under Detectron2's names (stem.*, res2.* ...; found {', '.join(list(state)[:3])} ...). "

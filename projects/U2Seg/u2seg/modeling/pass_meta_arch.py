@@ -245,6 +245,13 @@ class PASSPixelAttention(nn.Module):
         """Where the parameters lie."""
         return self.pixel_mean.device
 
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        """Loads a checkpoint of this stage, or of pretraining: then its queue and its iterations do not belong here."""
+        if not any(name.startswith("attention.") for name in state_dict):
+            left = ("swapped.queue", "swapped.num_queued", "swapped.iteration")
+            state_dict = {name: value for name, value in state_dict.items() if name not in left}
+        return super().load_state_dict(state_dict, strict, assign)
+
     def train(self, mode: bool = True):
         """Sets training mode, but for the frozen parts (unless their norms may move)."""
         super().train(mode)

@@ -1,0 +1,158 @@
+"""PASS's image-level clusters: one attention-pooled vector a picture, k-means, saved centroids."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from u2seg.clusters.kmeans import assign, kmeans
+from u2seg.evaluation.matching import hungarian, pair_counts
+from u2seg.luss.pictures import PictureList, file_digest, iter_batches, load_model, normalized_rows
+from u2seg.stages import (
+    Failure,
+    atomic_path,
+    close_stage,
+    is_complete,
+    open_stage,
+    report_failures,
+    shard_path,
+    shard_slices,
+)
+
+logger = logging.getLogger(__name__)
+
+CENTROIDS = "centroids.npy"
+ASSIGNMENTS = "assignments.npz"
+
+
+def cluster_pictures(cfg, output: str | Path) -> Path:
+    """Makes image-level clusters of ``DATASETS.TRAIN``'s pictures.
+
+    Args:
+        cfg: completed; ``MODEL.WEIGHTS`` is the pixel attention stage's checkpoint, ``LUSS`` says how.
+        output: folder to make or to go on with.
+
+    Returns:
+        ``output``, which holds ``centroids.npy`` (float32 (K, C)) and ``assignments.npz`` (``numbers``, ``clusters``).
+
+    Raises:
+        StageMismatchError: ``output`` was made with other settings or from other pictures.
+        ValueError: fewer readable pictures than clusters.
+
+    Source: LUSS, "image-level clustering": features weighed by attention and averaged, L2-normalised, Euclidean k-means.
+    """
+    pictures = PictureList(cfg)
+    output = open_stage(output, "luss_clusters", _settings(cfg, pictures))
+    if is_complete(output):
+        return output
+    failures = _embed(cfg, pictures, output)
+    numbers, vectors = read_embeddings(output)
+    report_failures(output, failures, len(pictures), cfg.MASKS.MAX_FAILURES)
+    sample = vectors
+    if len(vectors) > cfg.LUSS.MAX_TRAINING_SAMPLES:
+        chosen = np.random.default_rng(cfg.LUSS.SEED).choice(len(vectors), cfg.LUSS.MAX_TRAINING_SAMPLES, replace=False)
+        sample = vectors[np.sort(chosen)]
+    result = kmeans(
+        sample,
+        cfg.LUSS.NUM_CLUSTERS,
+        num_iterations=cfg.LUSS.KMEANS_ITERATIONS,
+        num_restarts=cfg.LUSS.KMEANS_RESTARTS,
+        seed=cfg.LUSS.SEED,
+    )
+    clusters, _ = assign(vectors, result.centroids)
+    _save(output / CENTROIDS, lambda path: np.save(path, result.centroids))
+    _save(output / ASSIGNMENTS, lambda path: np.savez(path, numbers=numbers, clusters=clusters))
+    counts = {"pictures": len(numbers), "failures": len(failures), "smallest": int(np.bincount(clusters).min())}
+    close_stage(output, {**counts, **_diagnostics(pictures, numbers, clusters, cfg.LUSS.NUM_CLUSTERS)})
+    return output
+
+
+def read_embeddings(output: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the numbers of the pictures, int64 (N,), and their vectors of length 1, float32 (N, C), of a clustering folder."""
+    shards = [np.load(path) for path in sorted(Path(output).glob("shard-*.npz"))]
+    return (
+        np.concatenate([shard["numbers"] for shard in shards]),
+        np.concatenate([shard["vectors"] for shard in shards if len(shard["numbers"])]),
+    )
+
+
+def cluster_quality(clusters: np.ndarray, classes: np.ndarray) -> dict[str, float]:
+    """Returns how well clusters agree with classes: ``nmi`` and Hungarian ``accuracy``, both 0..1. For diagnosis only.
+
+    Args:
+        clusters: int (N,), 0-based.
+        classes: int (N,), 0-based.
+
+    Source: NMI with the arithmetic mean (Strehl & Ghosh, 2002); accuracy as in LUSS's released code.
+    """
+    table = pair_counts(clusters, classes, np.ones(len(clusters)), (int(clusters.max()) + 1, int(classes.max()) + 1))
+    matched = hungarian(table)
+    right = table[np.arange(len(matched)), matched][matched >= 0].sum()
+    joint = table / table.sum()
+    by_cluster, by_class = joint.sum(axis=1), joint.sum(axis=0)
+    expected = np.outer(by_cluster, by_class)
+    seen = joint > 0
+    information = float((joint[seen] * np.log(joint[seen] / expected[seen])).sum())
+    entropies = [-float((p[p > 0] * np.log(p[p > 0])).sum()) for p in (by_cluster, by_class)]
+    return {"nmi": information / max(np.mean(entropies), 1e-12), "accuracy": float(right / len(clusters))}
+
+
+def _settings(cfg, pictures: PictureList) -> dict:
+    keys = (
+        "NUM_CLUSTERS",
+        "KMEANS_ITERATIONS",
+        "KMEANS_RESTARTS",
+        "MAX_TRAINING_SAMPLES",
+        "SEED",
+        "RESIZE",
+        "CENTER_CROP",
+    )
+    return {
+        "PICTURES": pictures.settings(),
+        "WEIGHTS": file_digest(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else "",
+        "LUSS": {key: cfg.LUSS[key] for key in (*keys, "SHARD_SIZE")},
+    }
+
+
+def _embed(cfg, pictures: PictureList, output: Path) -> list[Failure]:
+    slices = shard_slices(len(pictures), cfg.LUSS.SHARD_SIZE)
+    failures: list[Failure] = []
+    missing = [index for index in range(len(slices)) if not shard_path(output, index, ".npz").is_file()]
+    model = load_model(cfg, "PASSPixelAttention") if missing else None
+    with tqdm(total=len(pictures), desc="embeddings", unit="image") as progress:
+        for index, part in enumerate(slices):
+            numbers = list(range(len(pictures)))[part]
+            if index in missing:
+                _embed_shard(cfg, model, pictures, numbers, shard_path(output, index, ".npz"))
+            kept = set(np.load(shard_path(output, index, ".npz"))["numbers"].tolist())
+            failures += [Failure(pictures.file_names[n], "not readable") for n in numbers if n not in kept]
+            progress.update(len(numbers))
+    return failures
+
+
+def _embed_shard(cfg, model, pictures: PictureList, numbers: list[int], path: Path) -> None:
+    kept, vectors, failures = [], [], []
+    for some, pixels in iter_batches(cfg, pictures, numbers, cfg.LUSS.CENTER_CROP, failures):
+        with torch.no_grad():
+            features, attention = model.attended_features(pixels.to(model.device))
+        kept += some
+        vectors.append((features * attention).mean(dim=(2, 3)).cpu().numpy())
+    for failure in failures:
+        logger.warning("%s: %s", failure.file_name, failure.reason)
+    order = np.argsort(kept)
+    rows = normalized_rows(np.concatenate(vectors))[order] if kept else np.zeros((0, 0), np.float32)
+    _save(path, lambda temporary: np.savez(temporary, numbers=np.array(kept, np.int64)[order], vectors=rows))
+
+
+def _diagnostics(pictures: PictureList, numbers: np.ndarray, clusters: np.ndarray, num_clusters: int) -> dict:
+    classes = [pictures.records[number].get("image_class") for number in numbers]
+    if any(label is None for label in classes):
+        return {}
+    return cluster_quality(clusters, np.array(classes))
+
+
+def _save(path: Path, write) -> None:
+    with atomic_path(path) as temporary:
+        write(temporary)

@@ -1,0 +1,57 @@
+"""The bank of labelled embeddings for distance matching: one masked mean for each class that a labelled picture shows."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.data import DatasetCatalog
+from torch import Tensor
+from tqdm import tqdm
+
+from u2seg.data.luss_mapper import LussSemanticMapper
+from u2seg.id_maps import LUSS_IGNORE, read_id_map
+from u2seg.luss.pictures import load_model, normalized_rows
+from u2seg.stages import atomic_path
+
+
+def build_bank(cfg, output: str | Path) -> Path:
+    """Writes the bank of ``DATASETS.TRAIN``'s pictures, which have masks (split ``train_semi``); returns its path.
+
+    Args:
+        cfg: completed; ``MODEL.WEIGHTS`` is the pretrained backbone.
+        output: the ``.npz`` file, with ``features`` (float32 (M, C), length 1) and ``labels`` (int64 (M,)).
+
+    Source: LUSS, distance matching: for each picture and each of its ids, "other" included, the mean feature under the mask.
+    """
+    model = load_model(cfg, "DistanceMatcher")
+    mapper = LussSemanticMapper(cfg, False)
+    features, labels = [], []
+    records = [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
+    for record in tqdm(records, desc="bank", unit="image"):
+        pixels = mapper(record)["image"][None].to(model.pixel_mean.device)
+        with torch.no_grad():
+            dense = model.dense_features(pixels)[0].cpu()
+        means, ids = masked_means(dense, torch.from_numpy(read_id_map(record["sem_seg_file_name"])))
+        features.append(means)
+        labels.append(ids)
+    if not features:
+        raise ValueError("DATASETS.TRAIN is empty: distance matching needs ImageNet-S's train_semi split")
+    with atomic_path(output) as temporary:
+        np.savez(temporary, features=np.concatenate(features), labels=np.concatenate(labels))
+    return Path(output)
+
+
+def masked_means(features: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean feature of each id in a picture, float32 (n, C) with rows of length 1, and the ids, int64 (n,).
+
+    Args:
+        features: float32 (C, h, w).
+        labels: int (H, W), shrunk to the features by nearest neighbour; ids that vanish by that are left out, as is 1000.
+    """
+    small = F.interpolate(labels[None, None].float(), size=features.shape[1:], mode="nearest")[0, 0].long().flatten()
+    ids = torch.unique(small)
+    ids = ids[ids != LUSS_IGNORE]
+    members = (small[None] == ids[:, None]).float()
+    means = members @ features.flatten(1).T / members.sum(dim=1, keepdim=True)
+    return normalized_rows(means.numpy()), ids.numpy()

@@ -1,0 +1,136 @@
+"""The pictures of a LUSS stage: which they are, how they are loaded, which could not be."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from u2seg.data.luss_mapper import read_for, resize_short_side, to_tensor
+from u2seg.images import ImageReadError
+from u2seg.stages import Failure, list_digest
+
+
+class PictureList:
+    """The training pictures of a configuration, by number.
+
+    Attributes:
+        records: Detectron2's dicts.
+        root: folder to which ``file_names`` are relative.
+        file_names: POSIX, one for each record.
+    """
+
+    def __init__(self, cfg):
+        """Lists the pictures of ``DATASETS.TRAIN``, whose data sets are registered.
+
+        Raises:
+            ValueError: no training set, or several without a common picture folder.
+        """
+        names = list(cfg.DATASETS.TRAIN)
+        roots = {MetadataCatalog.get(name).get("image_root") for name in names}
+        if len(roots) != 1 or None in roots:
+            raise ValueError(
+                f"DATASETS.TRAIN must name data sets with one common picture folder, got {names} with {roots}"
+            )
+        self.root = Path(roots.pop())
+        self.records = [record for name in names for record in DatasetCatalog.get(name)]
+        self.file_names = [Path(record["file_name"]).relative_to(self.root).as_posix() for record in self.records]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def settings(self) -> dict:
+        """Returns what a stage's manifest should say of the pictures."""
+        return {"count": len(self), "digest": list_digest(self.file_names)}
+
+
+class _Pictures(Dataset):
+    def __init__(self, pictures: PictureList, numbers: list[int], resize: int, crop: int | None):
+        self.pictures = pictures
+        self.numbers = numbers
+        self.resize = resize
+        self.crop = crop
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+        number = self.numbers[index]
+        try:
+            image = Image.fromarray(read_for(self.pictures.records[number]))
+        except ImageReadError as error:
+            return number, str(error)
+        image = resize_short_side(image, self.resize)
+        if self.crop is not None:
+            left, top = ((side - self.crop) // 2 for side in image.size)
+            image = image.crop((left, top, left + self.crop, top + self.crop))
+        return number, to_tensor(image)
+
+
+def iter_batches(
+    cfg, pictures: PictureList, numbers: list[int], crop: int | None, failures: list[Failure]
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yields numbers and pixels of pictures, uint8 (B, 3, H, W), all of a batch equally large; each picture once.
+
+    Args:
+        cfg: ``LUSS`` and ``DATALOADER.NUM_WORKERS`` are used.
+        pictures: all of them.
+        numbers: of those wanted.
+        crop: side of a central crop; None gives the whole pictures.
+        failures: takes those that cannot be read.
+    """
+    loader = DataLoader(
+        _Pictures(pictures, numbers, cfg.LUSS.RESIZE, crop),
+        batch_size=cfg.LUSS.BATCH_SIZE,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=list,
+    )
+    for samples in loader:
+        by_size: dict[tuple, list] = {}
+        for number, pixels in samples:
+            if isinstance(pixels, str):
+                failures.append(Failure(pictures.file_names[number], pixels))
+            else:
+                by_size.setdefault(tuple(pixels.shape), []).append((number, pixels))
+        for group in by_size.values():
+            yield [number for number, _ in group], torch.stack([pixels for _, pixels in group])
+
+
+def load_model(cfg, architecture: str) -> nn.Module:
+    """Returns the model ``architecture`` with ``MODEL.WEIGHTS``, in eval mode on ``MODEL.DEVICE``.
+
+    Raises:
+        ValueError: no weights are named.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError(
+            f"{architecture} needs trained weights: set MODEL.WEIGHTS to the earlier stage's model_final.pth"
+        )
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.META_ARCHITECTURE = architecture
+    model = build_model(cfg)
+    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    return model.eval()
+
+
+def file_digest(path: str | Path) -> str:
+    """Returns a digest of a file's content, for manifests: other weights are other settings."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def normalized_rows(vectors: np.ndarray) -> np.ndarray:
+    """Returns the rows at length 1, float32; rows of length 0 stay."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)

@@ -1,0 +1,129 @@
+"""PASS from pictures to scores: pretraining, pixel attention, clusters, pseudo-labels, fine-tuning; each stage once."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from detectron2.engine import default_argument_parser, launch
+
+from u2seg.config import setup_cfg
+from u2seg.engine import complete_config, run_training
+from u2seg.luss.clustering import CENTROIDS, cluster_pictures
+from u2seg.luss.pseudo_labels import write_pseudo_labels
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("pretrain", "attention", "clusters", "labels", "finetune")
+FINAL = "model_final.pth"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the recipe.
+
+    Attributes:
+        configs: beginning of the configurations' names, for example ``LUSS/pass_R18_s50``; ``_pretrain.yaml``,
+            ``_attention.yaml`` and ``_finetune.yaml`` follow.
+        output: folder of all stages.
+        opts: KEY VALUE ... for every stage.
+        num_gpus: processes of the training stages.
+    """
+
+    configs: str
+    output: Path
+    opts: tuple = ()
+    num_gpus: int = 0
+
+    def folder(self, stage: str) -> Path:
+        """Returns the folder of a stage."""
+        return self.output / stage
+
+    def weights(self, stage: str) -> Path:
+        """Returns the final checkpoint of a training stage."""
+        return self.folder(stage) / FINAL
+
+
+def run_pass(run: Run, stages: tuple[str, ...] = STAGES) -> Path:
+    """Runs the stages in order, skipping those that are done and going on with one that was interrupted.
+
+    Args:
+        run: what to run.
+        stages: those wanted, of ``STAGES``.
+
+    Returns:
+        The run's folder: ``pretrain/``, ``attention/``, ``clusters/``, ``labels/``, ``finetune/``.
+
+    Raises:
+        FileNotFoundError: a stage that was left out has not run before.
+        ValueError: an unknown stage.
+    """
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown:
+        raise ValueError(f"unknown stages {', '.join(unknown)}; there are {', '.join(STAGES)}")
+    for stage in STAGES:
+        if stage in stages:
+            logger.info("%s: %s", stage, run.folder(stage))
+            _STEPS[stage](run)
+    return run.output
+
+
+def _pretrain(run: Run) -> None:
+    _train(run, "pretrain", ())
+
+
+def _attention(run: Run) -> None:
+    _train(run, "attention", ("MODEL.WEIGHTS", str(_needed(run.weights("pretrain")))))
+
+
+def _clusters(run: Run) -> None:
+    cluster_pictures(_attention_cfg(run), run.folder("clusters"))
+
+
+def _labels(run: Run) -> None:
+    centroids = _needed(run.folder("clusters") / CENTROIDS)
+    write_pseudo_labels(_attention_cfg(run, "LUSS.CENTROIDS", str(centroids)), run.folder("labels"))
+
+
+def _finetune(run: Run) -> None:
+    labels = _needed(run.folder("labels"))
+    # Fine-tuning starts from the pretrained network, not from the attention stage [LUSS].
+    _train(
+        run,
+        "finetune",
+        ("MODEL.WEIGHTS", str(_needed(run.weights("pretrain"))), "DATASETS.BY_PATH.pass_labels.ROOT", str(labels)),
+    )
+
+
+_STEPS: dict[str, Callable[[Run], None]] = {
+    "pretrain": _pretrain,
+    "attention": _attention,
+    "clusters": _clusters,
+    "labels": _labels,
+    "finetune": _finetune,
+}
+
+
+def _train(run: Run, stage: str, opts: tuple) -> None:
+    """Trains a stage, or goes on with its last checkpoint; a stage with a final checkpoint is done."""
+    if run.weights(stage).is_file():
+        logger.info("%s is done already", stage)
+        return
+    command = ["--config-file", f"{run.configs}_{stage}.yaml", "--resume", "--num-gpus", str(run.num_gpus)]
+    args = default_argument_parser().parse_args(
+        [*command, *map(str, (*run.opts, *opts)), "OUTPUT_DIR", str(run.folder(stage))]
+    )
+    launch(run_training, run.num_gpus, dist_url=args.dist_url, args=(args,))
+
+
+def _attention_cfg(run: Run, *opts: str):
+    cfg = setup_cfg(
+        f"{run.configs}_attention.yaml", [*run.opts, "MODEL.WEIGHTS", str(_needed(run.weights("attention"))), *opts]
+    )
+    return complete_config(cfg)
+
+
+def _needed(path: Path) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: run the earlier stages first ({', '.join(STAGES)})")
+    return path

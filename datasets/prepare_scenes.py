@@ -71,10 +71,10 @@ def render_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list
         canvas[region] = _texture(texture, rows, columns, light, dark, rng, jitter=0.05)[region]
         segments[region] = kinds.index(kind)
 
-    for _ in range(int(rng.integers(1, 6))):
+    for _ in range(int(rng.integers(1, 5))):
         kind = str(rng.choice(list(THINGS)))
         shape, texture, light, dark = THINGS[kind]
-        size = float(np.exp(rng.uniform(np.log(11), np.log(30))))
+        size = float(np.exp(rng.uniform(np.log(13), np.log(30))))
         centre = rng.uniform(0.12, 0.88) * HEIGHT, rng.uniform(0.1, 0.9) * WIDTH
         angle = rng.uniform(-0.4, 0.4)
         u = ((columns - centre[1]) * np.cos(angle) + (rows - centre[0]) * np.sin(angle)) / size
@@ -138,21 +138,21 @@ def _wave(x, period: float, sharpness: float = 3.0) -> np.ndarray:
 
 
 _PATTERNS = {
-    "dots": lambda r, c, g: (np.hypot((r % 7) - 3.5, (c % 7) - 3.5) < 2.2).astype(np.float32),
-    "hatch": lambda r, c, g: np.maximum(_wave(r + c, 8), _wave(r - c, 8)) * 0.9,
-    "stripes": lambda r, c, g: _wave(c, 6),
-    "bars": lambda r, c, g: _wave(r, 7),
-    "blotches": lambda r, c, g: 0.5 + 0.5 * _noise(r.shape, g, 1.6),
-    "checks": lambda r, c, g: ((np.floor(r / 4) + np.floor(c / 4)) % 2).astype(np.float32),
-    "clouds": lambda r, c, g: 0.3 + 0.35 * _noise(r.shape, g, 12) - 0.2 * r / HEIGHT,
+    "dots": lambda r, c, g: (np.hypot((r % 6) - 3, (c % 6) - 3) < 1.9).astype(np.float32),
+    "hatch": lambda r, c, g: np.maximum(_wave(r + c, 7), _wave(r - c, 7)) * 0.9,
+    "stripes": lambda r, c, g: _wave(c, 5),
+    "bars": lambda r, c, g: _wave(r, 6),
+    "blotches": lambda r, c, g: 0.5 + 0.5 * _noise(r.shape, g, 1.4),
+    "checks": lambda r, c, g: ((np.floor(r / 3) + np.floor(c / 3)) % 2).astype(np.float32),
+    "clouds": lambda r, c, g: 0.3 + 0.2 * _noise(r.shape, g, 12) - 0.1 * r / HEIGHT,
     "bricks": lambda r, c, g: (
-        (((r % 8) < 1.5) | (((c + 8 * (np.floor(r / 8) % 2)) % 16) < 1.5)).astype(np.float32)
+        0.6 * (((r % 5) < 1.2) | (((c + 5 * (np.floor(r / 5) % 2)) % 10) < 1.2)).astype(np.float32)
         + 0.12 * _noise(r.shape, g, 1)
     ),
-    "waves": lambda r, c, g: _wave(r + 2 * np.sin(c / 9) + _noise(r.shape, g, 5), 9, 1) * 0.8,
-    "blades": lambda r, c, g: 0.5 + 0.25 * cv2.GaussianBlur(_noise(r.shape, g, 0.8), (1, 5), 0) * 2,
+    "waves": lambda r, c, g: 0.15 + 0.6 * _wave(r + 2 * np.sin(c / 9) + 0.5 * _noise(r.shape, g, 5), 6, 1),
+    "blades": lambda r, c, g: 0.5 + 0.4 * cv2.GaussianBlur(_noise(r.shape, g, 0.8), (1, 5), 0),
     "grains": lambda r, c, g: 0.6 + 0.28 * _noise(r.shape, g, 0.7),
-    "tiles": lambda r, c, g: np.where(((r % 14) < 1.5) | ((c % 14) < 1.5), 0.0, 0.75 + 0.08 * _noise(r.shape, g, 3)),
+    "tiles": lambda r, c, g: np.where(((r % 8) < 1.2) | ((c % 8) < 1.2), 0.2, 0.75 + 0.08 * _noise(r.shape, g, 3)),
 }
 
 

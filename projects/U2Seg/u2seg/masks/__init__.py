@@ -14,6 +14,7 @@ from u2seg.masks.records import ImageMasks, iter_records
 from u2seg.masks.recursive import RecursiveCut
 from u2seg.masks.refinement import guided_filter_masks
 from u2seg.masks.stage import make_masks
+from u2seg.masks.votecut import VoteCut
 
 __all__ = [
     "MASKCUT_CRF",
@@ -28,6 +29,7 @@ __all__ = [
     "PatchMasks",
     "RecursiveCut",
     "StrictMaskCut",
+    "VoteCut",
     "build_mask_generator",
     "build_mask_refinement",
     "dense_crf",

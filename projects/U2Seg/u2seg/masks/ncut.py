@@ -27,6 +27,7 @@ RELATIVE_TOLERANCE = 1e-6  # residual norm as a share of the eigen-gap: the erro
 ABSOLUTE_TOLERANCE = 1e-8  # residual norm that ends the iteration whatever the gap [ours]
 NO_STRUCTURE = 1e-9  # 1 - lambda at or below which the graph has no second direction (uniform or empty pictures) [ours]
 
+_ROWS_AT_ONCE = 512  # of the affinity
 _FIXED_POINT_BITS = 30  # magnitude bits of a vector's entries relative to its largest one
 
 
@@ -65,7 +66,7 @@ class BinaryAffinity:
         Source: CutLER, section 3.1; TokenCut, equation 5.
         """
         unit = F.normalize(_checked(features), dim=1)
-        self._store(unit, lambda index: (unit[index].T @ unit[index]) > tau)
+        self._store(unit, lambda rows, columns: (rows.T @ columns) > tau)
 
     @classmethod
     def of_distances(cls, features: Tensor, radius: float) -> "BinaryAffinity":
@@ -77,7 +78,7 @@ class BinaryAffinity:
         """
         features = _checked(features)
         affinity = cls.__new__(cls)
-        affinity._store(features, lambda index: torch.cdist(features[index].T, features[index].T) < radius)
+        affinity._store(features, lambda rows, columns: torch.cdist(rows.T, columns.T) < radius)
         return affinity
 
     def subgraph(self, index: int, nodes: Tensor) -> "BinaryAffinity":
@@ -93,7 +94,8 @@ class BinaryAffinity:
         part._matrix = self._matrix[index][nodes][:, nodes][None].contiguous()
         return part
 
-    def _store(self, features: Tensor, joined_of: Callable[[int], Tensor]) -> None:
+    def _store(self, features: Tensor, are_joined: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Fills the matrices; ``are_joined`` takes features (C, r) and (C, c) and returns bool (r, c)."""
         self.batch_size, _, self.num_patches = features.shape
         self.device = features.device
         # One byte an entry where the integer product exists (CPUs; three to seven times faster than float32).
@@ -102,10 +104,16 @@ class BinaryAffinity:
         self._matrix = torch.empty(
             (self.batch_size, self.num_patches, self.num_patches), dtype=dtype, device=self.device
         )
-        for index in range(self.batch_size):  # one similarity matrix in memory at a time
-            joined = joined_of(index).to(dtype)
-            # A float product need not be symmetric to the last bit; dense solvers read the lower triangle, so do we.
-            torch.add(joined.tril(), joined.tril(-1).T, out=self._matrix[index])
+        for picture, matrix in zip(features, self._matrix):
+            # The lower triangle is computed and mirrored: half the work, and symmetric to the last bit, which a float product
+            # need not be. Blocks of rows, so that no n x n matrix of floats is ever held.
+            for start in range(0, self.num_patches, _ROWS_AT_ONCE):
+                end = min(start + _ROWS_AT_ONCE, self.num_patches)
+                joined = are_joined(picture[:, start:end], picture[:, :end]).to(dtype)
+                own = joined[:, start:].tril()
+                joined[:, start:] = own + own.tril(-1).T
+                matrix[start:end, :end] = joined
+                matrix[:start, start:end] = joined[:, :start].T
 
     def product(self, vectors: Tensor) -> Tensor:
         """Returns B @ vectors, float64 (B, n, k), exact but for rounding the vectors to 2^-30 of each column's largest entry.
@@ -183,6 +191,18 @@ def second_eigenvectors(
             max_steps,
         )
     return result
+
+
+def dense_second_eigenvector(affinity: BinaryAffinity, painted: Tensor, eps: float, index: int) -> tuple[float, Tensor]:
+    """Returns lambda and x, float64 (n,), of one picture's graph by a dense float64 solver: exact, and fast for small graphs.
+
+    Args:
+        affinity: as for ``second_eigenvectors``.
+        painted: as for ``second_eigenvectors``.
+        eps: as for ``second_eigenvectors``.
+        index: of the picture.
+    """
+    return _CollapsedProblem(affinity, painted, eps).solve_dense(index)
 
 
 class _CollapsedProblem:

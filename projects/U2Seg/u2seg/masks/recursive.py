@@ -8,9 +8,10 @@ from torch import Tensor
 
 from u2seg.masks.base import MASK_GENERATOR_REGISTRY, MaskGenerator, PatchMasks
 from u2seg.masks.maskcut import count_corners
-from u2seg.masks.ncut import BinaryAffinity, second_eigenvectors
+from u2seg.masks.ncut import BinaryAffinity, dense_second_eigenvector, second_eigenvectors
 
 MAX_SHARED = 0.2  # share of a candidate that better candidates may have taken already [ours]
+DENSE_BELOW = 400  # patches up to which a region's graph is solved densely, which is faster there
 
 
 @MASK_GENERATOR_REGISTRY.register()
@@ -107,10 +108,15 @@ class RecursiveCut(MaskGenerator):
         """Returns the two sides of the best cut of a region, or nothing where it holds together."""
         nodes = torch.from_numpy(np.flatnonzero(region)).to(affinity.device)
         unpainted = torch.zeros((1, len(nodes)), dtype=torch.bool, device=affinity.device)
-        cut = second_eigenvectors(affinity.subgraph(index, nodes), unpainted, self.eps)
-        if cut.cut_values[0] >= self.max_cut:
+        graph = affinity.subgraph(index, nodes)
+        if len(nodes) <= DENSE_BELOW:
+            cut_value, vector = dense_second_eigenvector(graph, unpainted, self.eps, 0)
+        else:
+            cut = second_eigenvectors(graph, unpainted, self.eps)
+            cut_value, vector = float(cut.cut_values[0]), cut.vectors[0]
+        if cut_value >= self.max_cut:
             return []
-        vector = cut.vectors[0].cpu().numpy()
+        vector = vector.cpu().numpy()
         side = np.zeros_like(region)
         side[region] = vector > vector.mean()
         return [side, region & ~side]

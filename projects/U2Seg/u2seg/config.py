@@ -61,6 +61,7 @@ def add_u2seg_config(cfg: CN) -> None:
     _add_data(cfg)
     _add_model(cfg)
     _add_solver(cfg)
+    _add_self_training(cfg)
     _add_test(cfg)
     _add_pass(cfg)
 
@@ -233,6 +234,18 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.EMA = CN()
     cfg.SOLVER.EMA.ENABLED = False
     cfg.SOLVER.EMA.DECAY = 0.999
+
+
+def _add_self_training(cfg: CN) -> None:
+    cfg.SELF_TRAINING = CN()
+    # Score from which a prediction becomes a label, by round; the last one serves all later rounds [CutLER's README].
+    cfg.SELF_TRAINING.SCORE_THRESH = (0.70, 0.65)
+    # An old label stays where its best mask IoU with the new ones is below this [CutLER]; of two predictions that overlap more, in
+    # whatever clusters, the better one stays [ours].
+    cfg.SELF_TRAINING.MAX_IOU = 0.5
+    cfg.SELF_TRAINING.FLIP = False  # predict on the mirrored picture as well [ours]
+    cfg.SELF_TRAINING.NEW_SEMANTICS = False  # stuff from the model as well, not from the old labels [ours]
+    cfg.SELF_TRAINING.SHARD_SIZE = 64  # pictures; what a kill loses at most
 
 
 def _add_test(cfg: CN) -> None:

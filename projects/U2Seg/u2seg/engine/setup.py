@@ -119,10 +119,24 @@ def _settle_class_counts(cfg: CfgNode, eval_only: bool) -> None:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.CLUSTERS.NUM_CLUSTERS
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = cfg.SEMANTICS.NUM_CLUSTERS + 1
         return
+    _require_one_label_space(cfg)
     if things is not None:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(things)
     if stuff is not None:
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(stuff)
+
+
+def _require_one_label_space(cfg: CfgNode) -> None:
+    """Refuses training sets whose classes differ: a head's output can mean one thing only."""
+    for key in ("thing_classes", "stuff_classes"):
+        names = {name: MetadataCatalog.get(name).get(key) for name in cfg.DATASETS.TRAIN}
+        first = names[cfg.DATASETS.TRAIN[0]] if names else None
+        other = next((name for name, classes in names.items() if classes != first), None)
+        if other is not None:
+            raise ValueError(
+                f"training sets must share their classes, but {cfg.DATASETS.TRAIN[0]} has {len(first or ())} {key} and {other} "
+                f"{len(names[other] or ())}, or in another order; make their labels from one clustering"
+            )
 
 
 def _settle_norms(cfg: CfgNode) -> None:

@@ -10,7 +10,7 @@ from collections import OrderedDict
 import torch
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, inference_on_dataset
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
 
@@ -160,8 +160,6 @@ class U2SegTrainer(DefaultTrainer):
         output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         if kind is None:
             raise ValueError(f"Data set {dataset_name!r} cannot be scored: it has no ground truth (no evaluator_type)")
-        if kind == "coco" and kind not in EVALUATOR_REGISTRY:
-            return COCOEvaluator(dataset_name, output_dir=output_dir)
         return get_registered(EVALUATOR_REGISTRY, kind, f"evaluator_type of {dataset_name}")(
             dataset_name, cfg, output_dir
         )

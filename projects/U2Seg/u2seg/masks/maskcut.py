@@ -70,7 +70,7 @@ class MaskCut(MaskGenerator):
     def __call__(self, features: Tensor) -> list[PatchMasks]:
         """Returns the masks of each picture, at most ``rounds``; see the base class."""
         batch, _, rows, columns = features.shape
-        affinity = BinaryAffinity(_prepared(features, self.centre_features), self.tau)
+        affinity = BinaryAffinity(prepare_features(features, self.centre_features), self.tau)
         progress = [_Progress.start(rows, columns) for _ in range(batch)]
         for _ in range(self.rounds):
             if all(picture.is_finished for picture in progress):
@@ -231,7 +231,7 @@ class StrictMaskCut(MaskGenerator):
     def __call__(self, features: Tensor) -> list[PatchMasks]:
         """Returns the masks of each picture, at most ``rounds``; see the base class."""
         rows, columns = features.shape[2:]
-        affinity = BinaryAffinity(_prepared(features, self.centre_features), self.tau)
+        affinity = BinaryAffinity(prepare_features(features, self.centre_features), self.tau)
         return [self._one_picture(affinity.dense(index).cpu().numpy(), rows, columns) for index in range(len(features))]
 
     def _one_picture(self, joined: np.ndarray, rows: int, columns: int) -> PatchMasks:
@@ -282,8 +282,13 @@ def scipy_second_eigenvector(affinity: np.ndarray) -> tuple[np.ndarray, float]:
     return vectors[:, 0], float(values[0])
 
 
-def _prepared(features: Tensor, centre: bool) -> Tensor:
-    """Returns (B, C, n), less each picture's mean if asked for."""
+def prepare_features(features: Tensor, centre: bool) -> Tensor:
+    """Returns patch features as float (B, C, n), less each picture's mean if asked for.
+
+    Args:
+        features: float (B, C, rows, columns).
+        centre: whether to subtract the mean over the patches.
+    """
     features = features.flatten(2)
     return features - features.mean(dim=2, keepdim=True) if centre else features
 

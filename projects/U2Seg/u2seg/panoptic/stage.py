@@ -54,7 +54,7 @@ def make_panoptic_labels(cfg, masks: Path, clusters: Path, semantics: Path, outp
     for part, group, maps in tqdm(shards, total=len(parts), desc="panoptic labels", unit="shards"):
         if not part.is_file():
             write_json(part, _label_group(group, maps, output, png_of, space, rule))
-    _write_data_set(output, [read_json(part) for part in parts], space)
+    write_data_set(output, [read_json(part) for part in parts], space)
     shutil.rmtree(output / _PARTS)
     return output
 
@@ -86,7 +86,14 @@ def _label_group(group, maps: dict, output: Path, png_of: dict, space: LabelSpac
     return {"images": images, "panoptic": panoptic_rows, "instances": instance_rows, "void": void}
 
 
-def _write_data_set(output: Path, parts: list[dict], space: LabelSpace) -> None:
+def write_data_set(output: Path, parts: list[dict], space: LabelSpace) -> None:
+    """Writes instances JSON and panoptic JSON and closes the stage.
+
+    Args:
+        output: the stage's folder, which holds the PNGs.
+        parts: for each picture group a dict of lists: ``images``, ``panoptic`` and ``instances`` (COCO's rows) and ``void`` (shares).
+        space: the classes.
+    """
     images = [image for part in parts for image in part["images"]]
     info = {"description": "pseudo-labels: no human annotation; categories are clusters"}
     categories = space.categories()

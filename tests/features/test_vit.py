@@ -101,6 +101,18 @@ def test_pictures_do_not_depend_on_their_batch(weight_file):
     torch.testing.assert_close(model(batch), alone, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("arch", ["dino_vits16", "dinov3_vits16"])
+def test_bfloat16_is_close(arch, weight_file):
+    batch = images(64, 96)
+    exact = extractor(arch, weight_file(arch), (64, 96))
+    rough = TimmViT(arch=arch, weights=str(weight_file(arch)), image_size=(64, 96), precision="bfloat16").eval()
+    for method in ("forward", "embed"):
+        expected, found = getattr(exact, method)(batch), getattr(rough, method)(batch)
+        assert found.dtype == torch.float32
+        assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.99
+
+
 def test_blocks_behind_the_asked_one_are_not_run(weight_file):
     model = extractor("dino_vits16", weight_file("dino_vits16"), (64, 96), block=3)
     ran = []
@@ -171,6 +183,7 @@ def test_addresses_are_those_that_timm_knows():
         ({"arch": "dino_vitx"}, "Unknown FEATURES.VIT.ARCH 'dino_vitx'; known: dino_vits16"),
         ({"image_size": (480, 479)}, r"multiples of the patch size 16, got \(480, 479\); the nearest is \(480, 480\)"),
         ({"block": 12}, r"FEATURES.VIT.BLOCK must be in -12..11, got 12"),
+        ({"precision": "half"}, "FEATURES.VIT.PRECISION must be one of float32, bfloat16, got 'half'"),
         ({"facet": "keys"}, "FEATURES.VIT.FACET must be one of query, key, value, token, got 'keys'"),
     ],
 )

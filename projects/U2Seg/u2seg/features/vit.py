@@ -1,6 +1,7 @@
 """Vision transformers as patch features: DINO, DINOv2 and DINOv3 through timm."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from u2seg.features.weights import (
 # Position of each facet among the three parts of the fused projection.
 _FACETS = {"query": 0, "key": 1, "value": 2}
 TOKEN = "token"
+_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 _MEAN = (0.485, 0.456, 0.406)  # ImageNet's, with which all these models were trained
 _STD = (0.229, 0.224, 0.225)
@@ -34,7 +36,16 @@ class TimmViT(FeatureExtractor):
     """
 
     @configurable
-    def __init__(self, *, arch: str, weights: str, image_size: tuple[int, int], block: int, facet: str):
+    def __init__(
+        self,
+        *,
+        arch: str,
+        weights: str,
+        image_size: tuple[int, int],
+        block: int = -1,
+        facet: str = "key",
+        precision: str = "float32",
+    ):
         """Builds the model and loads its weights.
 
         Args:
@@ -44,6 +55,7 @@ class TimmViT(FeatureExtractor):
             block: transformer block, 0-based; negative counts from the last.
             facet: "key", "query", "value" (the projections, before any normalisation or rotation, heads concatenated) or "token"
                 (the block's output).
+            precision: "float32" or "bfloat16", of the matrix products; everything else stays float32.
 
         Raises:
             ValueError: a setting does not fit; the message names its key.
@@ -60,7 +72,8 @@ class TimmViT(FeatureExtractor):
         self.num_channels = self.model.embed_dim
         self.image_size = _checked_image_size(image_size, self.patch_size)
         self.block = _checked_block(block, len(self.model.blocks))
-        self.facet = _checked_facet(facet)
+        self.facet = _checked_choice("FACET", facet, [*_FACETS, TOKEN])
+        self.precision = _PRECISIONS[_checked_choice("PRECISION", precision, _PRECISIONS)]
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("positions", self._position_embedding(architecture), persistent=False)
@@ -74,25 +87,32 @@ class TimmViT(FeatureExtractor):
             "image_size": tuple(cfg.FEATURES.IMAGE_SIZE),
             "block": cfg.FEATURES.VIT.BLOCK,
             "facet": cfg.FEATURES.VIT.FACET,
+            "precision": cfg.FEATURES.VIT.PRECISION,
         }
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns float32 (B, C, rows, columns), C the model's width; see the base class."""
-        tokens, rotation = self._embed_patches(images)
-        last = self.block + 1 if self.facet == TOKEN else self.block
-        tokens = self._run_blocks(tokens, rotation, last)
-        if self.facet != TOKEN:
-            block = self.model.blocks[self.block]
-            tokens = _project(block.attn, block.norm1(tokens), _FACETS[self.facet])
+        with self._autocast(images):
+            tokens, rotation = self._embed_patches(images)
+            last = self.block + 1 if self.facet == TOKEN else self.block
+            tokens = self._run_blocks(tokens, rotation, last)
+            if self.facet != TOKEN:
+                block = self.model.blocks[self.block]
+                tokens = _project(block.attn, block.norm1(tokens), _FACETS[self.facet])
         patches = tokens[:, self.model.num_prefix_tokens :]
         rows, columns = self.grid_size
         return patches.transpose(1, 2).reshape(len(images), -1, rows, columns).float()
 
     def embed(self, images: Tensor) -> Tensor:
         """Returns the CLS token after the last block and the final normalisation, float32 (B, C)."""
-        tokens, rotation = self._embed_patches(images)
-        tokens = self._run_blocks(tokens, rotation, len(self.model.blocks))
-        return self.model.norm(tokens[:, :1])[:, 0].float()
+        with self._autocast(images):
+            tokens, rotation = self._embed_patches(images)
+            tokens = self._run_blocks(tokens, rotation, len(self.model.blocks))
+            return self.model.norm(tokens[:, :1])[:, 0].float()
+
+    def _autocast(self, images: Tensor) -> torch.autocast:
+        lower = self.precision != torch.float32
+        return torch.autocast(images.device.type, dtype=self.precision if lower else torch.bfloat16, enabled=lower)
 
     def _embed_patches(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns the tokens (B, CLS + registers + patches, C) that enter the first block, and DINOv3's rotary embedding."""
@@ -197,7 +217,7 @@ def _checked_block(block: int, depth: int) -> int:
     return block % depth
 
 
-def _checked_facet(facet: str) -> str:
-    if facet not in (*_FACETS, TOKEN):
-        raise ValueError(f"FEATURES.VIT.FACET must be one of {', '.join([*_FACETS, TOKEN])}, got {facet!r}")
-    return facet
+def _checked_choice(key: str, value: str, choices: Iterable[str]) -> str:
+    if value not in choices:
+        raise ValueError(f"FEATURES.VIT.{key} must be one of {', '.join(choices)}, got {value!r}")
+    return value

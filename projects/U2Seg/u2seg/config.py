@@ -163,6 +163,8 @@ def _add_clusters(cfg: CN) -> None:
     cfg.CLUSTERS.NUM_RESTARTS = 3  # the best of so many seeded starts [ours]
     cfg.CLUSTERS.MAX_TRAINING_SAMPLES = 1_000_000  # embeddings that k-means sees; all are assigned
     cfg.CLUSTERS.SEED = 0
+    # centroids.npy of an earlier run's clusters/, to label new pictures with its clusters; "": found on these masks.
+    cfg.CLUSTERS.CENTROIDS = ""
 
 
 def _add_semantics(cfg: CN) -> None:
@@ -177,6 +179,7 @@ def _add_semantics(cfg: CN) -> None:
     cfg.SEMANTICS.NUM_ITERATIONS = 50
     cfg.SEMANTICS.NUM_RESTARTS = 3
     cfg.SEMANTICS.SEED = 0
+    cfg.SEMANTICS.CENTROIDS = ""  # as CLUSTERS.CENTROIDS, from an earlier run's semantics/
     cfg.SEMANTICS.FOLDER = ""  # provider "FolderOfMaps": 8-bit id PNGs named like the pictures, ids from 0, 255 unknown
 
 

@@ -124,6 +124,11 @@ def settings_digest(directory: str | Path) -> str:
     return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def file_digest(path: str | Path) -> str:
+    """Returns a digest of a file's bytes, for a manifest that should notice another file under the same name."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if Path(path).is_file() else "missing"
+
+
 def list_digest(names: list[str]) -> str:
     """Returns a digest of a list of names, for a manifest that should notice added or removed pictures."""
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]

@@ -13,6 +13,7 @@ from u2seg.stages import (
     MANIFEST,
     atomic_path,
     close_stage,
+    file_digest,
     is_complete,
     open_stage,
     read_json,
@@ -46,6 +47,7 @@ def make_clusters(cfg, images: Path, masks: Path, output: Path) -> Path:
         "num_restarts": cfg.CLUSTERS.NUM_RESTARTS,
         "max_training_samples": cfg.CLUSTERS.MAX_TRAINING_SAMPLES,
         "seed": cfg.CLUSTERS.SEED,
+        "centroids": cfg.CLUSTERS.CENTROIDS and file_digest(cfg.CLUSTERS.CENTROIDS),
         "masks": settings_digest(masks),
     }
     open_stage(output, "clusters", settings)
@@ -58,30 +60,60 @@ def make_clusters(cfg, images: Path, masks: Path, output: Path) -> Path:
         return l2_normalize(vectors) if cfg.CLUSTERS.NORMALIZE else vectors
 
     shards = sorted(Path(masks).glob("shard-*.parquet"))
-    sample = _training_sample(shards, vectors_of, cfg.CLUSTERS.MAX_TRAINING_SAMPLES, cfg.CLUSTERS.SEED)
-    if len(sample) < cfg.CLUSTERS.NUM_CLUSTERS:
-        raise ValueError(
-            f"{len(sample)} masks were found in {masks}, fewer than the {cfg.CLUSTERS.NUM_CLUSTERS} clusters asked for "
-            "(CLUSTERS.NUM_CLUSTERS). Give more pictures, ask for fewer clusters, or loosen MASKS.TAU and MASKS.MIN_AREA."
-        )
-    result = kmeans(
-        sample,
-        cfg.CLUSTERS.NUM_CLUSTERS,
-        num_iterations=cfg.CLUSTERS.NUM_ITERATIONS,
-        num_restarts=cfg.CLUSTERS.NUM_RESTARTS,
-        seed=cfg.CLUSTERS.SEED,
-    )
+    if cfg.CLUSTERS.CENTROIDS:
+        centroids = load_centroids(cfg.CLUSTERS.CENTROIDS, cfg.CLUSTERS.NUM_CLUSTERS, "CLUSTERS")
+    else:
+        centroids = _find_centroids(cfg.CLUSTERS, shards, vectors_of)
     with atomic_path(output / CENTROIDS) as temporary:
-        np.save(temporary, result.centroids)
+        np.save(temporary, centroids)
     counts = np.zeros(cfg.CLUSTERS.NUM_CLUSTERS, np.int64)
     for shard in tqdm(shards, desc="assigning clusters", unit="shards"):
         records = read_shard(shard)
-        labels, distances = assign(vectors_of(records), result.centroids)
+        labels, distances = assign(vectors_of(records), centroids)
         counts += np.bincount(labels, minlength=len(counts))
         _write_assignments(output / shard.name, records, labels, distances)
     write_json(output / HISTOGRAM, {"masks_per_cluster": counts.tolist(), "empty_clusters": int((counts == 0).sum())})
     close_stage(output, {"masks": int(counts.sum()), "non_empty_clusters": int((counts > 0).sum())})
     return output
+
+
+def load_centroids(path: str | Path, count: int, section: str) -> np.ndarray:
+    """Returns the centroids, float32 (count, C), that an earlier run saved.
+
+    Args:
+        path: an ``.npy`` file.
+        count: how many there must be.
+        section: of the configuration, for the message.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another number of them.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{section}.CENTROIDS: {path} is not there; expected the {CENTROIDS} of an earlier run")
+    centroids = np.load(path)
+    if centroids.ndim != 2 or len(centroids) != count:
+        raise ValueError(
+            f"{section}.CENTROIDS: {path} has shape {centroids.shape}, but {section}.NUM_CLUSTERS asks for {count} rows"
+        )
+    return centroids.astype(np.float32)
+
+
+def _find_centroids(settings, shards: list[Path], vectors_of) -> np.ndarray:
+    sample = _training_sample(shards, vectors_of, settings.MAX_TRAINING_SAMPLES, settings.SEED)
+    if len(sample) < settings.NUM_CLUSTERS:
+        raise ValueError(
+            f"{len(sample)} masks were found, fewer than the {settings.NUM_CLUSTERS} clusters asked for "
+            "(CLUSTERS.NUM_CLUSTERS). Give more pictures, ask for fewer clusters, or loosen MASKS.TAU and MASKS.MIN_AREA."
+        )
+    result = kmeans(
+        sample,
+        settings.NUM_CLUSTERS,
+        num_iterations=settings.NUM_ITERATIONS,
+        num_restarts=settings.NUM_RESTARTS,
+        seed=settings.SEED,
+    )
+    return result.centroids
 
 
 def cluster_settings_of(clusters: Path) -> dict:

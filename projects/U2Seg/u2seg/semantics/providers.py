@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from u2seg.clusters.kmeans import kmeans
+from u2seg.clusters.stage import load_centroids
 from u2seg.features import build_feature_extractor, resolve_device
 from u2seg.images import png_names, read_image_rgb
 from u2seg.label_space import IGNORE_LABEL
@@ -45,6 +46,15 @@ class PatchKMeans:
         if self._centroids_path.is_file():
             return
         settings = self._settings
+        if settings.CENTROIDS:
+            centroids = load_centroids(settings.CENTROIDS, settings.NUM_CLUSTERS, "SEMANTICS")
+        else:
+            centroids = self._find_centroids()
+        with atomic_path(self._centroids_path) as temporary:
+            np.save(temporary, centroids)
+
+    def _find_centroids(self) -> np.ndarray:
+        settings = self._settings
         samples = [
             self._sample(record, features)
             for records in tqdm(iter_shards(self._masks), desc="sampling patches", unit="shards")
@@ -63,8 +73,7 @@ class PatchKMeans:
             num_restarts=settings.NUM_RESTARTS,
             seed=settings.SEED,
         )
-        with atomic_path(self._centroids_path) as temporary:
-            np.save(temporary, result.centroids)
+        return result.centroids
 
     def label(self, records: list[ImageMasks]) -> dict[str, np.ndarray]:
         """Returns the map of each readable picture; see the registry."""

@@ -9,7 +9,7 @@ from u2seg.masks.records import iter_shards
 from u2seg.registry import get_registered
 from u2seg.semantics.maps import write_semantic_shard
 from u2seg.semantics.providers import SEMANTIC_PROVIDER_REGISTRY
-from u2seg.stages import close_stage, is_complete, open_stage, settings_digest, shard_path
+from u2seg.stages import close_stage, file_digest, is_complete, open_stage, settings_digest, shard_path
 
 
 def make_semantics(cfg, images: Path, masks: Path, output: Path) -> Path:
@@ -27,6 +27,7 @@ def make_semantics(cfg, images: Path, masks: Path, output: Path) -> Path:
         )
     make_provider = get_registered(SEMANTIC_PROVIDER_REGISTRY, cfg.SEMANTICS.PROVIDER, "SEMANTICS.PROVIDER")
     settings = {key.lower(): value for key, value in cfg.SEMANTICS.items()}
+    settings["centroids"] = cfg.SEMANTICS.CENTROIDS and file_digest(cfg.SEMANTICS.CENTROIDS)
     open_stage(output, "semantics", {**settings, "masks": settings_digest(masks)})
     if is_complete(output):
         return output

@@ -210,16 +210,20 @@ def published_layout(things, stuff=None):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "things", "stuff"),
-    [("PanopticFPN", 300, 27), ("PanopticFPN", 800, 27), ("GeneralizedRCNN", 1, None)],
+    ("config", "things", "stuff"),
+    [
+        ("COCO-PanopticSegmentation/u2seg_R50_300.yaml", 300, 27),
+        ("COCO-PanopticSegmentation/u2seg_R50_800.yaml", 800, 27),
+        ("ImageNet-InstanceSegmentation/cutler_R50.yaml", 1, None),
+    ],
 )
-def test_our_models_have_the_published_names_and_shapes(architecture, things, stuff):
-    cfg = setup_cfg(str(ROOT / "configs" / "Base-U2Seg.yaml"))
-    cfg.MODEL.META_ARCHITECTURE = architecture
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = things
-    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = (stuff or 0) + 1
-    cfg.MODEL.RESNETS.NORM = cfg.MODEL.FPN.NORM = "BN"
+def test_our_models_have_the_published_names_and_shapes(config, things, stuff):
+    cfg = setup_cfg(config)
     cfg.MODEL.DEVICE = "meta"  # names and shapes only
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()  # no data set is at hand: counts from CLUSTERS and SEMANTICS
+    if stuff is None:
+        cfg.CLUSTERS.NUM_CLUSTERS = things
+    complete_config(cfg, eval_only=True)
     with torch.device("meta"):
         model = build_model(cfg)
     assert {key: tuple(value.shape) for key, value in model.state_dict().items()} == published_layout(things, stuff)

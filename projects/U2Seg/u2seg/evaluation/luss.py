@@ -142,7 +142,7 @@ class LussEvaluator(DatasetEvaluator):
                 self._sweep.append(count_sweep(index, clusters, _as_numpy(attention), truth, self.thresholds))
 
     def evaluate(self) -> dict | None:
-        """Returns ``{"luss": {matching: {name: value}}}``, values in 0..100; writes tables and files; None in processes but the main one."""
+        """Returns ``{"luss": {matching: {name: value}}}``, in 0..100, and writes files; None in processes but the main one."""
         counts, sweep, raw_maps = self._gathered()
         if not comm.is_main_process():
             return None

@@ -50,7 +50,11 @@ def one_to_one(counts: np.ndarray) -> np.ndarray:
 
     Pairs without a common picture are matched too, in ascending order, as a complete assignment does; they add no true pixel.
     """
-    matched = hungarian(counts)
+    # Rows and columns without any count take no part: with 919 classes and few pictures that is most of them.
+    rows, columns = np.flatnonzero(counts.any(axis=1)), np.flatnonzero(counts.any(axis=0))
+    among = hungarian(counts[np.ix_(rows, columns)])
+    matched = np.full(counts.shape[0], -1, np.int64)
+    matched[rows[among >= 0]] = columns[among[among >= 0]]
     free = np.setdiff1d(np.arange(counts.shape[1]), matched)
     left = np.flatnonzero(matched < 0)[: len(free)]
     matched[left] = free[: len(left)]
@@ -133,10 +137,11 @@ def sweep_scores(
         together = np.zeros((num_clusters, num_classes), np.int64)
         np.add.at(together, (pairs["predicted"] - 1, pairs["truth"] - 1), 1)
         label_map = full_label_map(matcher(together))
-        mapped = np.zeros((num_classes + 1, num_classes + 1), np.int64)
-        kept = label_map[:-1] >= 0
-        np.add.at(mapped, label_map[:-1][kept], table[:-1][kept])
-        iou, _ = _ious(np.diag(mapped), mapped.sum(axis=1), table.sum(axis=0))
+        kept = np.flatnonzero(label_map >= 0)
+        true, predicted = np.zeros(num_classes + 1, np.int64), np.zeros(num_classes + 1, np.int64)
+        np.add.at(true, label_map[kept], table[kept, label_map[kept]])
+        np.add.at(predicted, label_map[kept], table[kept].sum(axis=1))
+        iou, _ = _ious(true, predicted, table.sum(axis=0))
         results.append({"threshold": float(thresholds[index]), "mIoU": _percent(iou.mean())})
     return results
 

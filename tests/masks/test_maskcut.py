@@ -179,7 +179,8 @@ def test_masks_do_not_overlap_and_values_are_in_range():
         found = mask_cut(rounds=6)(torch.from_numpy(planted_picture(seed))[None])[0]
         assert found.masks.sum(axis=0).max(initial=0) <= 1
         assert np.all((found.cut_values >= 0) & (found.cut_values <= 1))
-        assert np.array_equal(found.scores, 1 - found.cut_values)
+        assert np.all((found.scores >= 0) & (found.scores <= 1))
+        assert found.scores == pytest.approx((1 - found.cut_values) * np.sqrt(found.masks.mean(axis=(1, 2))))
 
 
 def test_a_batch_equals_its_pictures():
@@ -219,7 +220,7 @@ def test_photos_equal_the_slow_ones():
     cfg.FEATURES.IMAGE_SIZE = (160, 240)  # 20 x 30 patches, so that the dense solver takes a blink
     cfg.FEATURES.DEVICE = "cpu"
     extractor = build_feature_extractor(cfg)
-    for name in list_images(COCO_MINI)[:10]:
+    for name in list_images(COCO_MINI)[:6]:
         features = extractor(extractor.preprocess(read_image_rgb(COCO_MINI / name))[None])
         features = features - features.mean(dim=(2, 3), keepdim=True)
         expected, gap = slow_maskcut.strict(features[0].numpy())

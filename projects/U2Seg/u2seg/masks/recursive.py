@@ -95,7 +95,7 @@ class RecursiveCut(MaskGenerator):
             region = waiting.pop()
             if self._may_be_object(region):
                 objects.append(region)
-            if region.sum() < 2 * min_patches or num_cuts >= self.max_cuts:
+            if region.sum() < max(2, 2 * min_patches) or num_cuts >= self.max_cuts:
                 continue
             num_cuts += 1
             for side in self._halves(affinity, index, region):

@@ -126,3 +126,20 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     resized = Image.fromarray(mask.astype(np.uint8) * 255).resize((size[1], size[0]), Image.Resampling.BICUBIC)
     return np.asarray(resized) > 127
+
+
+def without_overlaps(masks: list[np.ndarray]) -> list[np.ndarray]:
+    """Returns the masks less what smaller ones among them cover, in the same order; some may become empty.
+
+    The small one wins, as in the panoptic merge: where a large mask was grown or its holes were filled, it lies behind.
+
+    Args:
+        masks: bool (height, width) each.
+    """
+    areas = [int(mask.sum()) for mask in masks]
+    result = list(masks)
+    taken = np.zeros_like(masks[0]) if masks else None
+    for index in sorted(range(len(masks)), key=areas.__getitem__):
+        result[index] = masks[index] & ~taken
+        taken |= masks[index]
+    return result

@@ -17,7 +17,7 @@ from u2seg.features import FeatureExtractor, build_feature_extractor
 from u2seg.images import ImageReadError, image_ids, list_images, read_image_rgb
 from u2seg.masks.base import MaskRefinement, PatchMasks, build_mask_generator, build_mask_refinement
 from u2seg.masks.records import ImageMasks, failures_of, iter_records, write_shard
-from u2seg.masks.refinement import fill_holes, mask_iou, resize_mask, upsample_nearest
+from u2seg.masks.refinement import fill_holes, mask_iou, resize_mask, upsample_nearest, without_overlaps
 from u2seg.stages import close_stage, is_complete, list_digest, open_stage, report_failures, shard_path, shard_slices
 
 # Keys that say how the work is done, not what comes out; a run may go on with other ones.
@@ -189,18 +189,13 @@ class _Finisher:
         refined = [fill_holes(mask) for mask in self._refinement(picture.resized_rgb, coarse)]
         ious = np.asarray([mask_iou(before, after) for before, after in zip(coarse, refined)], np.float32)
         scores = (found.scores * ious).astype(np.float32)
-        free = np.ones((record.height, record.width), bool)
-        kept, rles, embeddings = [], [], []
-        for index in np.argsort(-scores, kind="stable"):
-            if ious[index] < self._min_refined_iou:
-                continue
-            mask = resize_mask(refined[index], free.shape) & free
-            if not mask.any():
-                continue
-            free &= ~mask
-            kept.append(index)
-            rles.append(coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))["counts"])
-            embeddings.append(_pool(features, refined[index]))
+        size = (record.height, record.width)
+        kept = [index for index in np.argsort(-scores, kind="stable") if ious[index] >= self._min_refined_iou]
+        masks = without_overlaps([resize_mask(refined[index], size) for index in kept])
+        present = [position for position, mask in enumerate(masks) if mask.any()]
+        kept = [kept[position] for position in present]
+        rles = [coco_mask.encode(np.asfortranarray(masks[p].view(np.uint8)))["counts"] for p in present]
+        embeddings = [_pool(features, refined[index]) for index in kept]
         return ImageMasks(
             record.image_id,
             record.file_name,

@@ -27,6 +27,7 @@ from u2seg.data.imagenet_s import (
     pseudo_label_metadata,
     pseudo_label_records,
 )
+from u2seg.data.label_splits import read_label_split
 from u2seg.images import image_ids, list_images
 from u2seg.label_space import LabelSpace
 from u2seg.stages import read_json
@@ -111,8 +112,8 @@ def load_dicts(name: str, description: Mapping) -> list[dict]:
 
     Keys: ``file_name``, ``image_id``, ``height``, ``width`` (pixels; absent for format ``images``, whose loader reads them);
     ``annotations`` with ``bbox`` (XYWH, absolute), ``segmentation`` (RLE or polygons), ``category_id`` (contiguous 0..K-1),
-    ``iscrowd``, ``id``; ``pan_seg_file_name`` and ``segments_info`` (``id``, ``category_id`` contiguous, ``isthing``,
-    ``iscrowd``); ``sem_seg_file_name`` where a semantic target exists as a file.
+    ``iscrowd``, ``id`` and, in pseudo-labels, ``score``; ``pan_seg_file_name`` and ``segments_info`` (``id``, ``category_id``
+    contiguous, ``isthing``, ``iscrowd``); ``sem_seg_file_name`` where a semantic target exists as a file.
     """
     description = _checked(name, description)
     files = files_of(name, description)
@@ -261,6 +262,7 @@ def _instance(annotation: dict, to_contiguous: dict[int, int]) -> dict:
         "category_id": to_contiguous[annotation["category_id"]],
         "segmentation": annotation["segmentation"],
         "iscrowd": annotation.get("iscrowd", 0),
+        **({"score": annotation["score"]} if "score" in annotation else {}),
     }
 
 
@@ -276,7 +278,7 @@ def _segment(segment: dict, to_contiguous: dict[int, int], space: LabelSpace) ->
 
 def _subset(name: str, dicts: list[dict], path: Path) -> list[dict]:
     """Returns the pictures that a split file names; datasets/make_label_splits.py writes such files."""
-    wanted = set(read_json(path)["image_ids"])
+    wanted = read_label_split(path)
     chosen = [record for record in dicts if record["image_id"] in wanted]
     if len(chosen) != len(wanted):
         missing = sorted(wanted - {record["image_id"] for record in chosen})

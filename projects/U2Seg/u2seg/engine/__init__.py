@@ -1,7 +1,7 @@
 """Training: the trainer, its steps, hooks, optimisers and checkpoints."""
 
 from u2seg.engine.checkpoint import AtomicCheckpointer
-from u2seg.engine.launch import run_training
+from u2seg.engine.launch import run_self_training, run_training
 from u2seg.engine.optimizers import OPTIMIZER_REGISTRY, build_optimizer
 from u2seg.engine.setup import check_class_counts, checkpoint_class_counts, complete_config
 from u2seg.engine.step import NonFiniteLossError
@@ -16,5 +16,6 @@ __all__ = [
     "check_class_counts",
     "checkpoint_class_counts",
     "complete_config",
+    "run_self_training",
     "run_training",
 ]

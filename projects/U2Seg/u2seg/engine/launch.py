@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from u2seg.checkpoints import load_weights
 from u2seg.config import setup_cfg
 from u2seg.engine.checkpoint import AtomicCheckpointer
+from u2seg.engine.self_training import self_train
 from u2seg.engine.setup import complete_config
 from u2seg.engine.trainer import U2SegTrainer
 from u2seg.stages import write_json
@@ -49,3 +50,13 @@ def _evaluate(cfg, resume: bool) -> OrderedDict:
         raise ValueError("--eval-only needs a model: MODEL.WEIGHTS FILE, or --resume for OUTPUT_DIR's last checkpoint")
     load_weights(model, cfg, path)
     return U2SegTrainer.test(cfg, model)
+
+
+def run_self_training(args) -> Path:
+    """Returns the last checkpoint of ``args.rounds`` rounds of self-training, as ``tools/self_train.py`` starts them."""
+    cfg = setup_cfg(args.config_file, args.opts)
+    cfg.OUTPUT_DIR = args.output
+    complete_config(cfg)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return self_train(cfg, args.output, args.rounds)

@@ -30,7 +30,7 @@ CENTROIDS = "centroids.npy"
 
 @SEMANTIC_PROVIDER_REGISTRY.register()
 class PatchKMeans:
-    """k-means on patch features; a pixel gets the cluster whose centroid is nearest, distances interpolated between patches."""
+    """k-means on patch features; a patch gets the cluster whose centroid is nearest, pixels a vote of the patches around."""
 
     def __init__(self, cfg, images: Path, masks: Path, output: Path):
         """Takes the settings under ``SEMANTICS``, the picture folder, the mask stage's folder, and where to keep centroids."""
@@ -149,10 +149,10 @@ class FolderOfMaps:
 
 
 def nearest_centroid_map(features: Tensor, centroids: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Returns the nearest centroid of every pixel, uint8 (H, W).
+    """Returns the cluster of every pixel, uint8 (H, W): that of the nearest centroid, smoothed between patches.
 
-    The squared distances are interpolated bilinearly between patch centres, which gives smooth borders; interpolating features
-    and then measuring would invent clusters that lie between two others.
+    Each patch votes for its nearest centroid, and the votes are interpolated bilinearly. Interpolating features or distances
+    instead would put between two clusters a third one whose centroid happens to lie between theirs.
 
     Args:
         features: float32 (C, rows, columns).
@@ -161,8 +161,6 @@ def nearest_centroid_map(features: Tensor, centroids: Tensor, size: tuple[int, i
     """
     vectors = features.flatten(1).T.float()
     # |f - c|^2 without |f|^2, which is equal for all centroids of a patch.
-    scores = centroids.square().sum(1) - 2 * vectors @ centroids.T
-    grid = scores.T.reshape(1, len(centroids), *features.shape[1:])
-    return (
-        F.interpolate(grid, size=size, mode="bilinear", align_corners=False)[0].argmin(0).to(torch.uint8).cpu().numpy()
-    )
+    nearest = (centroids.square().sum(1) - 2 * vectors @ centroids.T).argmin(1)
+    votes = F.one_hot(nearest, len(centroids)).T.float().reshape(1, len(centroids), *features.shape[1:])
+    return F.interpolate(votes, size=size, mode="bilinear", align_corners=False)[0].argmax(0).to(torch.uint8).cpu().numpy()

@@ -97,7 +97,7 @@ def show_labels(
         The page's path, and the pictures that could not be shown, with the reason.
     """
     failures: list[Failure] = []
-    chosen = _evenly_spaced(labels.annotations, limit)
+    chosen = evenly_spaced(labels.annotations, limit)
     rows = _gallery(labels, clusters, failures)
     page = write_report(
         Path(output) / "index.html",
@@ -153,7 +153,7 @@ def _gallery(labels: PanopticLabels, clusters: int, failures: list[Failure]) -> 
     commonest = sorted(members, key=lambda category: (-len(members[category]), category))[:clusters]
     for category in commonest:
         examples = {}
-        for number, (annotation, segment) in enumerate(_evenly_spaced(members[category], _CROPS), start=1):
+        for number, (annotation, segment) in enumerate(evenly_spaced(members[category], _CROPS), start=1):
             try:
                 image_rgb, panoptic_map = labels.read(annotation)
             except ImageReadError as error:
@@ -179,7 +179,8 @@ def _crop(image_rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.array(canvas.resize((_CROP_SIDE, _CROP_SIDE), Image.Resampling.BICUBIC))
 
 
-def _evenly_spaced(items: list, count: int) -> list:
+def evenly_spaced(items: list, count: int) -> list:
+    """Returns at most ``count`` of the items, evenly spaced, the first and the last among them."""
     if len(items) <= count:
         return items
     return [items[index] for index in np.linspace(0, len(items) - 1, count).round().astype(int)]

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import numpy as np
+import yaml
 from PIL import Image
+from u2seg.config import get_config_file
 from u2seg.id_maps import LUSS_IGNORE, write_id_map
 
 SIZE = 64
@@ -70,6 +72,13 @@ def make_toy(root: Path, train: int, semi: int, val: int, seed: int = 0, flat_va
         split: {**common, "SPLIT": split, **({} if split in ("train", "test") else {"MASKS": str(root / "masks")})}
         for split in ("train", "train_semi", "val", "test")
     }
+
+
+def write_config(path: Path, base: str, by_path: dict[str, dict], train: str, test: str | None = None) -> str:
+    """Writes a configuration that derives from a shipped one and uses other data sets; returns its path."""
+    datasets = {"BY_PATH": by_path, "TRAIN": [train], "TEST": [test] if test else []}
+    path.write_text(yaml.safe_dump({"_BASE_": get_config_file(base), "DATASETS": datasets}))
+    return str(path)
 
 
 def _save(path: Path, image: np.ndarray) -> None:

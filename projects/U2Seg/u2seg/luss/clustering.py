@@ -1,6 +1,5 @@
 """PASS's image-level clusters: one attention-pooled vector a picture, k-means, saved centroids."""
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,8 @@ from tqdm import tqdm
 
 from u2seg.clusters.kmeans import assign, kmeans
 from u2seg.evaluation.matching import hungarian, pair_counts
-from u2seg.luss.pictures import PictureList, file_digest, iter_batches, load_model, normalized_rows
+from u2seg.luss.pictures import PictureList, file_digest, iter_batches, load_model, normalized_rows, unreadable
 from u2seg.stages import (
-    Failure,
     atomic_path,
     close_stage,
     is_complete,
@@ -20,8 +18,6 @@ from u2seg.stages import (
     shard_path,
     shard_slices,
 )
-
-logger = logging.getLogger(__name__)
 
 CENTROIDS = "centroids.npy"
 ASSIGNMENTS = "assignments.npz"
@@ -47,8 +43,9 @@ def cluster_pictures(cfg, output: str | Path) -> Path:
     output = open_stage(output, "luss_clusters", _settings(cfg, pictures))
     if is_complete(output):
         return output
-    failures = _embed(cfg, pictures, output)
+    _embed(cfg, pictures, output)
     numbers, vectors = read_embeddings(output)
+    failures = unreadable(pictures, set(numbers.tolist()))
     report_failures(output, failures, len(pictures), cfg.MASKS.MAX_FAILURES)
     sample = vectors
     if len(vectors) > cfg.LUSS.MAX_TRAINING_SAMPLES:
@@ -116,31 +113,27 @@ def _settings(cfg, pictures: PictureList) -> dict:
     }
 
 
-def _embed(cfg, pictures: PictureList, output: Path) -> list[Failure]:
+def _embed(cfg, pictures: PictureList, output: Path) -> None:
     slices = shard_slices(len(pictures), cfg.LUSS.SHARD_SIZE)
-    failures: list[Failure] = []
     missing = [index for index in range(len(slices)) if not shard_path(output, index, ".npz").is_file()]
-    model = load_model(cfg, "PASSPixelAttention") if missing else None
-    with tqdm(total=len(pictures), desc="embeddings", unit="image") as progress:
-        for index, part in enumerate(slices):
-            numbers = list(range(len(pictures)))[part]
-            if index in missing:
-                _embed_shard(cfg, model, pictures, numbers, shard_path(output, index, ".npz"))
-            kept = set(np.load(shard_path(output, index, ".npz"))["numbers"].tolist())
-            failures += [Failure(pictures.file_names[n], "not readable") for n in numbers if n not in kept]
+    if not missing:
+        return
+    model = load_model(cfg, "PASSPixelAttention")
+    done = len(pictures) - sum(slices[index].stop - slices[index].start for index in missing)
+    with tqdm(total=len(pictures), initial=done, desc="embeddings", unit="image") as progress:
+        for index in missing:
+            numbers = list(range(slices[index].start, slices[index].stop))
+            _embed_shard(cfg, model, pictures, numbers, shard_path(output, index, ".npz"))
             progress.update(len(numbers))
-    return failures
 
 
 def _embed_shard(cfg, model, pictures: PictureList, numbers: list[int], path: Path) -> None:
-    kept, vectors, failures = [], [], []
-    for some, pixels in iter_batches(cfg, pictures, numbers, cfg.LUSS.CENTER_CROP, failures):
+    kept, vectors = [], []
+    for some, pixels in iter_batches(cfg, pictures, numbers, cfg.LUSS.CENTER_CROP):
         with torch.no_grad():
             features, attention = model.attended_features(pixels.to(model.device))
         kept += some
         vectors.append((features * attention).mean(dim=(2, 3)).cpu().numpy())
-    for failure in failures:
-        logger.warning("%s: %s", failure.file_name, failure.reason)
     order = np.argsort(kept)
     rows = normalized_rows(np.concatenate(vectors))[order] if kept else np.zeros((0, 0), np.float32)
     _save(path, lambda temporary: np.savez(temporary, numbers=np.array(kept, np.int64)[order], vectors=rows))

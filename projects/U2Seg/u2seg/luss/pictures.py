@@ -61,12 +61,12 @@ class _Pictures(Dataset):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+    def __getitem__(self, index: int) -> tuple[int, Tensor | None]:
         number = self.numbers[index]
         try:
             image = Image.fromarray(read_for(self.pictures.records[number]))
-        except ImageReadError as error:
-            return number, str(error)
+        except (ImageReadError, OSError):
+            return number, None  # `unreadable` tells the reason
         image = resize_short_side(image, self.resize)
         if self.crop is not None:
             left, top = ((side - self.crop) // 2 for side in image.size)
@@ -74,17 +74,29 @@ class _Pictures(Dataset):
         return number, to_tensor(image)
 
 
+def unreadable(pictures: PictureList, kept: set[int]) -> list[Failure]:
+    """Returns the pictures whose numbers are not among ``kept``, each with the reason why it cannot be read."""
+    failures = []
+    for number in range(len(pictures)):
+        if number not in kept:
+            try:
+                read_for(pictures.records[number])
+                failures.append(Failure(pictures.file_names[number], "could not be read when the stage ran"))
+            except (ImageReadError, OSError) as error:
+                failures.append(Failure(pictures.file_names[number], str(error)))
+    return failures
+
+
 def iter_batches(
-    cfg, pictures: PictureList, numbers: list[int], crop: int | None, failures: list[Failure]
+    cfg, pictures: PictureList, numbers: list[int], crop: int | None
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Yields numbers and pixels of pictures, uint8 (B, 3, H, W), all of a batch equally large; each picture once.
+    """Yields numbers and pixels of pictures, uint8 (B, 3, H, W), all of a batch equally large; those that can be read, once each.
 
     Args:
         cfg: ``LUSS`` and ``DATALOADER.NUM_WORKERS`` are used.
         pictures: all of them.
         numbers: of those wanted.
         crop: side of a central crop; None gives the whole pictures.
-        failures: takes those that cannot be read.
     """
     loader = DataLoader(
         _Pictures(pictures, numbers, cfg.LUSS.RESIZE, crop),
@@ -95,9 +107,7 @@ def iter_batches(
     for samples in loader:
         by_size: dict[tuple, list] = {}
         for number, pixels in samples:
-            if isinstance(pixels, str):
-                failures.append(Failure(pictures.file_names[number], pixels))
-            else:
+            if pixels is not None:
                 by_size.setdefault(tuple(pixels.shape), []).append((number, pixels))
         for group in by_size.values():
             yield [number for number, _ in group], torch.stack([pixels for _, pixels in group])

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from u2seg.data.luss_store import INDEX, write_label_shard
-from u2seg.luss.pictures import PictureList, file_digest, iter_batches, load_model
+from u2seg.data.luss_store import INDEX, LabelStore, write_label_shard
+from u2seg.luss.pictures import PictureList, file_digest, iter_batches, load_model, unreadable
 from u2seg.stages import (
-    Failure,
     close_stage,
     is_complete,
     open_stage,
@@ -44,21 +44,14 @@ def write_pseudo_labels(cfg, output: str | Path) -> Path:
     output = open_stage(output, "luss_labels", settings)
     if is_complete(output):
         return output
+    slices = shard_slices(len(pictures), cfg.LUSS.SHARD_SIZE)
+    missing = [index for index in range(len(slices)) if not shard_path(output, index, ".npz").is_file()]
     model = load_model(cfg, "PASSPixelClusterer")
-    failures: list[Failure] = []
-    with tqdm(total=len(pictures), desc="pseudo-labels", unit="image") as progress:
-        for index, part in enumerate(shard_slices(len(pictures), cfg.LUSS.SHARD_SIZE)):
-            numbers = list(range(len(pictures)))[part]
-            path = shard_path(output, index, ".npz")
-            if not path.is_file():
-                entries = {}
-                for some, pixels in iter_batches(cfg, pictures, numbers, None, failures):
-                    with torch.no_grad():
-                        clusters, attention = model.coarse_labels(pixels.to(model.device))
-                    entries.update(
-                        (n, (c, a)) for n, c, a in zip(some, clusters.cpu().numpy(), attention.cpu().numpy())
-                    )
-                write_label_shard(path, dict(sorted(entries.items())))
+    done = len(pictures) - sum(slices[index].stop - slices[index].start for index in missing)
+    with tqdm(total=len(pictures), initial=done, desc="pseudo-labels", unit="image") as progress:
+        for index in missing:
+            numbers = list(range(slices[index].start, slices[index].stop))
+            write_label_shard(shard_path(output, index, ".npz"), _label(cfg, model, pictures, numbers))
             progress.update(len(numbers))
     index = {
         "file_names": pictures.file_names,
@@ -66,6 +59,18 @@ def write_pseudo_labels(cfg, output: str | Path) -> Path:
         "shard_size": cfg.LUSS.SHARD_SIZE,
     }
     write_json(output / INDEX, index)
+    failures = unreadable(pictures, set(LabelStore(output).numbers()))
     close_stage(output, {"pictures": len(pictures) - len(failures), "failures": len(failures)})
     report_failures(output, failures, len(pictures), cfg.MASKS.MAX_FAILURES)
     return output
+
+
+def _label(cfg, model, pictures: PictureList, numbers: list[int]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Returns picture number -> coarse cluster map and attention, by ascending number."""
+    entries = {}
+    for some, pixels in iter_batches(cfg, pictures, numbers, None):
+        with torch.no_grad():
+            clusters, attention = model.coarse_labels(pixels.to(model.device))
+        for number, one, its_attention in zip(some, clusters.cpu().numpy(), attention.cpu().numpy()):
+            entries[number] = (one, its_attention)
+    return dict(sorted(entries.items()))

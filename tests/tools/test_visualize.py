@@ -83,6 +83,22 @@ def test_pictures_that_do_not_fit_their_labels_are_named(tmp_path, monkeypatch, 
     assert "<h3>deep/4.jpg</h3>" in (tmp_path / "out" / "index.html").read_text()
 
 
+def test_label_sets_stand_side_by_side(tmp_path, monkeypatch):
+    labels = write_labels(tmp_path)
+    content = json.loads((labels / "panoptic.json").read_text())
+    content["annotations"] = content["annotations"][1:]  # the second set lacks the first picture
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "panoptic").symlink_to(labels / "panoptic")
+    (tmp_path / "other" / "panoptic.json").write_text(json.dumps(content))
+    sets = [f"ours={labels}", f"theirs={tmp_path / 'other'}"]
+    options = ["--images", tmp_path / "images", "--output", tmp_path / "out", "--clusters", 0]
+    assert run_tool(monkeypatch, "--labels", *sets, *options) == 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert '<th scope="col">ours</th><th scope="col">theirs</th>' in page
+    assert page.count("<figcaption>ours</figcaption>") == 2 and page.count("<figcaption>theirs</figcaption>") == 1
+    assert page.count("<figcaption>picture</figcaption>") == 2
+
+
 @pytest.mark.parametrize("depth", ["", "panoptic"])
 def test_labels_are_found_in_all_layouts(tmp_path, depth):
     labels = write_labels(tmp_path)

@@ -1,8 +1,9 @@
 """A page that shows panoptic labels or predictions on their pictures, whoever made them: what they look like, what each cluster is."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -82,12 +83,13 @@ def load_panoptic_labels(labels: str | Path, images: str | Path) -> PanopticLabe
 
 
 def show_labels(
-    labels: PanopticLabels, output: str | Path, *, title: str, limit: int = 48, clusters: int = 12
+    label_sets: Mapping[str, PanopticLabels], output: str | Path, *, title: str, limit: int = 48, clusters: int = 12
 ) -> tuple[Path, list[Failure]]:
-    """Writes a page with counts, pictures under their labels, and examples of the commonest clusters.
+    """Writes a page with counts, examples of the commonest clusters, and pictures beside their labels.
 
     Args:
-        labels: what to show.
+        label_sets: caption -> labels, one column each; the first one gives the pictures and the examples. The others are found by the
+            pictures' names; where one has none, its place is empty.
         output: folder; the page is its ``index.html``.
         title: the page's heading.
         limit: pictures shown, evenly spaced over all.
@@ -95,52 +97,73 @@ def show_labels(
 
     Returns:
         The page's path, and the pictures that could not be shown, with the reason.
+
+    Raises:
+        ValueError: no labels at all.
     """
+    if not label_sets:
+        raise ValueError("show_labels needs at least one set of labels, got none")
     failures: list[Failure] = []
-    chosen = evenly_spaced(labels.annotations, limit)
-    rows = _gallery(labels, clusters, failures)
+    first = next(iter(label_sets.values()))
+    chosen = evenly_spaced(first.annotations, limit)
+    names = [first.file_names[annotation["image_id"]] for annotation in chosen]
     page = write_report(
         Path(output) / "index.html",
         title=title,
-        summary=f"{len(chosen)} of {len(labels.annotations)} pictures, evenly spaced.",
-        tables=[_counts(labels)],
-        rows=(row for part in (rows, _rows(labels, chosen, failures)) for row in part),
+        summary=f"{len(chosen)} of {len(first.annotations)} pictures, evenly spaced.",
+        tables=[_counts(label_sets)],
+        rows=chain(_gallery(first, clusters, failures), _rows(label_sets, names, failures)),
     )
     return page, failures
 
 
-def _rows(labels: PanopticLabels, annotations: list[dict], failures: list[Failure]) -> Iterator[Row]:
-    metadata = labels.space.metadata()
-    for annotation in tqdm(annotations, unit="picture", disable=None):
-        name = labels.file_names[annotation["image_id"]]
-        try:
-            image_rgb, panoptic_map = labels.read(annotation)
-        except ImageReadError as error:
-            failures.append(Failure(name, str(error)))
-            continue
-        segments = contiguous_segments(annotation["segments_info"], labels.space)
-        names = metadata["thing_classes"], metadata["stuff_classes"]
-        yield Row(name, {"picture": image_rgb, "labels": draw_panoptic(image_rgb, panoptic_map, segments, *names)})
+def _rows(label_sets: Mapping[str, PanopticLabels], names: list[str], failures: list[Failure]) -> Iterator[Row]:
+    by_name = {
+        caption: {labels.file_names[a["image_id"]]: a for a in labels.annotations}
+        for caption, labels in label_sets.items()
+    }
+    for name in tqdm(names, unit="picture", disable=None):
+        pictures = {}
+        for caption, labels in label_sets.items():
+            annotation = by_name[caption].get(name)
+            if annotation is None:
+                continue
+            try:
+                image_rgb, panoptic_map = labels.read(annotation)
+            except ImageReadError as error:
+                failures.append(Failure(name, str(error)))
+                continue
+            pictures.setdefault("picture", image_rgb)
+            segments = contiguous_segments(annotation["segments_info"], labels.space)
+            metadata = labels.space.metadata()
+            pictures[caption] = draw_panoptic(
+                image_rgb, panoptic_map, segments, metadata["thing_classes"], metadata["stuff_classes"]
+            )
+        if pictures:
+            yield Row(name, pictures)
 
 
-def _counts(labels: PanopticLabels) -> Table:
-    things: list[int] = []
-    used: Counter = Counter()
-    for annotation in labels.annotations:
-        classes = [segment["category_id"] for segment in annotation["segments_info"]]
-        used.update(classes)
-        things.append(sum(c in labels.space.thing_contiguous_ids for c in classes))
-    space, total = labels.space, max(len(things), 1)
-    thing_counts = [used[i] for i in space.thing_dataset_ids]
-    rows = [
-        ("pictures", len(things)),
-        ("things in a picture, on average", sum(things) / total),
-        ("pictures without a thing, %", 100 * sum(count == 0 for count in things) / total),
-        ("thing classes that occur", f"{sum(c > 0 for c in thing_counts)} of {space.num_things}"),
-        ("largest thing class, % of things", 100 * max(thing_counts, default=0) / max(sum(thing_counts), 1)),
-        ("stuff classes that occur", f"{sum(used[i] > 0 for i in space.stuff_dataset_ids)} of {space.num_stuff}"),
-    ]
-    return Table("Counts", rows)
+def _counts(label_sets: Mapping[str, PanopticLabels]) -> Table:
+    columns = [_count(labels) for labels in label_sets.values()]
+    rows = [(name, *(column[name] for column in columns)) for name in columns[0]]
+    return Table("Counts", rows, header=("", *label_sets))
+
+
+def _count(labels: PanopticLabels) -> dict[str, object]:
+    space = labels.space
+    classes = [[s["category_id"] for s in annotation["segments_info"]] for annotation in labels.annotations]
+    things = [sum(c in space.thing_contiguous_ids for c in row) for row in classes]
+    used = Counter(c for row in classes for c in row)
+    sizes = [used[i] for i in space.thing_dataset_ids]
+    pictures = max(len(things), 1)
+    return {
+        "pictures": len(things),
+        "things in a picture, on average": sum(things) / pictures,
+        "pictures without a thing, %": 100 * things.count(0) / pictures,
+        "thing classes that occur": f"{sum(size > 0 for size in sizes)} of {space.num_things}",
+        "largest thing class, % of things": 100 * max(sizes, default=0) / max(sum(sizes), 1),
+        "stuff classes that occur": f"{sum(used[i] > 0 for i in space.stuff_dataset_ids)} of {space.num_stuff}",
+    }
 
 
 def _gallery(labels: PanopticLabels, clusters: int, failures: list[Failure]) -> Iterator[Row]:

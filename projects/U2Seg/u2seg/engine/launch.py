@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from detectron2.engine import default_setup
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from u2seg.checkpoints import load_weights
 from u2seg.config import setup_cfg
@@ -30,6 +31,8 @@ def run_training(args) -> OrderedDict:
     complete_config(cfg, eval_only=args.eval_only)
     cfg.freeze()
     default_setup(cfg, args)
+    # Detectron2 sets up its own loggers alone; ours says what training and scoring found.
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="u2seg")
     if args.eval_only:
         return _evaluate(cfg, args.resume)
     trainer = U2SegTrainer(cfg)
@@ -59,4 +62,6 @@ def run_self_training(args) -> Path:
     complete_config(cfg)
     cfg.freeze()
     default_setup(cfg, args)
+    # Detectron2 sets up its own loggers alone; ours says what training and scoring found.
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="u2seg")
     return self_train(cfg, args.output, args.rounds)

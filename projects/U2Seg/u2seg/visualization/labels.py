@@ -185,7 +185,7 @@ def _gallery(labels: PanopticLabels, clusters: int, failures: list[Failure]) -> 
             examples[f"{number}"] = _crop(image_rgb, panoptic_map == segment["id"])
         if examples:
             name = labels.space.thing_names[labels.space.thing_contiguous_ids[category]]
-            yield Row(f"Thing class {name}: {len(members[category])} segments", examples)
+            yield Row(f"Thing class {name}: {len(members[category])} segments", examples, columns=_CROPS)
 
 
 def _crop(image_rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -41,10 +41,12 @@ class Row:
     Attributes:
         title: stands above it, for example the picture's file name.
         pictures: caption -> picture: uint8 (H, W, 3) in RGB, or the path of a picture file.
+        columns: the row's width in pictures, if it is to have room for more than it holds.
     """
 
     title: str
     pictures: Mapping[str, np.ndarray | str | Path]
+    columns: int = 1
 
 
 def write_report(
@@ -147,7 +149,7 @@ def _row_html(folder: Path, index: int, row: Row) -> str:
             f'<figure><figcaption>{escape(caption)}</figcaption><a href="{name}">'
             f'<img src="{name}" width="{width}" height="{height}" loading="lazy" alt="{alt}"></a></figure>'
         )
-    style = f"--columns:{max(len(figures), 1)}"
+    style = f"--columns:{max(len(figures), row.columns)}"
     return f'<section><h3>{escape(row.title)}</h3><div class="row" style="{style}">{"".join(figures)}</div></section>'
 
 
@@ -187,7 +189,7 @@ table { border-collapse: collapse; font-size: .94rem; }
 th, td { padding: .32em .9em; text-align: left; white-space: nowrap; }
 th { border-bottom: 2px solid var(--line); font-weight: 600; }
 tbody tr:nth-child(even) { background: var(--stripe); }
-th:not(:first-child), .number { text-align: right; }
+th:not(:first-child), td:not(:first-child), .number { text-align: right; }
 .number { font-variant-numeric: tabular-nums; }
 pre { font-size: .85rem; line-height: 1.35; padding: .8em 1em; background: var(--stripe); width: max-content; min-width: 60%; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr)); gap: 20px 28px; }

@@ -124,12 +124,10 @@ class SamplePictures(HookBase):
             model.train(was_training)
 
     def _save(self, sample: dict, image: np.ndarray) -> None:
-        from PIL import Image
+        from u2seg.visualization import save_picture
 
         stem = Path(sample["file_name"]).stem
-        path = self._folder / f"{stem}_{self.trainer.iter + 1:07d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path)
+        save_picture(self._folder / f"{stem}_{self.trainer.iter + 1:07d}.png", image)
         self.trainer.storage.put_image(f"predictions/{stem}", image.transpose(2, 0, 1))
 
     def _load(self) -> list[dict]:

@@ -9,7 +9,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from u2seg.checkpoints import load_weights
-from u2seg.config import setup_cfg
+from u2seg.config import find_config_file, setup_cfg
 from u2seg.engine.checkpoint import AtomicCheckpointer
 from u2seg.engine.self_training import self_train
 from u2seg.engine.setup import complete_config
@@ -27,6 +27,7 @@ def run_training(args) -> OrderedDict:
     Args:
         args: of Detectron2's ``default_argument_parser``.
     """
+    args.config_file = find_config_file(args.config_file)
     cfg = setup_cfg(args.config_file, args.opts)
     complete_config(cfg, eval_only=args.eval_only)
     cfg.freeze()

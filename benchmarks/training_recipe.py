@@ -1,0 +1,162 @@
+#!/usr/bin/env python
+"""What each part of the training recipe is worth on the rendered scenes, over several seeds; and what few labels gain.
+
+    python benchmarks/training_recipe.py --output DIR [--seeds 0 1 2] [--iterations 160] [--limit N] [--table recipe|few]
+
+Renders the scenes, makes pseudo-labels with quick_schedules/scenes.yaml, then trains and scores each variant with each seed. Runs
+that are done are kept in DIR, so that it may be killed; ``--limit N`` ends it after N runs.
+
+recipe: plain; + DropLoss; + copy-paste; then, from the copy-paste model, as many iterations again: one self-training round on its
+own predictions, or, as its control, on the old labels. few: fine-tuning on 1 % and 10 % of the true labels, from the unsupervised
+copy-paste model and from random weights, scored without matching (protocol identity).
+
+Promise (recipe): self-training gains over its control. Exits with status 1 when it is missed. The last line holds the figures.
+"""
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from tabulate import tabulate
+from u2seg.config import setup_cfg
+from u2seg.data.label_splits import make_label_splits
+from u2seg.engine import U2SegTrainer, complete_config
+from u2seg.engine.self_training import self_train
+from u2seg.pipeline import make_pseudo_labels
+from u2seg.stages import read_json, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = "quick_schedules/scenes.yaml"
+DROP = ("MODEL.ROI_HEADS.DROP_LOSS.ENABLED", True)
+PASTE = (*DROP, "INPUT.COPY_PASTE.ENABLED", True)
+RECIPE = ("plain", "drop_loss", "copy_paste", "continued", "self_training")
+FEW = ("few_1_random", "few_1_unsupervised", "few_10_random", "few_10_unsupervised")
+METRICS = {
+    "PQ": ("panoptic", "PQ"),
+    "PQ things": ("panoptic", "PQ_th"),
+    "mask AP": ("instance", "mask_AP"),
+    "mask AP50": ("instance", "mask_AP50"),
+}
+
+
+def prepare(output: Path) -> None:
+    """Renders scenes and makes labels, where they are not there."""
+    scenes = output / "scenes"
+    if not (scenes / "annotations" / "panoptic_val.json").is_file():
+        script = ROOT / "datasets" / "prepare_scenes.py"
+        subprocess.run([sys.executable, str(script), "--output", str(scenes), "--annotate-train"], check=True)
+    make_pseudo_labels(setup_cfg(CONFIG), scenes / "train", output / "labels")
+    make_label_splits(scenes / "annotations" / "panoptic_train.json", output / "splits", (1, 10))
+
+
+def make_cfg(output: Path, seed: int, iterations: int, folder: Path, *opts) -> CfgNode:
+    cfg = setup_cfg(CONFIG)
+    sets = cfg.DATASETS.BY_PATH
+    sets.scenes_train.ROOT, sets.scenes_train.IMAGES = str(output / "labels"), str(output / "scenes" / "train")
+    sets.scenes_val.ROOT = str(output / "scenes")
+    cfg.SEED, cfg.SOLVER.MAX_ITER, cfg.OUTPUT_DIR = seed, iterations, str(folder)
+    cfg.SOLVER.CHECKPOINT_PERIOD = iterations
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def train(cfg: CfgNode) -> dict:
+    trainer = U2SegTrainer(complete_config(cfg))
+    trainer.resume_or_load(resume=True)
+    return trainer.train()
+
+
+def run(name: str, seed: int, args) -> dict:
+    """Returns the scores of one variant with one seed."""
+    output, folder = args.output, args.output / name / str(seed)
+    start = ("MODEL.WEIGHTS", str(args.output / "copy_paste" / str(seed) / "model_final.pth"))
+    make = lambda *opts: make_cfg(output, seed, args.iterations, folder, *opts)  # noqa: E731
+    if name == "plain":
+        return train(make())
+    if name == "drop_loss":
+        return train(make(*DROP))
+    if name == "copy_paste":
+        return train(make(*PASTE))
+    if name == "continued":
+        return train(make(*PASTE, *start))
+    if name == "self_training":
+        cfg = complete_config(make(*PASTE, *start, "SELF_TRAINING.SCORE_THRESH", (args.threshold,)))
+        cfg.DATASETS.TEST = ()
+        last = self_train(cfg, folder, 1)
+        cfg = complete_config(make("MODEL.WEIGHTS", str(last)))
+        model = U2SegTrainer.build_model(cfg)
+        model.load_state_dict(torch.load(last, weights_only=True)["model"])
+        return U2SegTrainer.test(cfg, model)
+    return run_few(name, seed, args, folder, start)
+
+
+def run_few(name: str, seed: int, args, folder: Path, start: tuple) -> dict:
+    _, percent, weights = name.split("_")
+    cfg = make_cfg(args.output, seed, args.iterations, folder, "TEST.PROTOCOLS", ("identity",))
+    cfg.DATASETS.BY_PATH["scenes_few"] = CfgNode(
+        {
+            "FORMAT": "coco_panoptic",
+            "ROOT": str(args.output / "scenes"),
+            "SPLIT": "train",
+            "SUBSET": str(args.output / "splits" / f"{percent}perc.json"),
+        }
+    )
+    cfg.DATASETS.TRAIN = ("scenes_few",)
+    if weights == "unsupervised":
+        cfg.merge_from_list(list(start))
+        cfg.SOLVER.LR_MULTIPLIERS = (("backbone", 0.25),)
+    return train(cfg)
+
+
+def figures_of(scores: dict, protocol: str) -> dict[str, float]:
+    return {name: scores[task][protocol][metric] for name, (task, metric) in METRICS.items()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--iterations", type=int, default=160)
+    parser.add_argument("--threshold", type=float, default=0.7, help="score from which a prediction becomes a label")
+    parser.add_argument("--limit", type=int, default=10**9)
+    parser.add_argument("--table", choices=["recipe", "few"], default="recipe")
+    args = parser.parse_args()
+    logging.disable(logging.INFO)
+    torch.set_num_threads(1)
+    prepare(args.output)
+    names = RECIPE if args.table == "recipe" else FEW
+    protocol = "hungarian" if args.table == "recipe" else "identity"
+    wanted = [(name, seed) for seed in args.seeds for name in names]
+    if args.table == "few":  # they start from these
+        wanted = [("copy_paste", seed) for seed in args.seeds] + wanted
+    path = lambda name, seed: args.output / "scores" / f"{name}-{seed}.json"  # noqa: E731
+    for name, seed in [one for one in wanted if not path(*one).is_file()][: args.limit]:
+        write_json(path(name, seed), run(name, seed, args))
+    rows, figures = [], {}
+    for name in names:
+        runs = [figures_of(read_json(path(name, s)), protocol) for s in args.seeds if path(name, s).is_file()]
+        if runs:
+            values = {metric: [one[metric] for one in runs] for metric in METRICS}
+            figures[name] = {metric: [round(v, 2) for v in column] for metric, column in values.items()}
+            cells = [f"{np.mean(column):.1f} ± {np.std(column):.1f}" for column in values.values()]
+            rows.append([name, len(runs), *cells])
+    print(tabulate(rows, headers=["variant", "seeds", *METRICS], tablefmt="github"))
+    gained = True
+    if {"continued", "self_training"} <= set(figures):
+        gained = np.mean(figures["self_training"]["PQ"]) > np.mean(figures["continued"]["PQ"])
+        print(f"{'kept  ' if gained else 'MISSED'} self-training gains PQ over its control")
+    print(json.dumps(figures))
+    return 0 if gained else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

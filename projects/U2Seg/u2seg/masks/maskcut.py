@@ -294,11 +294,6 @@ def prepare_features(features: Tensor, centre: bool) -> Tensor:
 
 
 def _patch_masks(masks: list[np.ndarray], cut_values: list[float], grid_size: tuple[int, int]) -> PatchMasks:
-    """Returns the masks with their scores: (1 - cut value) times the square root of the area share.
-
-    The paper scores nothing. A clean cut speaks for an object, but small islands are cut cleanly too, for want of links; hence
-    the area [ours; docs/masks.md has the figures].
-    """
-    stack = np.stack(masks) if masks else np.zeros((0, *grid_size), bool)
+    """Returns the masks; the score is 1 - cut value (ours: the paper scores nothing)."""
     values = np.asarray(cut_values, np.float64)
-    return PatchMasks(stack, values, np.clip(1 - values, 0, 1) * np.sqrt(stack.mean(axis=(1, 2))))
+    return PatchMasks(np.stack(masks) if masks else np.zeros((0, *grid_size), bool), values, np.clip(1 - values, 0, 1))

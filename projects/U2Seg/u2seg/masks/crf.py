@@ -12,7 +12,7 @@ from torch import Tensor
 
 from u2seg.masks.permutohedral import PermutohedralLattice
 
-_CONVERGED = 1e-6  # change of every marginal below which further updates cannot be seen
+_CONVERGED = 1e-6  # change of twice every marginal below which further updates cannot be seen
 _COLUMNS = 4  # value columns are padded to a multiple of it: twice as fast on CPUs as three
 
 
@@ -76,11 +76,11 @@ class DenseCRF:
         self.size = (image.shape[0], image.shape[1])
         colours = image.to(device=device, dtype=torch.float32).reshape(-1, 3) / settings.bilateral_srgb
         positions = _positions(self.size, device) / settings.bilateral_sxy
-        bilateral = _Kernel(PermutohedralLattice(torch.cat([positions, colours], dim=1)))
+        bilateral = _normalized(PermutohedralLattice(torch.cat([positions, colours], dim=1)))
         gaussian = _gaussian_kernel(self.size, settings.gaussian_sxy, device)
         self._terms = ((settings.gaussian_compat, gaussian), (settings.bilateral_compat, bilateral))
-        self._total = sum(compat * kernel.total for compat, kernel in self._terms)  # (H * W, 1)
 
+    @torch.no_grad()
     def foreground(self, log_odds: Tensor) -> Tensor:
         """Returns marginal foreground probabilities of two-label problems, float32 (N, H, W); see ``dense_crf``."""
         if log_odds.ndim != 3 or tuple(log_odds.shape[1:]) != self.size:
@@ -93,15 +93,16 @@ class DenseCRF:
         padded = -(-count // _COLUMNS) * _COLUMNS
         unary = log_odds.new_zeros((self.size[0] * self.size[1], padded), dtype=torch.float32)
         unary[:, :count] = log_odds.flatten(1).T
-        # The two marginals sum to 1 and the kernels are linear: K q0 = K 1 - K q1, so one column a mask is enough.
-        marginal = torch.sigmoid(unary)
+        # With marginals q and 1 - q, the log-odds are the unary plus the kernels applied to q - (1 - q) = tanh(log-odds / 2): one
+        # column a mask is enough.
+        balance = torch.tanh(unary / 2)
         for _ in range(self.settings.num_iterations):
-            message = sum(compat * kernel(marginal) for compat, kernel in self._terms)
-            previous, marginal = marginal, torch.sigmoid(message.mul_(2).sub_(self._total).add_(unary))
-            if bool((previous - marginal).abs().amax() < _CONVERGED):
+            previous, balance = balance, torch.tanh(self._message(balance).add_(unary).div_(2))
+            if bool((previous - balance).abs().amax() < _CONVERGED):
                 break
-        return marginal[:, :count].T.reshape(count, *self.size)
+        return ((1 + balance[:, :count]) / 2).T.reshape(count, *self.size)
 
+    @torch.no_grad()
     def labels(self, log_probabilities: Tensor) -> Tensor:
         """Returns marginals of one problem with L labels and Potts compatibility, float32 (L, H, W), sum 1 over labels.
 
@@ -116,28 +117,27 @@ class DenseCRF:
         unary = log_probabilities.flatten(1).T.float()
         marginal = torch.softmax(unary, dim=1)
         for _ in range(self.settings.num_iterations):
-            message = sum(compat * kernel(marginal.contiguous()) for compat, kernel in self._terms)
-            marginal = torch.softmax(message + unary, dim=1)
+            marginal = torch.softmax(self._message(marginal.contiguous()) + unary, dim=1)
         return marginal.T.reshape(-1, *self.size)
 
+    def _message(self, values: Tensor) -> Tensor:
+        """Returns the weighted sum of the kernels applied to values, float32 (H * W, C)."""
+        (first_weight, first), (second_weight, second) = self._terms
+        return first.filter(values).mul_(first_weight).add_(second.filter(values), alpha=second_weight)
 
-class _Kernel:
-    """A Gaussian kernel matrix K, symmetrically normalised: n K n with n = (K 1)^-1/2."""
 
-    def __init__(self, lattice: PermutohedralLattice):
-        self._lattice = lattice
-        ones = torch.ones((lattice.num_points, _COLUMNS), device=lattice.device)
-        self._norm = (lattice.filter(ones)[:, :1] + 1e-20).rsqrt()
-        self.total = self(ones)[:, :1]  # the normalised kernel's row sums, float32 (points, 1)
-
-    def __call__(self, values: Tensor) -> Tensor:
-        return self._lattice.filter(values * self._norm).mul_(self._norm)
+def _normalized(lattice: PermutohedralLattice) -> PermutohedralLattice:
+    """Returns the lattice, its kernel matrix K symmetrically normalised to n K n with n = (K 1)^-1/2."""
+    ones = torch.ones((lattice.num_points, _COLUMNS), device=lattice.device)
+    lattice.scale_points((lattice.filter(ones)[:, 0] + 1e-20).rsqrt())
+    return lattice
 
 
 @lru_cache(maxsize=4)
-def _gaussian_kernel(size: tuple[int, int], sxy: float, device: torch.device) -> _Kernel:
+def _gaussian_kernel(size: tuple[int, int], sxy: float, device: torch.device) -> PermutohedralLattice:
     """Returns the smoothness kernel, which depends on the picture's size alone."""
-    return _Kernel(PermutohedralLattice(_positions(size, device) / sxy))
+    with torch.inference_mode(False):  # kept for callers in any mode
+        return _normalized(PermutohedralLattice(_positions(size, device) / sxy))
 
 
 def _positions(size: tuple[int, int], device: torch.device) -> Tensor:

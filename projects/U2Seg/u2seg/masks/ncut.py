@@ -99,7 +99,7 @@ class BinaryAffinity:
         self.batch_size, _, self.num_patches = features.shape
         self.device = features.device
         # One byte an entry where the integer product exists (CPUs; three to seven times faster than float32).
-        self._is_integer = self.device.type == "cpu" and hasattr(torch, "_int_mm")
+        self._is_integer = self.device.type == "cpu" and _has_integer_product()
         dtype = torch.int8 if self._is_integer else torch.float32
         self._matrix = torch.empty(
             (self.batch_size, self.num_patches, self.num_patches), dtype=dtype, device=self.device
@@ -142,14 +142,26 @@ class BinaryAffinity:
         return self._matrix[index].to(torch.float64)
 
     def _exact_float_bits(self) -> int:
-        # Sums of n digits below 2^(bits-1) must stay below 2^24, what float32 counts without a gap.
-        return 25 - max(1, (self.num_patches - 1).bit_length())
+        # Sums of n digits of at most 2^(bits - 1) must stay below 2^24, what float32 counts without a gap; and a digit must fit the
+        # 11 bits of TF32, should the user have allowed that.
+        return min(11, 25 - max(1, (self.num_patches - 1).bit_length()))
 
     def _integer_product(self, digits: Tensor) -> Tensor:
         if not self._is_integer:
             return torch.bmm(self._matrix, digits.to(torch.float32))
         digits = digits.to(torch.int8)
         return torch.stack([torch._int_mm(matrix, block) for matrix, block in zip(self._matrix, digits)])
+
+
+def _has_integer_product() -> bool:
+    """Returns whether this torch multiplies byte matrices on this CPU; a private function, hence the trial."""
+    if not hasattr(torch, "_int_mm"):
+        return False
+    try:
+        product = torch._int_mm(torch.ones(32, 32, dtype=torch.int8), torch.full((32, 8), 127, dtype=torch.int8))
+    except RuntimeError:
+        return False
+    return bool((product == 32 * 127).all())
 
 
 def _checked(features: Tensor) -> Tensor:

@@ -44,7 +44,8 @@ class PermutohedralLattice:
         # One vertex more, which no point touches: the zero that a missing neighbour holds.
         self._splat_starts = torch.cat([starts, starts.new_full((1,), len(order))]).to(torch.int32)
         self._splat_weights = self._weights.flatten()[order]
-        self._weights = self._weights.T.contiguous()  # (N, d + 1)
+        # On the way back, a factor by which the filter keeps its height in any dimension (its authors' choice).
+        self._weights = self._weights.T.contiguous() / (1 + 2.0**-self.num_dims)  # (N, d + 1)
         self._neighbours = _neighbours(unique, strides, self.num_dims)
         # The axes' kernel: 1/2, 1, 1/2 (Adams et al., section 3.2); rows as embedding_bag wants them.
         self._blur_weights = features.new_tensor([1.0, 0.5, 0.5]).expand(self.num_vertices + 1, 3).contiguous()
@@ -60,8 +61,16 @@ class PermutohedralLattice:
         )
         for neighbours in self._neighbours:
             splatted = F.embedding_bag(neighbours, splatted, mode="sum", per_sample_weights=self._blur_weights)
-        sliced = F.embedding_bag(self._vertices, splatted, mode="sum", per_sample_weights=self._weights)
-        return sliced.mul_(1 / (1 + 2.0**-self.num_dims))  # the axes' kernels sum to 2^(d+1) (1 + 2^-d)
+        return F.embedding_bag(self._vertices, splatted, mode="sum", per_sample_weights=self._weights)
+
+    def scale_points(self, factors: Tensor) -> None:
+        """Turns the filter K into diag(factors) K diag(factors), in place.
+
+        Args:
+            factors: float32 (N,).
+        """
+        self._splat_weights *= factors[self._splat_points]
+        self._weights *= factors[:, None]
 
 
 def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,7 @@
 import pickle
 import runpy
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -310,6 +311,23 @@ def test_pkl_of_the_model_zoo_format(tmp_path):
     path.write_bytes(pickle.dumps(content))
     weights = read_weights(str(path))
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("numpy_1", [False, True])
+def test_numpys_numbers_beside_the_weights_are_read(tmp_path, numpy_1):
+    path = tmp_path / "model.pth"
+    content = {
+        "model": {"a": torch.ones(2), "b": np.ones(3, np.float32)},
+        "trainer": {"x": np.float64(2), "i": np.int64(3)},
+    }
+    torch.save(content, path)
+    if numpy_1:  # which pickled the same functions under another name
+        with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "old.pth", "w") as target:
+            for name in source.namelist():
+                target.writestr(name, source.read(name).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+        path = tmp_path / "old.pth"
+    weights = read_weights(str(path))
+    assert weights.keys() == {"a", "b"} and torch.equal(weights["b"], torch.ones(3))
 
 
 class Evil:

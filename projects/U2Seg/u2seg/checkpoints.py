@@ -37,7 +37,7 @@ def read_weights(path: str) -> dict[str, Tensor]:
     if not local.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
-        content = _unpickle_arrays(local) if local.suffix == ".pkl" else torch.load(local, "cpu", weights_only=True)
+        content = _unpickle_arrays(local) if local.suffix == ".pkl" else _load_tensors(local)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path} is no checkpoint that can be read safely: {reason}") from error
@@ -204,6 +204,19 @@ def _misfit(path: str, cfg, missing: list[str], wrong: list[str], surplus: list[
     else:
         lines.append("Use the configuration that it was trained with.")
     return "\n".join(lines)
+
+
+def _load_tensors(path: Path):
+    """Reads a .pth file of tensors, arrays and plain values: what trainers leave beside the weights holds NumPy's numbers."""
+    if not hasattr(torch.serialization, "safe_globals"):  # PyTorch before 2.5 reads tensors alone
+        return torch.load(path, "cpu", weights_only=True)
+    allowed = [np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?"))]
+    module = getattr(np, "_core", None) or np.core
+    allowed += [module.multiarray.scalar, module.multiarray._reconstruct]
+    # NumPy 1 wrote the same functions under another name, which those who saved with it left in their files.
+    named = [(function, f"numpy.core.multiarray.{function.__name__}") for function in allowed[-2:]]
+    with torch.serialization.safe_globals([*allowed, *named]):
+        return torch.load(path, "cpu", weights_only=True)
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -197,7 +197,7 @@ class PanopticEvaluator(DatasetEvaluator):
                 blocks |= panoptic_blocks(truth_map, truth, *predicted)
                 tasks.append("panoptic")
             if output.get("sem_seg") is not None:
-                head = output["sem_seg"].argmax(dim=0).cpu().numpy()
+                head = largest_channel(output["sem_seg"])
                 blocks |= head_blocks(truth_map, {segment.id: segment.label for segment in truth}, head)
                 tasks.append("semantic")
             if self._boundary_ratio and tasks:
@@ -292,6 +292,24 @@ def write_evaluation(directory: str | Path, evaluation: Evaluation, record: dict
     for protocol, label_map in evaluation.label_maps.items():
         label_map.provenance.update(label_map.provenance or {**record, "protocol": protocol})
         save_label_map(directory / f"label_map_{protocol}.json", label_map, evaluation.space)
+
+
+def largest_channel(logits: torch.Tensor) -> np.ndarray:
+    """Returns the channel of the largest value at each pixel, uint8 (height, width), the first of equals.
+
+    On a CPU channel by channel, which reads memory in its order and is several times faster than ``argmax`` over the first axis.
+
+    Args:
+        logits: float (channels, height, width), at most 255 channels.
+    """
+    if logits.is_cuda:
+        return logits.argmax(dim=0).to(torch.uint8).cpu().numpy()
+    planes = logits.numpy()
+    largest, channel = planes[0].copy(), np.zeros(planes.shape[1:], np.uint8)
+    for index, plane in enumerate(planes[1:], 1):
+        channel[plane > largest] = index
+        np.maximum(largest, plane, out=largest)
+    return channel
 
 
 def file_digest(path: str | Path) -> str | None:

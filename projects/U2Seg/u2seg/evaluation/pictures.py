@@ -185,6 +185,7 @@ def boundary_rows(truth_labels: np.ndarray, predicted_labels: np.ndarray, ratio:
 
     Source: Cheng et al., Boundary IoU, CVPR 2021, equation 4.
     """
+    predicted_labels = predicted_labels.astype(np.int32)  # unsigned types have no -1
     distance = max(1, round(ratio * float(np.hypot(*truth_labels.shape))))
     truth = np.where(near_border(truth_labels, distance), truth_labels, VOID)
     predicted = np.where(near_border(predicted_labels, distance), predicted_labels, VOID)
@@ -276,7 +277,10 @@ def mask_iou(masks: np.ndarray, truth: np.ndarray, crowds: np.ndarray) -> tuple[
     areas, truth_areas = _popcounts(first), _popcounts(second)
     intersections = np.zeros((len(first), len(second)), np.int64)
     for column, bits in enumerate(second):
-        intersections[:, column] = _popcounts(first & bits)
+        held = np.flatnonzero(bits)
+        if len(held):  # only the rows of the picture that the mask reaches
+            span = slice(held[0], held[-1] + 1)
+            intersections[:, column] = _popcounts(first[:, span] & bits[span])
     unions = np.where(crowds, areas[:, None], areas[:, None] + truth_areas - intersections)
     return np.where(intersections > 0, intersections / np.maximum(unions, 1), 0.0), areas
 

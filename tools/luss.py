@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Runs PASS's stages, and makes the bank for distance matching.
+"""Runs PASS's stages, hands its backbone to other models, makes the bank for distance matching.
 
     python tools/luss.py run --configs LUSS/pass_R18_s50 --output DIR [--stages ...] [--num-gpus N] [KEY VALUE ...]
+    python tools/luss.py export CHECKPOINT BACKBONE.pth
     python tools/luss.py bank --config-file LUSS/pass_R18_s50_distance.yaml --output BANK.npz MODEL.WEIGHTS FILE
 
 ``run`` goes from pictures to a fine-tuned model: stages pretrain, attention, clusters, labels, finetune. Killed and started again it
-goes on where it was.
+goes on where it was. ``export`` writes a pretrained backbone as MODEL.WEIGHTS of a detector, U2Seg's for example.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from u2seg.config import setup_cfg
 from u2seg.engine import complete_config
+from u2seg.luss.convert import export_backbone
 from u2seg.luss.distance_matching import build_bank
 from u2seg.luss.recipe import STAGES, Run, run_pass
 from u2seg.stages import StageMismatchError, TooManyFailuresError
@@ -33,10 +35,16 @@ def main() -> int:
     for command in (recipe, bank):
         command.add_argument("--output", required=True, type=Path)
         command.add_argument("opts", nargs=argparse.REMAINDER, help="configuration: KEY VALUE ...")
+    export = commands.add_parser("export", help="a pretrained backbone for other models")
+    export.add_argument("checkpoint")
+    export.add_argument("output", type=Path)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        if args.command == "run":
+        if args.command == "export":
+            export_backbone(args.checkpoint, args.output)
+            result = args.output
+        elif args.command == "run":
             result = run_pass(Run(args.configs, args.output, tuple(args.opts), args.num_gpus), tuple(args.stages))
         else:
             result = build_bank(complete_config(setup_cfg(args.config_file, args.opts)), args.output)

@@ -6,7 +6,7 @@ import torchvision
 from detectron2.modeling import build_model
 from u2seg.checkpoints import CheckpointError
 from u2seg.config import setup_cfg
-from u2seg.luss.convert import convert_pass, pass_to_detectron2
+from u2seg.luss.convert import convert_pass, export_backbone, pass_to_detectron2
 
 
 def random_network(depth):
@@ -86,3 +86,29 @@ def test_files_without_a_whole_resnet_are_refused(tmp_path):
         pass_to_detectron2({k: v for k, v in state.items() if "fbg" in k})
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         convert_pass(tmp_path / "none.pth", tmp_path / "out.pth")
+
+
+def test_a_pretrained_backbone_starts_a_detector(tmp_path, tiny_cfg):
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    small = [
+        "MODEL.DEVICE",
+        "cpu",
+        "MODEL.RESNETS.NORM",
+        "BN",
+        "MODEL.PASS.QUEUE_LENGTH",
+        0,
+        "MODEL.PASS.HIDDEN_DIM",
+        16,
+    ]
+    source = build_model(setup_cfg("LUSS/pass_R18_s50_pretrain.yaml", small))
+    torch.save({"model": source.state_dict()}, tmp_path / "pass.pth")
+    count = export_backbone(tmp_path / "pass.pth", tmp_path / "backbone.pth")
+    detector = build_model(setup_cfg("quick_schedules/Base-Scenes-R18-FPN.yaml", ["MODEL.DEVICE", "cpu"]))
+    DetectionCheckpointer(detector).load(str(tmp_path / "backbone.pth"))
+    own, given = detector.backbone.bottom_up.state_dict(), source.backbone.state_dict()
+    assert count == len(given) and set(own) == set(given)
+    assert all(torch.equal(own[name], given[name]) for name in own)
+    torch.save({"model": {"head.weight": torch.zeros(1)}}, tmp_path / "no.pth")
+    with pytest.raises(CheckpointError, match="holds no backbone"):
+        export_backbone(tmp_path / "no.pth", tmp_path / "x.pth")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from u2seg.checkpoints import CheckpointError, torchvision_to_detectron2
+from u2seg.checkpoints import CheckpointError, read_weights, torchvision_to_detectron2
 from u2seg.stages import atomic_path
 
 _BACKBONE = re.compile(r"(conv1|bn1|layer[1-4])\.")
@@ -55,6 +55,31 @@ def convert_pass(source: str | Path, output: str | Path) -> Converted:
     with atomic_path(output) as temporary:
         torch.save({"model": converted.weights, "__author__": "LUSSeg/PASS"}, temporary)
     return converted
+
+
+def export_backbone(source: str | Path, output: str | Path) -> int:
+    """Writes the backbone of one of our PASS checkpoints for ``MODEL.WEIGHTS`` of any Detectron2 model; returns its tensors' number.
+
+    Detectron2 then finds the names wherever the ResNet lies, below ``backbone.bottom_up`` of an FPN for example. The other model needs
+    the same network: depth, ``RESNETS.STRIDE_IN_1X1: False``, ``INPUT.FORMAT: RGB``, ``PIXEL_MEAN`` and ``PIXEL_STD``.
+
+    Args:
+        source: a checkpoint of ``PASSPretrainer``.
+        output: ``.pth`` file to write.
+
+    Raises:
+        FileNotFoundError, CheckpointError: see `u2seg.checkpoints.read_weights`.
+        CheckpointError: it holds no backbone.
+    """
+    prefix = "backbone."
+    weights = {
+        name[len(prefix) :]: value for name, value in read_weights(str(source)).items() if name.startswith(prefix)
+    }
+    if not weights:
+        raise CheckpointError(f"{source} holds no backbone; expected a checkpoint of PASS's pretraining")
+    with atomic_path(output) as temporary:
+        torch.save({"model": weights, "__author__": "u2seg PASS", "matching_heuristics": True}, temporary)
+    return len(weights)
 
 
 def pass_to_detectron2(state_dict: Mapping[str, Tensor], source: str = "the state dict") -> Converted:

@@ -30,6 +30,15 @@ def get_config_file(name: str) -> str:
     raise FileNotFoundError(f"No configuration file {name!r}; available: {', '.join(known)}")
 
 
+def find_config_file(config_file: str | Path) -> str:
+    """Returns the path of a configuration file on disk or, where there is none, among the shipped ones.
+
+    Raises:
+        FileNotFoundError: neither; the message lists the shipped ones.
+    """
+    return str(config_file) if Path(config_file).is_file() else get_config_file(str(config_file).removeprefix("configs/"))
+
+
 def setup_cfg(config_file: str | Path, opts: list[str] | tuple = ()) -> CN:
     """Returns Detectron2's configuration with this project's keys, a file and then single keys merged into it; not frozen.
 

@@ -7,7 +7,7 @@ from u2seg.clusters.stage import make_clusters
 from u2seg.masks import make_masks
 from u2seg.panoptic.stage import make_panoptic_labels
 from u2seg.semantics.stage import make_semantics
-from u2seg.stages import FAILURES, MANIFEST, is_complete, read_json, write_json
+from u2seg.stages import FAILURES, MANIFEST, is_complete, read_json, remove_partial_files, write_json
 from u2seg.version import __version__
 
 STAGES = ("masks", "clusters", "semantics", "panoptic")
@@ -36,6 +36,7 @@ def make_pseudo_labels(
         raise ValueError(f"unknown stages {unknown}; choose from {', '.join(STAGES)}")
     images, output = Path(images), Path(output)
     masks, clusters, semantics, panoptic = (output / stage for stage in STAGES)
+    remove_partial_files(output)
 
     if "masks" in stages:
         make_masks(cfg, images, masks, max_failures=max_failures)

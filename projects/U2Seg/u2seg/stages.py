@@ -15,6 +15,7 @@ from pathlib import Path
 
 from u2seg.version import __version__
 
+_TEMPORARY = ".u2seg-partial-"  # begins the names of files that are being written
 MANIFEST = "manifest.json"
 FAILURES = "failures.json"
 
@@ -40,7 +41,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` that becomes ``path`` if the block ends without an error, and is removed if not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=_TEMPORARY, suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -51,10 +52,19 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_partial_files(directory: str | Path) -> None:
+    """Deletes the half-written files that a killed run left below a folder."""
+    for path in Path(directory).rglob(f"{_TEMPORARY}*"):
+        path.unlink(missing_ok=True)
+
+
 def write_json(path: str | Path, value) -> None:
-    """Writes ``value`` as JSON, whole or not at all; equal values give equal bytes."""
+    """Writes ``value`` as JSON, whole or not at all; equal values give equal bytes, and a file that holds them is left alone."""
+    content = (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+    if Path(path).is_file() and Path(path).read_bytes() == content:
+        return
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        temporary.write_bytes(content)
 
 
 def read_json(path: str | Path):
@@ -98,6 +108,7 @@ def open_stage(directory: str | Path, stage: str, settings: dict) -> Path:
                 + "\n  ".join(differences)
                 + "\nChoose another output folder, delete this one, or ask for the settings that made it."
             )
+        remove_partial_files(directory)
         return directory
     if directory.is_dir() and any(entry for entry in directory.iterdir() if not entry.name.startswith(".")):
         raise StageMismatchError(f"{directory} is not empty and has no {MANIFEST}; choose another output folder")

@@ -60,18 +60,21 @@ def make_clusters(cfg, images: Path, masks: Path, output: Path) -> Path:
         return l2_normalize(vectors) if cfg.CLUSTERS.NORMALIZE else vectors
 
     shards = sorted(Path(masks).glob("shard-*.parquet"))
-    if cfg.CLUSTERS.CENTROIDS:
-        centroids = load_centroids(cfg.CLUSTERS.CENTROIDS, cfg.CLUSTERS.NUM_CLUSTERS, "CLUSTERS")
-    else:
-        centroids = _find_centroids(cfg.CLUSTERS, shards, vectors_of)
-    with atomic_path(output / CENTROIDS) as temporary:
-        np.save(temporary, centroids)
+    if not (output / CENTROIDS).is_file():
+        if cfg.CLUSTERS.CENTROIDS:
+            centroids = load_centroids(cfg.CLUSTERS.CENTROIDS, cfg.CLUSTERS.NUM_CLUSTERS, "CLUSTERS")
+        else:
+            centroids = _find_centroids(cfg.CLUSTERS, shards, vectors_of)
+        with atomic_path(output / CENTROIDS) as temporary:
+            np.save(temporary, centroids)
+    centroids = np.load(output / CENTROIDS)
     counts = np.zeros(cfg.CLUSTERS.NUM_CLUSTERS, np.int64)
     for shard in tqdm(shards, desc="assigning clusters", unit="shards"):
-        records = read_shard(shard)
-        labels, distances = assign(vectors_of(records), centroids)
-        counts += np.bincount(labels, minlength=len(counts))
-        _write_assignments(output / shard.name, records, labels, distances)
+        if not (output / shard.name).is_file():
+            records = read_shard(shard)
+            _write_assignments(output / shard.name, records, *assign(vectors_of(records), centroids))
+        for clusters in _read_assignments(output / shard.name):
+            counts += np.bincount(clusters, minlength=len(counts))
     write_json(output / HISTOGRAM, {"masks_per_cluster": counts.tolist(), "empty_clusters": int((counts == 0).sum())})
     close_stage(output, {"masks": int(counts.sum()), "non_empty_clusters": int((counts > 0).sum())})
     return output
@@ -123,12 +126,15 @@ def cluster_settings_of(clusters: Path) -> dict:
 
 def iter_assigned(masks: Path, clusters: Path) -> Iterator[list[tuple[ImageMasks, np.ndarray]]]:
     """Yields, shard by shard, each picture's masks with their clusters, int64 (N,)."""
+    for shard in sorted(Path(masks).glob("shard-*.parquet")):
+        yield list(zip(read_shard(shard), _read_assignments(Path(clusters) / shard.name), strict=True))
+
+
+def _read_assignments(path: Path) -> list[np.ndarray]:
     import pyarrow.parquet as pq
 
-    for shard in sorted(Path(masks).glob("shard-*.parquet")):
-        table = pq.read_table(Path(clusters) / shard.name, columns=["clusters"])
-        rows = table.column("clusters").to_pylist()
-        yield [(record, np.asarray(row, np.int64)) for record, row in zip(read_shard(shard), rows)]
+    rows = pq.read_table(path, columns=["clusters"]).column("clusters").to_pylist()
+    return [np.asarray(row, np.int64) for row in rows]
 
 
 def _training_sample(shards: list[Path], vectors_of, limit: int, seed: int) -> np.ndarray:

@@ -141,8 +141,8 @@ def test_interrupted_at_every_write_the_result_is_the_same(labels, photos, cfg, 
     monkeypatch.setattr(os, "replace", interrupting)
     interruptions = 0
     while True:
-            # A panoptic shard of three pictures is seven files, the largest unit of work; each attempt gets about one unit on.
-            countdown[0] = 8 + interruptions % 3
+        # A panoptic shard of three pictures is seven files, the largest unit of work; each attempt gets about one unit on.
+        countdown[0] = 8 + interruptions % 3
         try:
             make_pseudo_labels(cfg, photos, tmp_path / "labels", max_failures=0.5)
             break

@@ -16,10 +16,13 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from u2seg.config import setup_cfg
 from u2seg.engine import complete_config
-from u2seg.inference import Predictor, find_pictures, names_from_label_map, predict_files
+from u2seg.evaluation.label_map import LabelMap, save_label_map
+from u2seg.evaluation.tables import TableSpace
+from u2seg.inference import Predictor, find_pictures, predict_files, style_from_label_map
 from u2seg.label_space import LabelSpace
 from u2seg.panoptic.files import read_panoptic_png
 from u2seg.stages import write_json
+from u2seg.visualization import cluster_colour
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "quick_schedules/Base-Scenes-R18-FPN.yaml"
@@ -159,7 +162,12 @@ def test_names_come_from_the_training_set(checkpoint, tmp_path):
         cfg.DATASETS.TRAIN = (name,)
         cfg.CLUSTERS.NUM_CLUSTERS = 99  # not asked where the training set is known
         named = Predictor(cfg)
-        assert named.thing_names == list("abcde") and named.stuff_names == ["things", "sky", "ground", "water"]
+        assert named.style.thing_names == list("abcde") and named.style.stuff_names == [
+            "things",
+            "sky",
+            "ground",
+            "water",
+        ]
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name)
@@ -180,16 +188,31 @@ def test_refusals(checkpoint):
         Predictor(small_cfg(MODEL__WEIGHTS=checkpoint, CLUSTERS__NUM_CLUSTERS=6))
 
 
-def test_label_map_names(tmp_path):
+def saved_map(path, things, stuff):
+    """A label map for categories cat, dog (things) and sky, ground (stuff); joint categories 0..3, -1 for none."""
+    categories = LabelSpace((1, 2), (3, 4), ("cat", "dog"), ("sky", "ground"))
+    space = TableSpace("set", len(things), len(stuff), categories, ("panoptic",))
+    joint = np.array([*things, *stuff])
+    save_label_map(path, LabelMap(joint, np.full(len(joint), -1)), space)
+    return path
+
+
+def test_label_map_names_and_colours(tmp_path):
     space = LabelSpace.of_clusters(3, 2)
-    path = tmp_path / "map.json"
-    write_json(path, {"thing_names": ["cat", None, "dog"], "stuff_names": [None, "sky"]})
-    assert names_from_label_map(path, space) == (["cat", "2", "dog"], ["things", "4", "sky"])
-    with pytest.raises(ValueError, match="names 3 thing and 2 stuff clusters, the model has 5 and 3"):
-        names_from_label_map(path, LabelSpace.of_clusters(5, 3))
+    path = saved_map(tmp_path / "map.json", things=[1, -1, 0], stuff=[-1, 2])
+    style = style_from_label_map(path, space)
+    assert style.thing_names == ["dog", "2", "cat"] and style.stuff_names == ["things", "4", "sky"]
+    # As the ground truth is drawn: dog is its thing 1, cat its thing 0, sky its first stuff class.
+    assert style.thing_colours[0] == cluster_colour("thing", 1) and style.thing_colours[2] == cluster_colour("thing", 0)
+    assert style.stuff_colours[2] == cluster_colour("stuff", 0)
+    taken = {cluster_colour("thing", i) for i in range(2)} | {cluster_colour("stuff", i) for i in range(2)}
+    assert style.thing_colours[1] not in taken and style.stuff_colours[1] not in taken
+
+    with pytest.raises(ValueError, match="maps 3 thing and 2 stuff clusters, the model has 5 and 3"):
+        style_from_label_map(path, LabelSpace.of_clusters(5, 3))
     write_json(path, [1])
     with pytest.raises(ValueError, match="no label map"):
-        names_from_label_map(path, space)
+        style_from_label_map(path, space)
 
 
 def test_find_pictures_names_are_unique(tmp_path):
@@ -219,9 +242,7 @@ def test_demo_tool_goes_on_after_broken_pictures(checkpoint, tmp_path, monkeypat
     photo(tmp_path / "good.png")
     (tmp_path / "broken.jpg").write_bytes(b"not a picture")
     inputs = [tmp_path / "broken.jpg", tmp_path / "good.png", tmp_path / "absent.jpg"]
-    write_json(
-        tmp_path / "map.json", {"thing_names": [None, None, "cat", None, None], "stuff_names": ["sky", None, None]}
-    )
+    saved_map(tmp_path / "map.json", things=[-1, -1, 0, -1, -1], stuff=[2, -1, -1])
     options = [
         "--config-file",
         CONFIG,

@@ -37,6 +37,17 @@ def test_tints_are_mixtures_and_void_stays():
     assert (drawn[:, 20:40] == 100).all()
 
 
+def test_other_colours_on_request():
+    image, panoptic, segments = scene()
+    colours = {
+        "thing_colours": [(0, 0, 0), (0, 0, 0), (255, 0, 0)],
+        "stuff_colours": [(0, 0, 0), (0, 0, 255), (0, 0, 0)],
+    }
+    drawn = plain(image, panoptic, segments, **colours)
+    assert drawn[20, 10].tolist() == [178, 50, 50]  # half of 100 and half of 255, to even: 177.5
+    assert drawn[20, 50].tolist() == [55, 55, 170]  # 0.55 * 100 and 0.45 * 255 = 114.75
+
+
 def test_only_things_have_outlines():
     image, panoptic, segments = scene()
     drawn = plain(image, panoptic, segments)

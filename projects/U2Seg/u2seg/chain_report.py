@@ -132,13 +132,13 @@ def _rows(cfg, predictor: Predictor, images: Path, folders: ChainFolders, num_ro
 
 
 def _draw_labels(labels: PanopticLabels, image_id: int, predictor: Predictor) -> np.ndarray:
-    """Returns a picture with its pseudo-labels, clusters named as the predictor names them."""
+    """Returns a picture with its pseudo-labels, clusters named and coloured as the predictor does."""
     annotation = next((row for row in labels.annotations if row["image_id"] == image_id), None)
     if annotation is None:
         raise ValueError(f"no labels for picture {image_id} in {labels.png_folder}")
     image_rgb, panoptic_map = labels.read(annotation)
     segments = contiguous_segments(annotation["segments_info"], labels.space)
-    return draw_panoptic(image_rgb, panoptic_map, segments, predictor.thing_names, predictor.stuff_names)
+    return predictor.draw_segments(image_rgb, panoptic_map, segments)
 
 
 def _draw(image_rgb: np.ndarray, panoptic_map: np.ndarray, annotation: dict, labels: PanopticLabels) -> np.ndarray:

@@ -16,7 +16,9 @@ from u2seg.label_space import LabelSpace
 from u2seg.panoptic.files import panoptic_annotation, write_panoptic_png
 from u2seg.panoptic.merge import Segment
 from u2seg.stages import FAILURES, Failure, read_json, write_json
-from u2seg.visualization import draw_panoptic, save_picture
+from u2seg.visualization import cluster_colour, draw_panoptic, save_picture
+from u2seg.visualization.colours import Colour
+from u2seg.visualization.panoptic import class_colour
 
 PICTURES, PANOPTIC, INSTANCES = "pictures", "panoptic", "instances"
 
@@ -40,6 +42,21 @@ class Prediction:
     semantic_map: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class ClassStyle:
+    """What classes are called and how they are coloured in pictures, by contiguous id; stuff's entry 0 is "things".
+
+    Attributes:
+        thing_names, stuff_names: K and S + 1 names.
+        thing_colours, stuff_colours: as many sRGB colours.
+    """
+
+    thing_names: list[str]
+    stuff_names: list[str]
+    thing_colours: list[Colour]
+    stuff_colours: list[Colour]
+
+
 class Predictor:
     """A trained model that takes pictures: ``predictor(image_rgb)`` returns a :class:`Prediction`.
 
@@ -47,7 +64,7 @@ class Predictor:
         cfg: the configuration, completed and frozen.
         model: the Detectron2 model, in eval mode.
         label_space: the classes that it predicts: clusters, unless it was trained on something else.
-        thing_names, stuff_names: what to call them in pictures, by contiguous id (``stuff_names[0]`` is "things").
+        style: what they are called, and how they are coloured, in pictures.
     """
 
     def __init__(self, cfg, label_map: str | Path | None = None):
@@ -59,7 +76,7 @@ class Predictor:
 
         Args:
             cfg: Detectron2 configuration with this project's keys; it is not changed.
-            label_map: JSON file of a label map that scoring saved: clusters then bear the names of their categories.
+            label_map: JSON file of a label map that scoring saved: clusters then bear the names and colours of their categories.
 
         Raises:
             ValueError: no weights are named, they do not fit, or the label map belongs to other counts of clusters.
@@ -71,10 +88,7 @@ class Predictor:
         self.model = build_model(self.cfg).eval()
         load_weights(self.model, self.cfg, self.cfg.MODEL.WEIGHTS)
         self.label_space = _label_space(self.cfg)
-        self.thing_names = list(self.label_space.thing_names)
-        self.stuff_names = ["things", *self.label_space.stuff_names]
-        if label_map:
-            self.thing_names, self.stuff_names = names_from_label_map(label_map, self.label_space)
+        self.style = style_from_label_map(label_map, self.label_space) if label_map else style_of(self.label_space)
 
     @torch.no_grad()
     def __call__(self, image_rgb: np.ndarray) -> Prediction:
@@ -95,8 +109,25 @@ class Predictor:
 
     def draw(self, image_rgb: np.ndarray, prediction: Prediction) -> np.ndarray:
         """Returns the picture with its panoptic prediction drawn over it, uint8 (H', W', 3)."""
+        return self.draw_segments(image_rgb, prediction.panoptic_map, prediction.segments_info)
+
+    def draw_segments(self, image_rgb: np.ndarray, panoptic_map: np.ndarray, segments_info: list[dict]) -> np.ndarray:
+        """Returns the picture with segments of this model's classes drawn over it, pseudo-labels for example.
+
+        Args:
+            image_rgb: uint8 (H, W, 3).
+            panoptic_map: int (H, W), segment ids.
+            segments_info: ``id``, ``isthing``, ``category_id`` (contiguous) and, optionally, ``score`` of each segment.
+        """
+        style = self.style
         return draw_panoptic(
-            image_rgb, prediction.panoptic_map, prediction.segments_info, self.thing_names, self.stuff_names
+            image_rgb,
+            panoptic_map,
+            segments_info,
+            style.thing_names,
+            style.stuff_names,
+            thing_colours=style.thing_colours,
+            stuff_colours=style.stuff_colours,
         )
 
     def _resize(self, pixels: np.ndarray) -> np.ndarray:
@@ -220,11 +251,19 @@ def coco_results(prediction: Prediction, image_id: int, space: LabelSpace) -> li
     return [{**row, "category_id": space.thing_dataset_id(row["category_id"])} for row in rows]
 
 
-def names_from_label_map(path: str | Path, space: LabelSpace) -> tuple[list[str], list[str]]:
-    """Returns (thing names, stuff names) by contiguous id, taken from a saved label map; clusters without a category keep theirs.
+def style_of(space: LabelSpace) -> ClassStyle:
+    """Returns the names that a label space has and the fixed colours of its ids."""
+    names = list(space.thing_names), ["things", *space.stuff_names]
+    return ClassStyle(*names, *([class_colour(k == 0, i) for i in range(len(names[k]))] for k in (0, 1)))
+
+
+def style_from_label_map(path: str | Path, space: LabelSpace) -> ClassStyle:
+    """Returns names and colours of the categories that a saved label map assigns to clusters, as a ground truth is drawn.
+
+    A cluster without a category keeps its own name, and has a colour that no category has.
 
     Args:
-        path: JSON file with ``thing_names`` and ``stuff_names``: a category name or null for each cluster.
+        path: JSON file that :func:`u2seg.evaluation.label_map.save_label_map` wrote.
         space: the clusters.
 
     Raises:
@@ -232,17 +271,32 @@ def names_from_label_map(path: str | Path, space: LabelSpace) -> tuple[list[str]
         ValueError: it is no label map, or one for other counts of clusters.
     """
     values = read_json(path)
-    if not isinstance(values, dict) or not {"thing_names", "stuff_names"} <= values.keys():
-        raise ValueError(f"{path} is no label map: expected a JSON object with thing_names and stuff_names")
-    counts = len(values["thing_names"]), len(values["stuff_names"])
+    wanted = {"thing_clusters", "stuff_clusters", "categories"}
+    if not isinstance(values, dict) or not wanted <= values.keys():
+        raise ValueError(f"{path} is no label map: expected a JSON object with {', '.join(sorted(wanted))}")
+    counts = len(values["thing_clusters"]), len(values["stuff_clusters"])
     if counts != (space.num_things, space.num_stuff):
         raise ValueError(
-            f"{path} names {counts[0]} thing and {counts[1]} stuff clusters, the model has {space.num_things} and "
+            f"{path} maps {counts[0]} thing and {counts[1]} stuff clusters, the model has {space.num_things} and "
             f"{space.num_stuff}; use a label map that was fitted for this model"
         )
-    things = [name or own for name, own in zip(values["thing_names"], space.thing_names)]
-    stuff = [name or own for name, own in zip(values["stuff_names"], space.stuff_names)]
-    return things, ["things", *stuff]
+    categories = values["categories"]
+    num_things = len(categories["thing_names"])
+    # By joint category: things, then stuff, whose contiguous ids begin at 1.
+    names = [*categories["thing_names"], *categories["stuff_names"]]
+    colours = [class_colour(i < num_things, i if i < num_things else i - num_things + 1) for i in range(len(names))]
+
+    def restyled(own: Sequence[str], joint: Sequence[int], kind: str) -> tuple[list[str], list[Colour]]:
+        # Far from the ids that categories have, so that no unmatched cluster looks like a category.
+        strangers = [cluster_colour(kind, 1000 + cluster) for cluster in range(len(own))]
+        return (
+            [names[j] if j >= 0 else name for j, name in zip(joint, own)],
+            [colours[j] if j >= 0 else stranger for j, stranger in zip(joint, strangers)],
+        )
+
+    things, thing_colours = restyled(space.thing_names, values["thing_clusters"], "thing")
+    stuff, stuff_colours = restyled(space.stuff_names, values["stuff_clusters"], "stuff")
+    return ClassStyle(things, ["things", *stuff], thing_colours, [class_colour(False, 0), *stuff_colours])
 
 
 def _completed(cfg):
@@ -275,5 +329,5 @@ def _label_space(cfg) -> LabelSpace:
 
 
 def _named_categories(predictor: Predictor) -> list[dict]:
-    names = [*predictor.thing_names, *predictor.stuff_names[1:]]
+    names = [*predictor.style.thing_names, *predictor.style.stuff_names[1:]]
     return [{**category, "name": name} for category, name in zip(predictor.label_space.categories(), names)]

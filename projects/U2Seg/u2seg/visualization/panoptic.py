@@ -36,6 +36,8 @@ def draw_panoptic(
     thing_names: Sequence[str],
     stuff_names: Sequence[str],
     *,
+    thing_colours: Sequence[Colour] | None = None,
+    stuff_colours: Sequence[Colour] | None = None,
     names_on_segments: bool = True,
     legend: bool = True,
     min_side: int = 320,
@@ -53,6 +55,8 @@ def draw_panoptic(
             ``score`` (0..1): what Detectron2's panoptic heads return, and what :func:`contiguous_segments` makes of COCO's.
         thing_names: names by contiguous id, K of them (``MetadataCatalog`` ``thing_classes``).
         stuff_names: names by contiguous id, S + 1 of them, entry 0 being "things" (``stuff_classes``).
+        thing_colours: sRGB colours by contiguous id; None: the fixed colour of each cluster.
+        stuff_colours: the same for stuff, S + 1 of them.
         names_on_segments: write the names (and scores) on the segments where they fit.
         legend: add the list of names, counts and area shares below the picture.
         min_side: pixels; a picture whose shorter side is below is enlarged by the least whole factor that reaches it.
@@ -66,13 +70,19 @@ def draw_panoptic(
         raise ValueError(
             f"panoptic_map must have shape {image_rgb.shape[:2]} to match the picture, got {panoptic_map.shape}"
         )
-    segments = _segments(panoptic_map, segments_info, thing_names, stuff_names)
+    names, colours = {True: thing_names, False: stuff_names}, {True: thing_colours, False: stuff_colours}
+    segments = _segments(panoptic_map, segments_info, names, colours)
     num_pixels = panoptic_map.size
     image_rgb, panoptic_map = _enlarge(image_rgb, panoptic_map, min_side)
     drawn = _outline_things(_tint(image_rgb, panoptic_map, segments), panoptic_map, segments)
     if names_on_segments:
         drawn = _write_names(drawn, panoptic_map, segments)
     return _add_legend(drawn, segments, num_pixels) if legend else drawn
+
+
+def class_colour(is_thing: bool, category: int) -> Colour:
+    """Returns the fixed colour of a class by its contiguous id; stuff cluster 0 has contiguous id 1."""
+    return cluster_colour("thing", category) if is_thing else cluster_colour("stuff", max(category - 1, 0))
 
 
 def contiguous_segments(segments_info: Iterable[dict], label_space: LabelSpace) -> list[dict]:
@@ -92,26 +102,24 @@ def contiguous_segments(segments_info: Iterable[dict], label_space: LabelSpace) 
     return converted
 
 
-def _segments(panoptic_map, segments_info, thing_names, stuff_names) -> list[_Segment]:
-    """Returns the segments that own pixels, in the order given."""
+def _segments(panoptic_map, segments_info, names: dict[bool, Sequence[str]], colours: dict) -> list[_Segment]:
+    """Returns the segments that own pixels, in the order given; names and colours are looked up by "is thing"."""
     ids, counts = np.unique(panoptic_map, return_counts=True)
     areas = dict(zip(ids.tolist(), counts.tolist()))
     segments = []
     for info in segments_info:
         is_thing, category = bool(info["isthing"]), int(info["category_id"])
-        names = thing_names if is_thing else stuff_names
-        if not 0 <= category < len(names):
+        known = names[is_thing]
+        if not 0 <= category < len(known):
             kind = "thing" if is_thing else "stuff"
             raise ValueError(
-                f"segment {info['id']} has {kind} category_id {category}, expected a contiguous id in 0..{len(names) - 1}"
+                f"segment {info['id']} has {kind} category_id {category}, expected a contiguous id in 0..{len(known) - 1}"
             )
         if info["id"] == 0 or info["id"] not in areas:
             continue
-        colour = cluster_colour("thing", category) if is_thing else cluster_colour("stuff", max(category - 1, 0))
-        score = info.get("score")
-        segments.append(
-            _Segment(info["id"], is_thing, category, str(names[category]), score, colour, areas[info["id"]])
-        )
+        colour = class_colour(is_thing, category) if colours[is_thing] is None else colours[is_thing][category]
+        score, area = info.get("score"), areas[info["id"]]
+        segments.append(_Segment(info["id"], is_thing, category, str(known[category]), score, colour, area))
     return segments
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from u2seg.label_space import LabelSpace
 from u2seg.visualization import cluster_colour, contiguous_segments, draw_panoptic
+from u2seg.visualization.panoptic import _legend_entries, _Segment
 
 THINGS = ["1", "2", "3"]
 STUFF = ["things", "4", "5"]
@@ -103,6 +104,20 @@ def test_segments_without_pixels_and_unknown_ids_are_not_drawn():
     extra = [*segments, {"id": 99, "isthing": True, "category_id": 0}]
     assert (plain(image, panoptic, extra) == plain(image, panoptic, segments)).all()
     assert (plain(image, panoptic, segments[:1])[:, 40:] == 100).all()
+
+
+def test_legend_counts_segments_of_one_name():
+    def segment(id, is_thing, name, area):
+        return _Segment(id, is_thing, id, name, None, (1, 2, 3), area)
+
+    segments = [
+        segment(1, False, "sky", 30),
+        segment(2, True, "cat", 5),
+        segment(3, True, "cat", 15),
+        segment(4, True, "dog", 1),
+    ]
+    texts = [text for *_, text in _legend_entries(segments, 1000)]
+    assert texts == ["cat x2 (2%)", "dog (<1%)", "sky (3%)", "unlabelled (95%)"]
 
 
 def test_many_segments_fill_a_legend_that_stays_bounded():

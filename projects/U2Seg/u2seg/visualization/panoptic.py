@@ -236,15 +236,16 @@ def _add_legend(image_rgb, segments, num_pixels: int) -> np.ndarray:
 
 def _legend_entries(segments, num_pixels: int) -> list[tuple[Colour | None, bool, str]]:
     """Returns (colour, is thing, text) of each class, things first, by falling area; then what is unlabelled."""
-    groups: dict[tuple[bool, int], list[_Segment]] = {}
+    # By name and colour, not by id: a label map can give several clusters one category.
+    groups: dict[tuple[bool, str, Colour], list[_Segment]] = {}
     for segment in segments:
-        groups.setdefault((segment.is_thing, segment.category), []).append(segment)
-    ordered = sorted(groups.items(), key=lambda item: (not item[0][0], -sum(s.area for s in item[1]), item[0][1]))
+        groups.setdefault((segment.is_thing, segment.name, segment.colour), []).append(segment)
+    ordered = sorted(groups.items(), key=lambda item: (not item[0][0], -sum(s.area for s in item[1]), item[0]))
     entries = []
-    for (is_thing, _), members in ordered:
-        times = f" x{len(members)}" if len(members) > 1 else ""
+    for (is_thing, name, colour), members in ordered:
+        times = f" x{len(members)}" if len(members) > 1 and is_thing else ""
         share = sum(s.area for s in members) / num_pixels
-        entries.append((members[0].colour, is_thing, f"{members[0].name}{times} ({_percent(share)})"))
+        entries.append((colour, is_thing, f"{name}{times} ({_percent(share)})"))
     void = num_pixels - sum(segment.area for segment in segments)
     if void > 0:
         entries.append((None, False, f"unlabelled ({_percent(void / num_pixels)})"))

@@ -138,6 +138,7 @@ def test_semantic_target_on_a_hand_made_case():
     target = semantic_target(panoptic_map, info)
     assert target.dtype == np.uint8
     assert target.tolist() == [[255, 2, 2], [0, 0, 255]]
+    assert semantic_target(panoptic_map, []).tolist() == [[255] * 3] * 2
 
 
 def test_instances_without_pixels_or_box_are_left_out():

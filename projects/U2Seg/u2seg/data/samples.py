@@ -55,10 +55,14 @@ def semantic_target(panoptic_map: np.ndarray, segments_info: list[dict]) -> np.n
 
     Source: U2Seg release, ``prepare_stuff_panoptic_fpn.py`` (0 thing, 1..S stuff, 255 void).
     """
-    ids, inverse = np.unique(panoptic_map, return_inverse=True)
-    target_of = {s["id"]: THING_LABEL if s["isthing"] else s["category_id"] for s in segments_info}
-    targets = np.array([target_of.get(int(i), IGNORE_LABEL) for i in ids], np.uint8)
-    return targets[inverse.reshape(panoptic_map.shape)]
+    ordered = sorted(segments_info, key=lambda segment: segment["id"])
+    if not ordered:
+        return np.full(panoptic_map.shape, IGNORE_LABEL, np.uint8)
+    ids = np.array([segment["id"] for segment in ordered])
+    targets = np.array([THING_LABEL if s["isthing"] else s["category_id"] for s in ordered], np.uint8)
+    # A search among a few ids costs a third of np.unique's sort of all pixels.
+    place = np.searchsorted(ids, panoptic_map).clip(max=len(ids) - 1)
+    return np.where(ids[place] == panoptic_map, targets[place], np.uint8(IGNORE_LABEL))
 
 
 def to_instances(sample: Sample) -> Instances:

@@ -5,7 +5,8 @@ import pytest
 from scipy import ndimage
 from u2seg.evaluation.label_map import LabelMap, SemanticMap
 from u2seg.evaluation.pictures import boundary_rows, head_blocks, near_border, picture_tables
-from u2seg.evaluation.scoring import _matched
+from u2seg.evaluation.protocols import build_protocol
+from u2seg.evaluation.scoring import ScoreSettings, _matched
 from u2seg.evaluation.semantic_scores import semantic_scores
 from u2seg.evaluation.tables import TableSpace, concatenate_tables
 from u2seg.label_space import LabelSpace
@@ -44,7 +45,9 @@ def case():
 def scored(tables, lookup):
     semantic = SemanticMap("head", lookup, np.arange(C), SPACE.categories.stuff_names)
     nothing = np.full(SPACE.num_clusters, -1)
-    return _matched(tables, LabelMap(nothing, nothing, semantic), True, True, 0.0).scores()["semantic"]
+    return _matched(tables, LabelMap(nothing, nothing, semantic), build_protocol("stego"), ScoreSettings(())).scores()[
+        "semantic"
+    ]
 
 
 def test_equals_a_plain_confusion_matrix(case):

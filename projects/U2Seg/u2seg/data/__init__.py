@@ -1,5 +1,6 @@
 """Data sets registered by path, dataset mappers, copy-paste, the training loader."""
 
+from u2seg.data import benchmarks as _benchmarks  # noqa: F401 - registers the benchmark data sets
 from u2seg.data.copy_paste import CopyPaste
 from u2seg.data.luss_mapper import LussSemanticMapper
 from u2seg.data.luss_store import LabelStore

@@ -13,6 +13,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 
+from u2seg.data.benchmarks import require_benchmark
 from u2seg.evaluation.ground_truth import InstanceTruth, PanopticTruth
 from u2seg.evaluation.label_map import save_label_map
 from u2seg.evaluation.pictures import (
@@ -107,6 +108,7 @@ class PanopticEvaluator(DatasetEvaluator):
             output_dir: results go to ``output_dir/<dataset_name>``, or to ``output_dir`` itself where it is named like the data
                 set; None for ``cfg.OUTPUT_DIR/inference``.
         """
+        require_benchmark(dataset_name, MetadataCatalog.get(dataset_name).get("benchmark_root", ""))
         parent = Path(cfg.OUTPUT_DIR) / "inference" if output_dir is None else Path(output_dir)
         return cls(
             dataset_name,
@@ -275,7 +277,7 @@ def u2seg_panoptic(dataset_name: str, cfg, output_dir: str | Path | None = None)
 
 # Detectron2's own names for data sets with COCO ground truth: scored here, they take clusters and need no second pass.
 for _evaluator_type in ("coco", "coco_panoptic_seg"):
-    EVALUATOR_REGISTRY._do_register(_evaluator_type, u2seg_panoptic)
+    EVALUATOR_REGISTRY.register(_evaluator_type)(u2seg_panoptic)
 
 
 def write_evaluation(directory: str | Path, evaluation: Evaluation, record: dict) -> None:

@@ -32,11 +32,6 @@ class Protocol(ABC):
     merge_stuff = True
     scores_segments = True
 
-    @property
-    def name(self) -> str:
-        """The name under which it is registered."""
-        return type(self).__name__
-
     @abstractmethod
     def fit(self, tables: SegmentTables) -> LabelMap:
         """Returns the label map that fits the tables, which may be those of another split than the scored one."""
@@ -51,18 +46,7 @@ def build_protocol(name: str) -> Protocol:
     return get_registered(PROTOCOL_REGISTRY, name, "protocol (TEST.PROTOCOLS)")()
 
 
-def register(name: str):
-    """Returns a class decorator that registers a protocol under ``name``."""
-
-    def decorate(protocol: type[Protocol]) -> type[Protocol]:
-        protocol.name = name
-        PROTOCOL_REGISTRY._do_register(name, protocol)
-        return protocol
-
-    return decorate
-
-
-@register("hungarian")
+@PROTOCOL_REGISTRY.register("hungarian")
 class HungarianProtocol(Protocol):
     """Strict one-to-one matching, things with things and stuff with stuff; an unmatched cluster is wrong.
 
@@ -94,7 +78,7 @@ class HungarianProtocol(Protocol):
         return LabelMap(panoptic, charged, semantic)
 
 
-@register("cups")
+@PROTOCOL_REGISTRY.register("cups")
 class CupsProtocol(Protocol):
     """One-to-one matching first, then every left-over cluster goes to its best category.
 
@@ -131,7 +115,7 @@ RELEASE_THRESHOLDS = (0.7, 0.6)
 SEMANTIC_VOTE_IOU = 0.15  # of a cluster and a category in one picture, in the release; the paper names none
 
 
-@register("u2seg_paper")
+@PROTOCOL_REGISTRY.register("u2seg_paper")
 class U2SegPaperProtocol(Protocol):
     """U2Seg's majority vote with the paper's thresholds.
 
@@ -175,7 +159,7 @@ class _ReleaseRules(Protocol):
         return _stuff_semantics(space, stuff)
 
 
-@register("u2seg_release")
+@PROTOCOL_REGISTRY.register("u2seg_release")
 class U2SegReleaseProtocol(_ReleaseRules):
     """U2Seg's released code, without its two faults.
 
@@ -190,7 +174,7 @@ class U2SegReleaseProtocol(_ReleaseRules):
     """
 
 
-@register("u2seg_release+faults")
+@PROTOCOL_REGISTRY.register("u2seg_release+faults")
 class U2SegFaultyReleaseProtocol(_ReleaseRules):
     """U2Seg's released code with its two faults in the semantic score, to reproduce its numbers; the row's name says so.
 
@@ -224,7 +208,7 @@ def aliased(labels: np.ndarray, none: int) -> np.ndarray:
     return np.where(current == none, NO_CATEGORY, current)
 
 
-@register("stego")
+@PROTOCOL_REGISTRY.register("stego")
 class StegoProtocol(Protocol):
     """STEGO's semantic score: one global confusion matrix, one Hungarian matching; semantic scores only.
 
@@ -253,7 +237,7 @@ class StegoProtocol(Protocol):
         return LabelMap(nothing, nothing, SemanticMap("head", labels, lookup[:-1], names))
 
 
-@register("majority")
+@PROTOCOL_REGISTRY.register("majority")
 class MajorityProtocol(Protocol):
     """Every cluster stands for the category that holds most of its pixels; many clusters may share one.
 
@@ -278,7 +262,7 @@ class MajorityProtocol(Protocol):
         return LabelMap(panoptic, _nothing(space), semantic)
 
 
-@register("identity")
+@PROTOCOL_REGISTRY.register("identity")
 class IdentityProtocol(Protocol):
     """Cluster i is category i: for models that were trained on the categories themselves, such as the supervised upper bound.
 

@@ -1,4 +1,4 @@
-"""The two registries of this room; plain objects, so that anything may import them without importing the evaluators."""
+"""The two registries of this room; apart from the evaluators and protocols, so that anything may import them."""
 
 from u2seg.registry import NamedRegistry
 
@@ -10,5 +10,6 @@ a :class:`detectron2.evaluation.DatasetEvaluator`.
 
 PROTOCOL_REGISTRY = NamedRegistry("PROTOCOL")
 PROTOCOL_REGISTRY.__doc__ = """
-Protocols by name: classes derived from :class:`u2seg.evaluation.protocols.Protocol`, called without arguments.
+Protocols by name, which is what stands in the row of the table: classes derived from
+:class:`u2seg.evaluation.protocols.Protocol`, called without arguments.
 """

@@ -22,7 +22,7 @@ from u2seg.evaluation.categories import stuff_supercategories
 from u2seg.evaluation.label_map import BOUNDARY_SOURCES, PIXEL_SOURCES, LabelMap, PixelRows, SemanticMap, load_label_map
 from u2seg.evaluation.matching import NO_CATEGORY
 from u2seg.evaluation.panoptic_quality import PanopticMatches, match_segments, panoptic_quality
-from u2seg.evaluation.protocols import build_protocol
+from u2seg.evaluation.protocols import Protocol, build_protocol
 from u2seg.evaluation.semantic_scores import boundary_iou, confusion_matrix, semantic_scores
 from u2seg.evaluation.tables import SegmentTables, TableSpace, load_tables, with_stuff_groups
 
@@ -61,6 +61,7 @@ class ScoreSettings:
         stuff_supercategories: whether COCO's stuff is scored as its 15 supercategories.
         nms_across_clusters: box IoU of the suppression across clusters of one category; 0 for none.
         bootstrap: resamples of the pictures; 0 for none.
+        max_detections: numbers of detections of a picture and category for AR, ascending; AP uses the last.
     """
 
     protocols: tuple[str, ...]
@@ -69,6 +70,7 @@ class ScoreSettings:
     stuff_supercategories: bool = True
     nms_across_clusters: float = 0.0
     bootstrap: int = 0
+    max_detections: tuple[int, ...] = MAX_DETECTIONS
 
     @classmethod
     def of_config(cls, cfg=None) -> "ScoreSettings":
@@ -83,6 +85,7 @@ class ScoreSettings:
             cfg.TEST.STUFF_SUPERCATEGORIES,
             cfg.TEST.NMS_ACROSS_CLUSTERS,
             cfg.TEST.BOOTSTRAP,
+            tuple(sorted({*MAX_DETECTIONS, max(MAX_DETECTIONS[-1], cfg.TEST.DETECTIONS_PER_IMAGE)})),  # LVIS: 300
         )
 
 
@@ -123,13 +126,11 @@ def evaluate_tables(tables: SegmentTables, settings: ScoreSettings) -> Evaluatio
     for name in settings.protocols:
         protocol = build_protocol(name)
         label_map = given or protocol.fit(fit_on)
-        scored[name] = _matched(
-            tables, label_map, protocol.merge_stuff, protocol.scores_segments, settings.nms_across_clusters
-        )
+        scored[name] = _matched(tables, label_map, protocol, settings)
         evaluation.label_maps[name] = label_map
         evaluation.notes[name] = cluster_counts(tables, label_map)
         evaluation.per_category[name] = scored[name].per_category(tables.space)
-    scored[CLASS_AGNOSTIC] = _Matched(instance=_class_agnostic(tables))
+    scored[CLASS_AGNOSTIC] = _Matched(instance=_class_agnostic(tables, settings))
     for name, matched in scored.items():
         _fill(evaluation.results, name, matched.scores())
     if settings.bootstrap:
@@ -285,38 +286,40 @@ class _Matched:
         )
 
 
-def _matched(tables: SegmentTables, label_map: LabelMap, merge_stuff: bool, segments: bool, max_iou: float) -> _Matched:
+def _matched(tables: SegmentTables, label_map: LabelMap, protocol: Protocol, settings: ScoreSettings) -> _Matched:
     tasks, semantic = set(tables.space.tasks), label_map.semantic
     panoptic = unmatched = pixels = boundary = None
-    if segments and "panoptic" in tasks:
-        panoptic = match_segments(tables, label_map.panoptic, label_map.charged_to, merge_stuff=merge_stuff)
+    if protocol.scores_segments and "panoptic" in tasks:
+        panoptic = match_segments(tables, label_map.panoptic, label_map.charged_to, merge_stuff=protocol.merge_stuff)
         unmatched = tables.predicted["image"], label_map.panoptic[tables.predicted["label"]] < 0
     if semantic is not None and {"panoptic": "panoptic", "head": "semantic"}[semantic.source] in tasks:
         pixels = PIXEL_SOURCES[semantic.source](tables)
         boundary = BOUNDARY_SOURCES[semantic.source](tables) if "boundary" in tasks else None
-    instance = _class_aware(tables, label_map, max_iou) if segments else {}
+    instance = _class_aware(tables, label_map, settings) if protocol.scores_segments else {}
     return _Matched(panoptic, unmatched, instance, semantic, pixels, boundary)
 
 
-def _class_aware(tables: SegmentTables, label_map: LabelMap, max_iou: float) -> dict[str, DetectionMatches]:
+def _class_aware(tables: SegmentTables, label_map: LabelMap, settings: ScoreSettings) -> dict[str, DetectionMatches]:
     labels = label_map.panoptic[tables.detections["label"]]
     can_match = labels >= 0
     labels = np.where(can_match, labels, label_map.charged_to[tables.detections["label"]])
-    if max_iou:
-        labels = suppress_across_clusters(tables, labels, max_iou)
+    if settings.nms_across_clusters:
+        labels = suppress_across_clusters(tables, labels, settings.nms_across_clusters)
     count = tables.space.categories.num_things
     return {
-        kind: match_detections(instance_rows(tables, kind, labels, can_match, tables.objects["label"], count))
+        kind: match_detections(
+            instance_rows(tables, kind, labels, can_match, tables.objects["label"], count), settings.max_detections
+        )
         for kind in KINDS
         if kind in tables.space.tasks
     }
 
 
-def _class_agnostic(tables: SegmentTables) -> dict[str, DetectionMatches]:
+def _class_agnostic(tables: SegmentTables, settings: ScoreSettings) -> dict[str, DetectionMatches]:
     """Returns the matches with every cluster and every category taken as one, as CutLER scores."""
     labels, objects = np.zeros(len(tables.detections), np.int64), np.zeros(len(tables.objects), np.int64)
     return {
-        kind: match_detections(instance_rows(tables, kind, labels, labels == 0, objects, 1), MAX_DETECTIONS)
+        kind: match_detections(instance_rows(tables, kind, labels, labels == 0, objects, 1), settings.max_detections)
         for kind in KINDS
         if kind in tables.space.tasks
     }

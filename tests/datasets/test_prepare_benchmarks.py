@@ -1,0 +1,299 @@
+"""Every prepare script on tiny files in its data set's true format."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+from pycocotools import mask as mask_utils
+from u2seg.data import DatasetFilesError
+from u2seg.data.benchmarks import BENCHMARKS, load_benchmark, require_benchmark
+from u2seg.evaluation.ground_truth import InstanceTruth, PanopticTruth
+
+SCRIPTS = Path(__file__).parents[2] / "datasets"
+
+
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(f"{name}_script", SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def save(path: Path, pixels: np.ndarray, **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+
+
+def palette(path: Path, values: np.ndarray) -> None:
+    picture = Image.fromarray(values.astype(np.uint8), "P")
+    picture.putpalette([i // 3 for i in range(768)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+
+
+def text(path: Path, content: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+
+
+VOC_XML = """<annotation><folder>VOC2007</folder><filename>{name}.jpg</filename>
+<size><width>50</width><height>30</height><depth>3</depth></size><segmented>0</segmented>
+<object><name>dog</name><pose>Left</pose><truncated>1</truncated><difficult>0</difficult>
+<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>50</xmax><ymax>30</ymax></bndbox>
+<part><name>head</name><bndbox><xmin>3</xmin><ymin>3</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></part></object>
+<object><name>person</name><pose>Unspecified</pose><truncated>0</truncated><difficult>1</difficult>
+<bndbox><xmin>11</xmin><ymin>6</ymin><xmax>20</xmax><ymax>10</ymax></bndbox></object></annotation>"""
+
+
+@pytest.fixture
+def voc(tmp_path):
+    root = tmp_path / "VOC2007"
+    for split, name in (("trainval", "000005"), ("test", "000001")):
+        text(root / "ImageSets/Main" / f"{split}.txt", f"{name}\n")
+        text(root / "Annotations" / f"{name}.xml", VOC_XML.format(name=name))
+        save(root / "JPEGImages" / f"{name}.jpg", np.zeros((30, 50, 3), np.uint8))
+    return root
+
+
+def test_voc_boxes_count_from_one_and_include_the_last_pixel(voc):
+    path = script("prepare_voc").prepare_boxes(voc, ["trainval", "test"])
+    assert path.name == Path(BENCHMARKS["voc_2007_trainval_test_boxes"].instances).name
+    content = json.loads(path.read_text())
+    assert [(i["file_name"], i["height"], i["width"]) for i in content["images"]] == [
+        ("000005.jpg", 30, 50),
+        ("000001.jpg", 30, 50),
+    ]
+    dog, person = content["annotations"][:2]
+    assert dog["bbox"] == [0, 0, 50, 30] and dog["area"] == 1500  # the whole picture
+    assert person["bbox"] == [10, 5, 10, 5] and person["iscrowd"] == 0
+    assert [content["categories"][a["category_id"] - 1]["name"] for a in (dog, person)] == ["dog", "person"]
+    assert len(content["annotations"]) == 4  # parts are not objects
+    regions = InstanceTruth(path).read(1)
+    assert regions.masks is None and regions.labels.tolist() == [11, 14]
+
+
+def test_voc_difficult_objects_may_be_crowds(voc):
+    content = json.loads(script("prepare_voc").prepare_boxes(voc, ["test"], difficult_as_crowd=True).read_text())
+    assert [a["iscrowd"] for a in content["annotations"]] == [0, 1]
+
+
+def test_voc_segments(tmp_path):
+    root = tmp_path / "VOC2012"
+    classes, objects = np.zeros((20, 30), int), np.zeros((20, 30), int)
+    classes[2:8, 3:12], objects[2:8, 3:12] = 12, 1  # a dog
+    classes[10:18, 15:28], objects[10:18, 15:28] = 15, 2  # a person
+    classes[2, 3:12] = objects[2, 3:12] = 255  # a white contour
+    palette(root / "SegmentationClass" / "2007_000033.png", classes)
+    palette(root / "SegmentationObject" / "2007_000033.png", objects)
+    save(root / "JPEGImages" / "2007_000033.jpg", np.zeros((20, 30, 3), np.uint8))
+    text(root / "ImageSets/Segmentation/val.txt", "2007_000033\n")
+    path = script("prepare_voc").prepare_segments(root, "val")
+    truth = PanopticTruth(path, root / "panoptic_val")
+    segment_map, segments = truth.read(1)
+    names = truth.space.thing_names + truth.space.stuff_names
+    areas = {names[s.label]: s.area for s in segments}
+    assert areas == {"dog": 45, "person": 104, "background": 600 - 54 - 104}
+    assert (segment_map == 0).sum() == 9
+    instances = InstanceTruth(root / "annotations/instances_val.json", truth.space).read(1)
+    assert instances.masks.sum((1, 2)).tolist() == [45, 104]
+
+
+@pytest.mark.parametrize(("classes", "stuff"), [(19, 11), (27, 19)])
+def test_cityscapes(tmp_path, classes, stuff):
+    root = tmp_path / "cityscapes"
+    ids = np.full((20, 40), 7, np.uint16)  # road
+    ids[:5] = 23  # sky
+    ids[5:8, :10], ids[5:8, 12:20] = 26000, 26001  # two cars
+    ids[5:8, 25:30] = 26  # a group of cars
+    ids[8:10, :6] = 29000  # a caravan: no class of the 19
+    ids[19] = 1  # ego vehicle
+    save(root / "gtFine/val/aachen/aachen_000000_000019_gtFine_instanceIds.png", ids)
+    save(root / "leftImg8bit/val/aachen/aachen_000000_000019_leftImg8bit.png", np.zeros((20, 40, 3), np.uint8))
+    path = script("prepare_cityscapes").prepare(root, classes=classes)
+    truth = PanopticTruth(path, root / f"panoptic{classes}/panoptic_val")
+    assert (truth.space.num_things, truth.space.num_stuff) == (8, stuff)
+    segment_map, segments = truth.read(1)
+    names = truth.space.thing_names + truth.space.stuff_names
+    found = sorted((names[s.label], s.area, s.crowd) for s in segments)
+    expected = [
+        ("car", 15, True),
+        ("car", 24, False),
+        ("car", 30, False),
+        ("road", 428 - 12, False),
+        ("sky", 200, False),
+    ]
+    expected[3] = ("road", 20 * 40 - 200 - 69 - 12 - 40, False)
+    assert found == sorted(expected + ([("caravan", 12, False)] if classes == 27 else []))
+    assert (segment_map == 0).sum() == 40 + (0 if classes == 27 else 12)
+    assert json.loads(path.read_text())["images"][0]["file_name"] == "aachen/aachen_000000_000019_leftImg8bit.png"
+    # The registered set finds what was written.
+    assert load_benchmark(f"cityscapes_val_panoptic{classes}", tmp_path)[0]["height"] == 20
+
+
+def test_kitti(tmp_path):
+    root = tmp_path / "kitti"
+    save(root / "training/image_2/000000.png", np.zeros((37, 122, 3), np.uint8))
+    text(
+        root / "training/label_2/000000.txt",
+        "Pedestrian 0.00 0 -0.20 71.24 14.30 81.07 30.92 1.89 0.48 1.20 1.84 1.47 8.41 0.01\n"
+        "DontCare -1 -1 -10 50.00 10.00 60.00 20.00 -1 -1 -1 -1000 -1000 -1000 -10\n",
+    )
+    path = script("prepare_kitti").prepare(root)
+    regions = InstanceTruth(path).read(1)
+    np.testing.assert_allclose(regions.boxes_xywh, [[71.24, 14.30, 9.83, 16.62], [50, 10, 10, 10]])
+    assert regions.crowds.tolist() == [False, True]
+    text(root / "training/label_2/000000.txt", "Unicorn 1 2 3\n")
+    with pytest.raises(ValueError, match="holds 'Unicorn 1 2 3'; expected a class of Car, Van"):
+        script("prepare_kitti").prepare(root)
+
+
+def test_lvis(tmp_path):
+    source = {
+        "images": [
+            {
+                "id": 397133,
+                "coco_url": "http://images.cocodataset.org/val2017/000000397133.jpg",
+                "height": 427,
+                "width": 640,
+                "neg_category_ids": [1],
+                "not_exhaustive_category_ids": [],
+            }
+        ],
+        "annotations": [
+            {
+                "id": 9,
+                "image_id": 397133,
+                "category_id": 3,
+                "bbox": [1, 2, 3, 4],
+                "area": 6.0,
+                "segmentation": [[1, 2, 4, 2, 4, 6]],
+            }
+        ],
+        "categories": [{"id": i, "name": f"c{i}", "synset": "x.n.01", "frequency": "r"} for i in (1, 2, 3)],
+    }
+    text(tmp_path / "lvis_v1_val.json", json.dumps(source))
+    path = script("prepare_lvis").prepare(tmp_path / "lvis_v1_val.json", tmp_path / "out.json")
+    content = json.loads(path.read_text())
+    assert content["images"][0]["file_name"] == "val2017/000000397133.jpg"
+    assert content["annotations"][0]["iscrowd"] == 0 and content["annotations"][0]["area"] == 6.0
+    assert InstanceTruth(path).has_masks
+    text(tmp_path / "coco.json", json.dumps({**source, "images": [{"id": 1}]}))
+    with pytest.raises(ValueError, match="no LVIS v1 file: picture 1 has no coco_url"):
+        script("prepare_lvis").prepare(tmp_path / "coco.json", tmp_path / "out.json")
+
+
+def test_objects365(tmp_path):
+    root = tmp_path / "objects365"
+    (root / "val").mkdir(parents=True)
+    source = {
+        "images": [
+            {"id": 420917, "file_name": "images/v1/patch8/objects365_v1_00420917.jpg", "height": 512, "width": 769}
+        ],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 420917,
+                "category_id": 84,
+                "bbox": [1.5, 2.5, 10.0, 4.0],
+                "area": 40.0,
+                "iscrowd": 1,
+                "isfake": 0,
+            }
+        ],
+        "categories": [{"id": i, "name": f"c{i}"} for i in range(1, 366)],
+    }
+    text(root / "zhiyuan_objv2_val.json", json.dumps(source))
+    content = json.loads(script("prepare_objects365").prepare(root).read_text())
+    assert content["images"][0]["file_name"] == "patch8/objects365_v1_00420917.jpg"
+    assert content["annotations"] == [
+        {"id": 1, "image_id": 420917, "category_id": 84, "bbox": [1.5, 2.5, 10.0, 4.0], "area": 40.0, "iscrowd": 1}
+    ]
+
+
+def test_uvo(tmp_path):
+    mask = mask_utils.encode(np.asfortranarray(np.ones((9, 16), np.uint8)))
+    segmentation = {"size": [9, 16], "counts": mask["counts"].decode()}
+    annotation = {"bbox": [0, 0, 16, 9], "area": 144, "segmentation": segmentation, "iscrowd": 0}
+    source = {
+        "images": [
+            {"id": 1, "file_name": "abc/12.png", "height": 9, "width": 16},
+            {"id": 2, "file_name": "gone/3.png", "height": 9, "width": 16},
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, **annotation},
+            {"id": 2, "image_id": 1, "category_id": 2, **annotation},
+            {"id": 3, "image_id": 2, "category_id": 1, **annotation},
+        ],
+        "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "other animal"}],
+    }
+    text(tmp_path / "val.json", json.dumps(source))
+    with pytest.raises(DatasetFilesError, match=r"\[ \] abc/12.png   the first of the frames"):
+        script("prepare_uvo").prepare(tmp_path / "val.json", tmp_path / "uvo", tmp_path / "uvo/frames")
+    save(tmp_path / "uvo/frames/abc/12.png", np.zeros((9, 16, 3), np.uint8))
+    agnostic, named = script("prepare_uvo").prepare(tmp_path / "val.json", tmp_path / "uvo", tmp_path / "uvo/frames")
+    content = json.loads(agnostic.read_text())
+    assert [a["category_id"] for a in content["annotations"]] == [1, 1] and len(content["images"]) == 1
+    content = json.loads(named.read_text())
+    assert len(content["annotations"]) == 1 and content["categories"] == [{"id": 1, "name": "person"}]
+    assert [p["image_id"] for p in load_benchmark("uvo_sparse_val", tmp_path)] == [1]
+    assert [p["image_id"] for p in load_benchmark("uvo_sparse_val_cls_agnostic", tmp_path)] == [1]
+
+
+def test_cocostuff27(tmp_path):
+    module = script("prepare_cocostuff27")
+    lookup = module.coarse_ids()
+    assert len(module.NAMES) == 27 and set(lookup) == set(range(28))
+    assert (lookup[182:] == 0).all() and (lookup[:182] > 0).all()  # 182 classes, all of them in a group
+    # Person 1, tree 169, sky-other 157; a pixel holds the class minus one.
+    for value, name in ((0, "person"), (168, "plant"), (156, "sky")):
+        assert module.NAMES[lookup[value] - 1] == name
+    pixels = np.full((400, 640), 156, np.uint8)
+    pixels[200:], pixels[:40] = 168, 255
+    save(tmp_path / "coco/stuffthingmaps/val2017/000000000139.png", pixels)
+    save(tmp_path / "coco/val2017/000000000139.jpg", np.full((400, 640, 3), 99, np.uint8))
+    text(tmp_path / "list.txt", "000000000139\n")
+    output = tmp_path / "cocostuff27"
+    path = module.prepare(tmp_path / "coco", tmp_path / "coco/stuffthingmaps/val2017", output, tmp_path / "list.txt")
+    segment_map, segments = PanopticTruth(path, output / "panoptic_val").read(1)
+    # Short side 400 to 320: unlabelled 40 rows become 32, sky 160 become 128, trees 160.
+    assert segment_map.shape == (320, 320)
+    assert {module.NAMES[s.id - 1]: s.area for s in segments} == {"sky": 128 * 320, "plant": 160 * 320}
+    with Image.open(output / "val/000000000139.png") as picture:
+        assert picture.size == (320, 320)
+    assert [p["height"] for p in load_benchmark("cocostuff27_val", tmp_path)] == [320]
+
+
+def test_missing_files_show_the_tree_and_the_script(tmp_path):
+    (tmp_path / "VOC2012/JPEGImages").mkdir(parents=True)
+    with pytest.raises(DatasetFilesError) as error:
+        load_benchmark("voc_2012_val_panoptic", tmp_path)
+    message = str(error.value)
+    assert "[x] VOC2012/JPEGImages/   pictures" in message
+    assert "[ ] VOC2012/annotations/panoptic_val.json   COCO panoptic annotations" in message
+    assert "datasets/prepare_voc.py segments" in message and f"{tmp_path} holds VOC2012" in message
+    with pytest.raises(DatasetFilesError, match="is not there"):
+        load_benchmark("uvo_sparse_val", tmp_path / "nowhere")
+    require_benchmark("somebody_elses", tmp_path)  # not ours to check
+
+
+def test_every_benchmark_is_registered_without_opening_a_file():
+    for name, benchmark in BENCHMARKS.items():
+        assert name in DatasetCatalog.list()
+        metadata = MetadataCatalog.get(name)
+        assert metadata.evaluator_type == "u2seg_panoptic"
+        assert (metadata.get("panoptic_json") is None) == (benchmark.panoptic is None)
+
+
+def test_every_benchmark_has_its_script_and_its_configuration():
+    configs = "".join(p.read_text() for p in (SCRIPTS.parent / "configs/evaluation").glob("*.yaml"))
+    readme = (SCRIPTS / "README.md").read_text()
+    for name, benchmark in BENCHMARKS.items():
+        for word in benchmark.prepared_by.split():
+            if word.startswith("datasets/prepare_"):
+                assert (SCRIPTS.parent / word.rstrip(".")).is_file()
+        assert f'"{name}"' in configs, name
+        assert f"`{name}`" in readme, name

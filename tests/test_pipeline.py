@@ -181,7 +181,9 @@ def test_the_command_ends_non_zero_and_says_why(tmp_path):
         command = [sys.executable, str(TOOL), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
-    done = run("--config-file", "quick_schedules/scenes.yaml", "--images", str(tmp_path), "--output", str(tmp_path / "o"))
+    done = run(
+        "--config-file", "quick_schedules/scenes.yaml", "--images", str(tmp_path), "--output", str(tmp_path / "o")
+    )
     assert done.returncode == 1 and "no picture below" in done.stderr and "Traceback" not in done.stderr
 
 

@@ -91,6 +91,10 @@ def _add_features(cfg: CN) -> None:
     cfg.FEATURES.HANDMADE.COLOUR_WEIGHT = 1.0
     cfg.FEATURES.HANDMADE.TEXTURE_WEIGHT = 2.0
 
+    # "RawPixels", a baseline: the mean RGB of each patch.
+    cfg.FEATURES.RAW_PIXELS = CN()
+    cfg.FEATURES.RAW_PIXELS.PATCH_SIZE = 1  # pixels
+
     # Vision transformers through timm.
     cfg.FEATURES.VIT = CN()
     cfg.FEATURES.VIT.ARCH = "dino_vitb8"  # key of u2seg.features.weights.ARCHITECTURES [MaskCut]
@@ -134,6 +138,9 @@ def _add_masks(cfg: CN) -> None:
     cfg.MASKS.VOTE.MIN_SHARE = 0.2  # share of an object's candidates that must hold a patch [CuVLER]
     cfg.MASKS.VOTE.MAX_MASKS = 10  # a picture [CuVLER]
     cfg.MASKS.VOTE.MAX_CORNERS = 2  # a candidate that owns so many of the image's corners is background [CuVLER]
+    # "KMeansRegions", a baseline: connected regions of so many clusters of a picture's features [ours].
+    cfg.MASKS.KMEANS_REGIONS = CN()
+    cfg.MASKS.KMEANS_REGIONS.NUM_CLUSTERS = 8
     # "RecursiveCut": every region is cut in two again until it holds together; for features without semantics [ours].
     cfg.MASKS.RECURSIVE = CN()
     cfg.MASKS.RECURSIVE.RADIUS = 0.1  # feature distance below which two patches are joined, in the descriptor's unit

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from u2seg.clusters.kmeans import assign, kmeans, l2_normalize
+from u2seg.kmeans import assign, kmeans, l2_normalize
 from u2seg.masks.records import ImageMasks, read_shard
 from u2seg.registry import get_registered
 from u2seg.stages import (

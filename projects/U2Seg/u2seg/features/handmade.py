@@ -53,6 +53,28 @@ class HandmadeDescriptor(FeatureExtractor):
         return F.avg_pool2d(F.pad(pooled, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
 
 
+@FEATURE_EXTRACTOR_REGISTRY.register()
+class RawPixels(FeatureExtractor):
+    """The mean colour of each patch and nothing else: a baseline."""
+
+    @configurable
+    def __init__(self, *, image_size: tuple[int, int], patch_size: int):
+        """Takes its settings; see ``FEATURES.RAW_PIXELS``."""
+        super().__init__()
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.num_channels = 3
+
+    @classmethod
+    def from_config(cls, cfg):
+        """Returns the constructor's arguments."""
+        return {"image_size": tuple(cfg.FEATURES.IMAGE_SIZE), "patch_size": cfg.FEATURES.RAW_PIXELS.PATCH_SIZE}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns float32 (B, 3, rows, columns), range 0..1; see the base class."""
+        return F.avg_pool2d(images, self.patch_size)
+
+
 def rgb_to_lab(images: Tensor) -> Tensor:
     """Returns CIELAB (D65): L in 0..100, a and b about -128..127, float32 (B, 3, H, W).
 

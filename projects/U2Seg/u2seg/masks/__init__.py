@@ -1,5 +1,6 @@
 """Class-agnostic masks: MaskCut and its relatives, their refinement, and the stage that runs them over a data set."""
 
+from u2seg.masks import baselines as _baselines  # noqa: F401  (registers)
 from u2seg.masks.base import (
     MASK_GENERATOR_REGISTRY,
     MASK_REFINEMENT_REGISTRY,

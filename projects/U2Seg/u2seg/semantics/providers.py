@@ -11,7 +11,7 @@ from pycocotools import mask as mask_utils
 from torch import Tensor
 from tqdm import tqdm
 
-from u2seg.clusters.kmeans import kmeans
+from u2seg.kmeans import kmeans
 from u2seg.clusters.stage import load_centroids
 from u2seg.features import build_feature_extractor, resolve_device
 from u2seg.images import png_names, read_image_rgb

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from u2seg.clusters.kmeans import assign, kmeans, l2_normalize
+from u2seg.kmeans import assign, kmeans, l2_normalize
 
 
 def blobs(seed=0, per_blob=30):

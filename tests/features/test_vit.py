@@ -257,6 +257,15 @@ def test_files_that_hold_no_weights(tmp_path, content, message):
         read_state_dict(path)
 
 
+def test_an_old_timm_is_named(monkeypatch):
+    unknown = Architecture("vit_of_tomorrow", "dino", 224, "w.pth")
+    monkeypatch.setitem(weights_module.ARCHITECTURES, "dino_vits16", unknown)
+    with pytest.raises(
+        WeightsError, match=f"timm {timm.__version__} does not know vit_of_tomorrow; install a newer one"
+    ):
+        extractor("dino_vits16", "", (64, 64))
+
+
 def test_missing_file():
     with pytest.raises(WeightsError, match="'/nowhere/dino.pth', and there is no such file"):
         extractor("dino_vits16", "/nowhere/dino.pth", (64, 64))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from u2seg.features.base import FEATURE_EXTRACTOR_REGISTRY, FeatureExtractor
 from u2seg.features.weights import (
     Architecture,
+    WeightsError,
     check_state_dict,
     find_weights,
     get_architecture,
@@ -187,6 +188,10 @@ def resize_position_embedding(
 def _build_model(architecture: Architecture) -> nn.Module:
     import timm
 
+    if not timm.is_model(architecture.timm_name):
+        raise WeightsError(
+            f"timm {timm.__version__} does not know {architecture.timm_name}; install a newer one (DINOv3 came with 1.0.20)"
+        )
     return timm.create_model(
         architecture.timm_name, pretrained=False, num_classes=0, img_size=architecture.pretrained_size
     )

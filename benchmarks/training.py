@@ -118,6 +118,15 @@ def step(trainer, device: str) -> float:
         return clock() - start
 
 
+def peak_resident_bytes() -> int:
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not ru_maxrss, in which Linux also counts the process that this one was started from.
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+
+
 def peak_memory(kind: str, args, data: Path, output: Path, queue) -> None:
     """Puts the peak memory in bytes of a few steps into the queue; runs in a process of its own."""
     torch.set_num_threads(1)
@@ -125,7 +134,7 @@ def peak_memory(kind: str, args, data: Path, output: Path, queue) -> None:
     for _ in range(4):
         step(trainer, args.device)
     if args.device == "cpu":
-        queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        queue.put(peak_resident_bytes())
     else:
         queue.put(torch.cuda.max_memory_allocated())
 

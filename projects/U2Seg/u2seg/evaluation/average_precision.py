@@ -140,7 +140,11 @@ def match_detections(rows: InstanceRows, max_detections: tuple[int, ...] = MAX_D
 
 
 def accumulate(
-    matches: DetectionMatches, image_weights: np.ndarray | None = None, areas: tuple[str, ...] = tuple(AREA_RANGES)
+    matches: DetectionMatches,
+    image_weights: np.ndarray | None = None,
+    *,
+    areas: tuple[str, ...] = tuple(AREA_RANGES),
+    summary_only: bool = False,
 ) -> PrecisionRecall:
     """Returns precision and recall of every category, area range and number of detections.
 
@@ -148,6 +152,8 @@ def accumulate(
         matches: of all pictures.
         image_weights: float (pictures,), how often each picture counts (bootstrap); None counts each once.
         areas: the first so many keys of :data:`AREA_RANGES`.
+        summary_only: leaves -1 where :meth:`PrecisionRecall.summary` does not look: precision for fewer than the most detections,
+            and both for area ranges with them.
     """
     num_areas, num_max = len(areas), len(matches.max_detections)
     shape = (len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), matches.num_labels, num_areas, num_max)
@@ -167,9 +173,12 @@ def accumulate(
         row_span = slice(row_starts[label], row_starts[label + 1])
         for most, limit in enumerate(matches.max_detections):
             kept = matches.rank[span] < limit
-            for area in np.flatnonzero(counts[:, label]):
+            partly = summary_only and most < num_max - 1
+            for area in np.flatnonzero(counts[: 1 if partly else None, label]):
                 curve = _Curve.of(matches, span, row_span, kept, area, detection_weight)
-                recall[:, label, area, most], precision[:, :, label, area, most] = curve.values(counts[area, label])
+                recall[:, label, area, most] = curve.recalls(counts[area, label])
+                if not partly:
+                    precision[:, :, label, area, most] = curve.precisions(counts[area, label])
     return PrecisionRecall(precision, recall, matches.max_detections)
 
 
@@ -206,24 +215,28 @@ class _Curve:
             matches.ignored[area][:, row_span][:, use],
         )
 
-    def values(self, num_objects: float) -> tuple[np.ndarray, np.ndarray]:
-        """Returns recall (thresholds,) and precision (thresholds, recalls)."""
-        recall = np.zeros(len(IOU_THRESHOLDS))
+    def recalls(self, num_objects: float) -> np.ndarray:
+        """Returns the recall that all detections reach, (thresholds,)."""
+        return (self._true() * self.weight).sum(axis=1) / num_objects
+
+    def precisions(self, num_objects: float) -> np.ndarray:
+        """Returns the highest precision at or beyond each recall, (thresholds, recalls)."""
         precision = np.zeros((len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS)))
-        no_longer_false = np.cumsum(self.matched * self.listed_false, axis=1)
-        for t, (matched, ignored, less) in enumerate(zip(self.matched, self.ignored, no_longer_false)):
-            true = matched & ~ignored & (self.weight > 0)
-            if not true.any():
-                continue
-            hits = np.cumsum(self.weight[true])
-            false = (self.candidate_false[self.position] - less)[true]
-            reached = hits / num_objects
-            best_beyond = np.maximum.accumulate((hits / (false + hits + np.spacing(1)))[::-1])[::-1]
-            recall[t] = reached[-1]
+        if not len(self.position):
+            return precision
+        true = self._true()
+        hits = np.cumsum(true * self.weight, axis=1)
+        false = self.candidate_false[self.position] - np.cumsum(self.matched * self.listed_false, axis=1)
+        at_hits = np.where(true, hits / (false + hits + np.spacing(1)), 0.0)
+        best_beyond = np.maximum.accumulate(at_hits[:, ::-1], axis=1)[:, ::-1]
+        for t, reached in enumerate(hits / num_objects):
             first = np.searchsorted(reached, RECALL_THRESHOLDS, side="left")
             inside = first < len(reached)
-            precision[t, inside] = best_beyond[first[inside]]
-        return recall, precision
+            precision[t, inside] = best_beyond[t, first[inside]]
+        return precision
+
+    def _true(self) -> np.ndarray:
+        return self.matched & ~self.ignored & (self.weight > 0)
 
 
 def _ranked(rows: InstanceRows, most: int) -> tuple[np.ndarray, np.ndarray]:

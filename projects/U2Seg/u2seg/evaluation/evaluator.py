@@ -309,7 +309,7 @@ def largest_channel(logits: torch.Tensor) -> np.ndarray:
     planes = logits.numpy()
     largest, channel = planes[0].copy(), np.zeros(planes.shape[1:], np.uint8)
     for index, plane in enumerate(planes[1:], 1):
-        channel[plane > largest] = index
+        np.copyto(channel, index, where=plane > largest)
         np.maximum(largest, plane, out=largest)
     return channel
 

@@ -287,12 +287,9 @@ def mask_iou(masks: np.ndarray, truth: np.ndarray, crowds: np.ndarray) -> tuple[
 
 def _packed(masks: np.ndarray) -> np.ndarray:
     """Returns masks as rows of 64-bit words, zero-padded."""
-    count, pixels = len(masks), int(np.prod(masks.shape[1:]))
-    words = np.zeros((count, -(-pixels // 64) * 8), np.uint8)
-    if count:
-        packed = np.packbits(masks.reshape(count, -1), axis=1)
-        words[:, : packed.shape[1]] = packed
-    return words.view(np.uint64)
+    packed = np.packbits(masks.reshape(len(masks), int(np.prod(masks.shape[1:]))), axis=1)
+    missing = -packed.shape[1] % 8
+    return (np.pad(packed, ((0, 0), (0, missing))) if missing else packed).view(np.uint64)
 
 
 _BITS_OF_BYTE = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)

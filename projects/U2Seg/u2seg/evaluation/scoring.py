@@ -243,8 +243,8 @@ class _Matched:
                 panoptic["unmatched_segments"] = 100 * float(share)
         areas = tuple(AREA_RANGES)[: 1 if headline else None]
         for kind, matches in self.instance.items():
-            summary = accumulate(matches, weights, areas=areas).summary()
-            instance |= {f"{kind}_{name}": value for name, value in summary.items()}
+            curves = accumulate(matches, weights, areas=areas, summary_only=True)
+            instance |= {f"{kind}_{name}": value for name, value in curves.summary().items()}
         if self.pixels is not None:
             semantic = semantic_scores(semantic_confusion(self.pixels, self.semantic, weights)).summary()
         if self.boundary is not None and semantic:
@@ -265,7 +265,11 @@ class _Matched:
             for metric, values in (("PQ", quality.pq), ("SQ", quality.sq), ("RQ", quality.rq)):
                 add(space.category_names, metric, values)
         for kind, matches in self.instance.items():
-            add(space.categories.thing_names, f"{kind}_AP", accumulate(matches, areas=("all",)).per_category_ap())
+            add(
+                space.categories.thing_names,
+                f"{kind}_AP",
+                accumulate(matches, areas=("all",), summary_only=True).per_category_ap(),
+            )
         if self.pixels is not None:
             scores = semantic_scores(semantic_confusion(self.pixels, self.semantic))
             add(self.semantic.names, "IoU", scores.iou)

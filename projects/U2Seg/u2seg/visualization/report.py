@@ -86,7 +86,7 @@ def write_report(
     if rows_html:
         body += [
             "<h2>Pictures</h2>",
-            '<p class="hint">A cluster has the same colour in every picture, and its number or name is written on it. '
+            '<p class="hint">A class has the same colour in every picture, and its name or number is written on it. '
             "Things are outlined, stuff is tinted only. Click a picture for its full size.</p>",
             *rows_html,
         ]

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 import u2seg
 
 PACKAGE = Path(u2seg.__file__).parent

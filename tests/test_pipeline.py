@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
-
 from u2seg.config import setup_cfg
 from u2seg.panoptic.files import read_panoptic_png
 from u2seg.pipeline import make_pseudo_labels

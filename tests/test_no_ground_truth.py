@@ -1,0 +1,83 @@
+"""No label reaches label making or training: every ground-truth file is deleted, and nothing changes."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from u2seg.chain import train
+from u2seg.config import setup_cfg
+from u2seg.pipeline import make_pseudo_labels
+
+RENDER = Path(__file__).parent.parent / "datasets" / "prepare_scenes.py"
+CONFIG = "quick_schedules/scenes.yaml"
+LABELS = [
+    "MASKS.NUM_WORKERS",
+    "0",
+    "CLUSTERS.NUM_CLUSTERS",
+    "3",
+    "CLUSTERS.NUM_RESTARTS",
+    "1",
+    "SEMANTICS.NUM_CLUSTERS",
+    "3",
+]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Scenes with ground truth for the training pictures too, which the demo's do not have."""
+    root = tmp_path_factory.mktemp("data") / "scenes"
+    command = [sys.executable, str(RENDER), "--output", str(root), "--train", "8", "--val", "2", "--annotate-train"]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return root
+
+
+@pytest.fixture
+def opened_files():
+    """A list that grows with the name of every file that this process opens while the test runs."""
+    opened: list[str] = []
+    is_watching = True
+
+    def audit(event, arguments):
+        if is_watching and event == "open":
+            opened.append(str(arguments[0]))
+
+    sys.addaudithook(audit)  # a hook cannot be removed, only silenced
+    yield opened
+    is_watching = False
+
+
+def label_and_train(scenes: Path, output: Path) -> dict[str, bytes]:
+    """Returns every file that label making wrote, and the trained weights' bytes."""
+    labels = make_pseudo_labels(setup_cfg(CONFIG, LABELS), scenes / "train", output / "labels")
+    data_set = "DATASETS.BY_PATH.scenes_train"
+    opts = [
+        *LABELS,
+        f"{data_set}.ROOT",
+        str(labels),
+        f"{data_set}.IMAGES",
+        str(scenes / "train"),
+        "DATASETS.TEST",
+        "()",
+    ]
+    train(CONFIG, output / "model", [*opts, "MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2"])
+    weights = torch.load(output / "model" / "model_final.pth", weights_only=False)["model"]
+    result = {path.relative_to(labels).as_posix(): path.read_bytes() for path in labels.rglob("*") if path.is_file()}
+    result["weights"] = b"".join(tensor.numpy().tobytes() for _, tensor in sorted(weights.items()))
+    return result
+
+
+def test_labels_and_model_are_the_same_without_any_ground_truth(scenes, tmp_path, opened_files):
+    with_truth = label_and_train(scenes, tmp_path / "with")
+    opened = list(opened_files)
+    touched = [name for name in opened if str(scenes) in name and f"{scenes}/train/" not in name]
+    assert not touched, f"ground truth was read: {touched[:3]}"
+    assert any(name.startswith(f"{scenes}/train/") for name in opened), "the watch saw no picture being opened"
+
+    for folder in ("annotations", "panoptic_train", "panoptic_val", "val"):
+        shutil.rmtree(scenes / folder)
+    without_truth = label_and_train(scenes, tmp_path / "without")
+    assert with_truth.keys() == without_truth.keys()
+    assert [name for name in with_truth if with_truth[name] != without_truth[name]] == []

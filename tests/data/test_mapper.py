@@ -45,9 +45,10 @@ def dicts(tmp_path_factory, write_coco_panoptic):
     return records
 
 
-@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
-def test_output_equals_stock_mappers(dicts, image_format):
-    cfg = make_cfg(INPUT__FORMAT=image_format)
+@pytest.mark.parametrize(("image_format", "crop"), [("RGB", False), ("BGR", False), ("RGB", True)])
+def test_output_equals_stock_mappers(dicts, image_format, crop):
+    cfg = make_cfg(INPUT__FORMAT=image_format, INPUT__CROP__ENABLED=crop)
+    cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = "relative", [0.6, 0.6]
     stock, ours = DatasetMapper(cfg, True), PanopticMapper(cfg, True)
     for position, record in enumerate(dicts):
         seed_random((position,))

@@ -10,7 +10,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from u2seg.data.copy_paste import CopyPaste
-from u2seg.data.samples import Sample, semantic_target, to_instances
+from u2seg.data.samples import Sample, boxes_of_masks, semantic_target, to_instances
 from u2seg.images import ImageReadError, read_image_rgb
 from u2seg.panoptic.files import read_panoptic_png
 from u2seg.registry import NamedRegistry, get_registered
@@ -39,6 +39,7 @@ class PanopticMapper:
         *,
         augmentations: list[T.Augmentation | T.Transform],
         image_format: str,
+        recompute_boxes: bool = False,
         copy_paste: CopyPaste | None = None,
     ):
         """Keeps the settings.
@@ -47,6 +48,7 @@ class PanopticMapper:
             is_train: whether targets are wanted beside the picture.
             augmentations: applied in order to picture and targets.
             image_format: "RGB" or "BGR", the order of the channels in the output.
+            recompute_boxes: draw boxes tight around the masks: a crop leaves less of an object than of its box.
             copy_paste: pastes instances of the dict's ``copy_paste_source``; None: never.
         """
         if image_format not in ("RGB", "BGR"):
@@ -54,19 +56,22 @@ class PanopticMapper:
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
+        self.recompute_boxes = recompute_boxes
         self.copy_paste = copy_paste
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True) -> dict:
         """Returns the constructor's arguments from a configuration."""
-        augmentations = detection_utils.build_augmentation(cfg, is_train)
-        if is_train and cfg.INPUT.CROP.ENABLED:
-            augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
         paste = is_train and cfg.INPUT.COPY_PASTE.ENABLED
+        crop = is_train and cfg.INPUT.CROP.ENABLED
+        augmentations = detection_utils.build_augmentation(cfg, is_train)
+        if crop:
+            augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
         return {
             "is_train": is_train,
             "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
+            "recompute_boxes": crop,
             "copy_paste": CopyPaste.from_config(cfg) if paste else None,
         }
 
@@ -107,10 +112,11 @@ class PanopticMapper:
         masks = _decode(annotations, image.shape[:2])
         size = augmented.image.shape[:2]
         moved = [transforms.apply_segmentation(mask) for mask in masks]
+        masks = np.stack(moved).astype(bool) if moved else np.zeros((0, *size), bool)
         return Sample(
             image=augmented.image,
-            masks=np.stack(moved).astype(bool) if moved else np.zeros((0, *size), bool),
-            boxes_xyxy=_boxes(annotations, transforms, size),
+            masks=masks,
+            boxes_xyxy=boxes_of_masks(masks) if self.recompute_boxes else _boxes(annotations, transforms, size),
             classes=np.array([a["category_id"] for a in annotations], np.int64),
             sem_seg=augmented.sem_seg,
         )

@@ -51,6 +51,8 @@ def test_output_equals_stock_mappers(dicts, image_format, crop):
     cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = "relative", [0.6, 0.6]
     stock, ours = DatasetMapper(cfg, True), PanopticMapper(cfg, True)
     for position, record in enumerate(dicts):
+        if crop and not record["annotations"]:
+            continue  # stock Detectron2 ends with an error there
         seed_random((position,))
         expected = stock({**record, "sem_seg_file_name": record["stuff"]})
         seed_random((position,))

@@ -279,6 +279,14 @@ def test_load_and_refuse(tmp_path):
         load_weights(model, cfg, cutler)
 
 
+def test_a_backbone_is_no_trained_model(tmp_path):
+    cfg = small_cfg()
+    model = build_model(cfg)
+    path = saved(tmp_path / "model.pth", {k: v for k, v in model.state_dict().items() if k.startswith("backbone.")})
+    with pytest.raises(CheckpointError, match="has no heads: it is a backbone to start a training from"):
+        load_weights(model, cfg, path)
+
+
 def test_other_sizes_are_named(tmp_path):
     cfg = small_cfg()
     weights = build_model(cfg).state_dict()

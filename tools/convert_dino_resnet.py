@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Converts the authors' DINO ResNet-50 to the file that Detectron2 loads as MODEL.WEIGHTS.
 
-    python tools/convert_dino_resnet.py dino_resnet50_pretrain.pth dino_RN50_pretrain_d2_format.pkl
+    python tools/convert_dino_resnet.py dino_resnet50_pretrain.pth datasets/dino/dino_resnet50_pretrain_d2.pkl
 
 The first file is https://dl.fbaipublicfiles.com/dino/dino_resnet50_pretrain/dino_resnet50_pretrain.pth; an address is downloaded
 to Detectron2's cache. Any torchvision ResNet's state dict is converted in the same way.

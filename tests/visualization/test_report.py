@@ -83,14 +83,24 @@ def write_metrics(path, lines):
 
 def test_training_curves(tmp_path):
     lines = [
-        {"iteration": 19, "total_loss": 3.0, "loss_mask": 0.7, "lr": 0.01, "loss_cls_stage0": 1.0, "data_time": 0.1},
+        {
+            "iteration": 19,
+            "total_loss": 3.0,
+            "loss_mask": 0.7,
+            "lr": 0.01,
+            "loss_cls_stage0": 1.0,
+            "data_time": 0.1,
+            "loss_pixel": 2.0,
+        },
         {"iteration": 39, "total_loss": 9.0, "lr": 0.01},
         {"iteration": 39, "total_loss": 2.0, "lr": 0.01},  # a resumed training's line counts
         {"iteration": 39, "bbox/AP": 1.0},
         '{"iteration": 59, "total_l',  # killed while writing
     ]
     panels = {c.title: c for c in training_curves(write_metrics(tmp_path / "metrics.json", lines))}
-    assert list(panels) == ["Total loss", "Classification losses", "Mask and semantic losses", "Learning rate"]
+    expected = ["Total loss", "Classification losses", "Mask and semantic losses", "Other losses", "Learning rate"]
+    assert list(panels) == expected
+    assert list(panels["Other losses"].series) == ["loss_pixel"]
     assert panels["Total loss"].series == {"total_loss": [(19, 3.0), (39, 2.0)]}
 
 

@@ -70,6 +70,10 @@ def load_weights(model: nn.Module, cfg, path: str) -> None:
     weights = read_weights(path)
     check_class_counts(cfg, _shapes(weights), path)
     own = model.state_dict()
+    if _has_heads(own) and not _has_heads(weights):
+        raise CheckpointError(
+            f"{path} has no heads: it is a backbone to start a training from. Set MODEL.WEIGHTS to a trained model"
+        )
     missing = [key for key in own if key not in weights and _is_learned(key)]
     wrong = [
         f"{key}: {tuple(weights[key].shape)} there, {tuple(own[key].shape)} here"
@@ -185,6 +189,10 @@ def _layer_name(layer: list[str]) -> str | None:
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in weights.items()}
+
+
+def _has_heads(weights: Mapping[str, Tensor]) -> bool:
+    return any(key.startswith("roi_heads.") for key in weights)
 
 
 def _is_learned(key: str) -> bool:

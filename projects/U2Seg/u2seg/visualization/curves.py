@@ -42,13 +42,14 @@ class Curves:
     smooth: int = 1
 
 
-# Panels of a training's report, in this order: title, and what its keys in metrics.json look like.
+# Panels of a training's report, in this order: title, and what its keys in metrics.json look like; the first that fits takes a key.
 _PANELS = (
     ("Total loss", lambda key: key == "total_loss"),
     ("Classification losses", lambda key: "loss_cls" in key and "rpn" not in key),
     ("Box losses", lambda key: "loss_box_reg" in key or key == "loss_rpn_loc"),
     ("Mask and semantic losses", lambda key: key in ("loss_mask", "loss_sem_seg")),
     ("Proposal loss", lambda key: key == "loss_rpn_cls"),
+    ("Other losses", lambda key: key.startswith("loss")),
     ("Learning rate", lambda key: key == "lr"),
 )
 
@@ -79,7 +80,7 @@ def training_curves(metrics_json: str | Path) -> list[Curves]:
                 series.setdefault(key, []).append((iteration, value))
     panels = []
     for title, belongs in _PANELS:
-        chosen = {key: points for key, points in series.items() if belongs(key)}
+        chosen = {key: series.pop(key) for key in list(series) if belongs(key)}
         if chosen:
             longest = max(map(len, chosen.values()))
             smooth = 1 if title == "Learning rate" else max(1, longest // 20)

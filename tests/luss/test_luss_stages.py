@@ -12,7 +12,7 @@ from u2seg.luss.clustering import cluster_pictures, cluster_quality, read_embedd
 from u2seg.luss.distance_matching import build_bank
 from u2seg.luss.pseudo_labels import write_pseudo_labels
 from u2seg.luss.recipe import Run, run_pass
-from u2seg.stages import StageMismatchError
+from u2seg.stages import StageMismatchError, read_json
 
 SMALL = ["MODEL.DEVICE", "cpu", "MODEL.SMALL_RESNET.WIDTH", 8, "MODEL.PASS.HIDDEN_DIM", 16, "DATALOADER.NUM_WORKERS", 0]
 
@@ -132,3 +132,20 @@ def test_a_stage_needs_the_ones_before(tmp_path):
         run_pass(Run("LUSS/pass_tiny", tmp_path), ("attention",))
     with pytest.raises(ValueError, match="unknown stages cluster; there are pretrain, attention, clusters"):
         run_pass(Run("LUSS/pass_tiny", tmp_path), ("cluster",))
+
+
+def test_every_stage_hands_over_to_the_next(toy, tmp_path):
+    _, splits = toy
+    labels = {"FORMAT": "luss_pseudo_labels", "ROOT": str(tmp_path / "run/labels"), "IMAGES": splits["train"]["IMAGES"]}
+    for stage in ("pretrain", "attention"):
+        write_config(tmp_path / f"toy_{stage}.yaml", f"LUSS/pass_tiny_{stage}.yaml", {"toy": splits["train"]}, "toy")
+    sets = {"pass_labels": labels, "toy_val": splits["val"]}
+    write_config(tmp_path / "toy_finetune.yaml", "LUSS/pass_tiny_finetune.yaml", sets, "pass_labels", "toy_val")
+    two_steps = ("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "4")
+    run = Run(str(tmp_path / "toy"), tmp_path / "run", (*map(str, SMALL), *two_steps))
+    run_pass(run)
+    scores = read_json(tmp_path / "run/finetune/inference/toy_val/metrics.json")["luss"]["hungarian"]
+    assert 0 <= scores["mIoU"] <= 100
+    files = {path: path.stat().st_mtime_ns for path in run.output.rglob("*") if path.is_file()}
+    run_pass(run)
+    assert {path: path.stat().st_mtime_ns for path in run.output.rglob("*") if path.is_file()} == files

@@ -287,10 +287,11 @@ def _add_test(cfg: CN) -> None:
 
 
 def _add_pass(cfg: CN) -> None:
-    # build_small_resnet_backbone: strides 2, 4, 8, 16 at res2..res5, for pictures of a hundred pixels [ours].
+    # build_small_resnet_backbone, for pictures of a hundred pixels [ours].
     cfg.MODEL.SMALL_RESNET = CN()
     cfg.MODEL.SMALL_RESNET.WIDTH = 32  # channels of res2, doubled by each later stage
     cfg.MODEL.SMALL_RESNET.BLOCKS_PER_STAGE = 1
+    cfg.MODEL.SMALL_RESNET.STRIDES = (1, 2, 2, 2)  # of res2 to res5, behind a stem of stride 2
 
     # PASS: representation learning and pixel attention. Defaults are those for ImageNet-S 300 and 919 [LUSS].
     cfg.MODEL.PASS = CN()

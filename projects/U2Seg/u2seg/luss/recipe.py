@@ -113,7 +113,19 @@ def _train(run: Run, stage: str, opts: tuple) -> None:
     args = default_argument_parser().parse_args(
         [*command, *map(str, (*run.opts, *opts)), "OUTPUT_DIR", str(run.folder(stage))]
     )
-    launch(run_training, run.num_gpus, dist_url=args.dist_url, args=(args,))
+    try:
+        launch(run_training, run.num_gpus, dist_url=args.dist_url, args=(args,))
+    finally:
+        _close_logs()
+
+
+def _close_logs() -> None:
+    """Takes away the handlers that Detectron2 set up for one run's folder, or the next stage's log would go there too."""
+    for name in ("detectron2", "fvcore", "u2seg"):
+        one = logging.getLogger(name)
+        one.propagate = True
+        for handler in list(one.handlers):
+            one.removeHandler(handler)
 
 
 def _attention_cfg(run: Run, *opts: str):

@@ -26,28 +26,48 @@ class SmallStem(BlockBase):
 
 
 class SmallResNet(ResNet):
-    """A ResNet of basic blocks with strides 2, 4, 8, 16 at res2 to res5, built by explicit arguments or from a configuration."""
+    """A ResNet of basic blocks behind a stem of stride 2, built by explicit arguments or from a configuration."""
 
     @configurable
     def __init__(
-        self, *, in_channels: int, width: int, blocks_per_stage: int, norm: str, out_features: list[str], freeze_at: int
+        self,
+        *,
+        in_channels: int,
+        width: int,
+        blocks_per_stage: int,
+        strides: tuple[int, int, int, int],
+        norm: str,
+        out_features: list[str],
+        freeze_at: int,
     ):
-        """Takes the settings of ``MODEL.SMALL_RESNET``; ``width`` is the channels of res2, doubled by each later stage."""
+        """Takes the settings of ``MODEL.SMALL_RESNET``.
+
+        Args:
+            in_channels: of the pictures.
+            width: channels of res2, doubled by each later stage.
+            blocks_per_stage: of two convolutions each.
+            strides: of the first block of res2 to res5.
+            norm: Detectron2's name of the norm layers.
+            out_features: names of the outputs.
+            freeze_at: stages at the beginning that are frozen.
+        """
+        # Half the width, so that res2 has a projection in its shortcut and may have a stride.
+        stem = SmallStem(in_channels, width // 2, norm)
         stages = []
         channels = width
-        for index in range(4):
+        for stride in strides:
             stages.append(
                 self.make_stage(
                     BasicBlock,
                     blocks_per_stage,
-                    stride_per_block=[1 if index == 0 else 2] + [1] * (blocks_per_stage - 1),
-                    in_channels=channels if index == 0 else channels // 2,
+                    stride_per_block=[stride] + [1] * (blocks_per_stage - 1),
+                    in_channels=channels // 2,
                     out_channels=channels,
                     norm=norm,
                 )
             )
             channels *= 2
-        super().__init__(SmallStem(in_channels, width, norm), stages, out_features=out_features, freeze_at=freeze_at)
+        super().__init__(stem, stages, out_features=out_features, freeze_at=freeze_at)
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec):
@@ -56,6 +76,7 @@ class SmallResNet(ResNet):
             "in_channels": input_shape.channels,
             "width": cfg.MODEL.SMALL_RESNET.WIDTH,
             "blocks_per_stage": cfg.MODEL.SMALL_RESNET.BLOCKS_PER_STAGE,
+            "strides": tuple(cfg.MODEL.SMALL_RESNET.STRIDES),
             "norm": cfg.MODEL.RESNETS.NORM,
             "out_features": list(cfg.MODEL.RESNETS.OUT_FEATURES),
             "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,

@@ -1,10 +1,13 @@
 """AP and AR against pycocotools' COCOeval, array by array."""
 
+import json
+
 import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 from score_oracles import official_coco_eval
 from u2seg.evaluation.average_precision import accumulate, match_detections
+from u2seg.evaluation.ground_truth import InstanceTruth
 from u2seg.evaluation.pictures import Regions, instance_blocks, picture_tables
 from u2seg.evaluation.scoring import instance_rows
 from u2seg.evaluation.tables import TableSpace, concatenate_tables
@@ -112,5 +115,47 @@ def test_class_agnostic_equals_pycocotools_with_one_category(kind):
             del row["bbox"]
     official = official_coco_eval(truth, results, {"box": "bbox", "mask": "segm"}[kind])
     curves = ours(tables, kind, (1, 10, 100), one_class=True)
+    np.testing.assert_array_equal(curves.precision, official.eval["precision"])
+    np.testing.assert_array_equal(curves.recall, official.eval["recall"])
+
+
+@pytest.mark.parametrize("kind", ["box", "mask"])
+def test_real_ground_truth_perturbed_equals_pycocotools(kind, coco_mini):
+    path = coco_mini / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    truth = InstanceTruth(path)
+    names = tuple(category["name"] for category in content["categories"])
+    space = TableSpace("mini", len(names), 1, truth.space, ("box", "mask"))
+    rng = np.random.default_rng(0)
+    parts, results = [], []
+    for image in content["images"]:
+        objects = truth.read(image["id"])
+        count = len(objects.labels)
+        picked = rng.integers(count, size=2 * count) if count else np.zeros(0, int)
+        masks = np.array([np.roll(objects.masks[k], tuple(rng.integers(-9, 10, 2)), (0, 1)) for k in picked], bool)
+        masks = masks.reshape(-1, *objects.masks.shape[1:])
+        wrong = rng.random(len(picked)) < 0.2
+        found = Regions(
+            labels=np.where(wrong, rng.integers(len(names), size=len(picked)), objects.labels[picked]),
+            boxes_xywh=objects.boxes_xywh[picked] + rng.integers(0, 9, (len(picked), 4)),
+            masks=masks,
+            scores=np.round(rng.random(len(picked)), 2),
+        )
+        parts.append(picture_tables(space, image["id"], masks.shape[1:], **instance_blocks(found, objects)))
+        for k in range(len(picked)):
+            result = {
+                "image_id": image["id"],
+                "category_id": truth.space.thing_dataset_ids[found.labels[k]],
+                "score": float(found.scores[k]),
+                "bbox": found.boxes_xywh[k].tolist(),
+                "segmentation": mask_utils.encode(np.asfortranarray(masks[k].astype(np.uint8))),
+            }
+            results.append({key: v for key, v in result.items() if kind == "box" or key != "bbox"})
+    official = official_coco_eval(content, results, {"box": "bbox", "mask": "segm"}[kind])
+    tables = concatenate_tables(parts)
+    labels = tables.detections["label"]
+    rows = instance_rows(tables, kind, labels, labels >= 0, tables.objects["label"], len(names))
+    curves = accumulate(match_detections(rows))
+    assert curves.summary()["AP"] > 5
     np.testing.assert_array_equal(curves.precision, official.eval["precision"])
     np.testing.assert_array_equal(curves.recall, official.eval["recall"])

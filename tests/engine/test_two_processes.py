@@ -1,0 +1,62 @@
+"""Two processes over gloo train as one does, with accumulation, and stop together on NaN."""
+
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.engine import create_ddp_model
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import nn
+from u2seg.data import BatchStream
+from u2seg.engine import NonFiniteLossError
+from u2seg.engine.step import TrainingStep
+
+SAMPLES = [(float(i % 5) - 2, float(i % 7)) for i in range(12)]
+
+
+class Line(nn.Module):
+    """Loss (w x + b - y)^2, averaged over the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(1, 1)
+        nn.init.constant_(self.line.weight, 0.5)
+        nn.init.constant_(self.line.bias, 0.0)
+
+    def forward(self, batch):
+        x, y = (torch.tensor([SAMPLES[one["image_id"]][k] for one in batch])[:, None] for k in (0, 1))
+        return {"loss": ((self.line(x) - y) ** 2).mean()}
+
+
+def train(rank, world_size):
+    """Returns weight and bias after three steps of two accumulated batches of four."""
+    stream = BatchStream([len(SAMPLES)], batch_size=4, seed=0, rank=rank, world_size=world_size)
+    loader = ([{"image_id": index} for _, index in batch] for batch in stream)
+    model = create_ddp_model(Line(), device_ids=None) if world_size > 1 else Line()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    step = TrainingStep(model, loader, optimizer, seed=0, accumulation_steps=2)
+    with EventStorage(0):
+        for step.iter in range(3):
+            step.run_step()
+    return [parameter.item() for parameter in model.parameters()]
+
+
+def work(rank, address, results):
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    comm.create_local_process_group(2)
+    results[rank] = train(rank, 2)
+    SAMPLES[:] = [(math.nan if rank else 1.0, 1.0)] * 12  # only one of them meets NaN
+    train(rank, 2)
+
+
+def test_two_processes_give_the_weights_of_one_and_nan_in_one_ends_both(tmp_path):
+    with mp.Manager() as manager:
+        results = manager.dict()
+        with pytest.raises(mp.ProcessRaisedException, match=NonFiniteLossError.__name__):
+            mp.spawn(work, (f"file://{tmp_path / 'meet'}", results), nprocs=2)
+        together = dict(results)
+    assert together[0] == together[1]
+    assert together[0] == pytest.approx(train(0, 1), rel=1e-5)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from slow_vit import SlowViT, authors_state_dict, resize_matrix
 from u2seg.config import add_u2seg_config
 from u2seg.features import build_feature_extractor
@@ -237,6 +238,23 @@ def test_a_training_checkpoint_gives_its_teacher(tmp_path, weight_file):
     teacher["module.head.mlp.0.weight"] = torch.zeros(3)
     path = save(tmp_path / "checkpoint.pth", {"teacher": teacher, "student": {}, "epoch": 3})
     assert read_state_dict(path).keys() == state.keys()
+
+
+@torch.no_grad()
+def test_timms_own_files_are_read(tmp_path):
+    # What timm's hub holds: its own names, safetensors, and for DINOv3 no biases of the projections, which are zero.
+    torch.manual_seed(0)
+    reference = timm.create_model("vit_small_patch16_dinov3", num_classes=0).eval()
+    save_file(reference.state_dict(), tmp_path / "model.safetensors")
+    model = extractor("dinov3_vits16", tmp_path / "model.safetensors", (64, 96), facet="token")
+    batch = images(64, 96)
+    features = reference.forward_intermediates(
+        (batch - model.mean) / model.std, indices=1, norm=False, intermediates_only=True
+    )
+    torch.testing.assert_close(model(batch), features[0])
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    with pytest.raises(WeightsError, match="not a file of weights"):
+        read_state_dict(tmp_path / "broken.safetensors")
 
 
 @pytest.mark.parametrize(

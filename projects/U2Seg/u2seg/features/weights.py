@@ -154,12 +154,19 @@ def check_digest(path: Path, checksum: str) -> None:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Returns the tensors of a weight file: a bare state dict, or a DINO training checkpoint's teacher without its head.
 
+    Args:
+        path: PyTorch file, or ``.safetensors`` as timm's model hub has them.
+
     Raises:
         WeightsError: the file is no PyTorch file, or holds something other than tensors.
     """
+    from safetensors import SafetensorError  # comes with timm
+    from safetensors.torch import load_file
+
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        is_safe = path.suffix == ".safetensors"
+        content = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{path} is not a file of weights that PyTorch can load safely: {reason}") from error
     if isinstance(content, Mapping) and isinstance(content.get("teacher"), Mapping):
@@ -174,10 +181,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def to_timm_names(state_dict: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
-    """Returns the authors' state dict under timm's names.
+    """Returns the authors' state dict under timm's names; one that has these names already stays as it is.
 
     Args:
-        state_dict: as the authors' file holds it.
+        state_dict: as the authors' file holds it, or timm's.
         family: "dino" (the names are timm's already), "dinov2" or "dinov3".
     """
     if family == "dinov2":
@@ -211,6 +218,8 @@ _DINOV3_NAMES = {
 
 
 def _from_dinov3(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if "reg_token" in state_dict:
+        return _with_zero_biases(state_dict)
     renamed = {}
     for key, value in state_dict.items():
         # Of the training only, or computed by timm itself; the keys' bias is masked to zero in the authors' model.
@@ -225,6 +234,16 @@ def _from_dinov3(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             renamed[key] = value
     return renamed
+
+
+def _with_zero_biases(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns timm's DINOv3 weights with the biases that timm leaves out because they are zero."""
+    completed = dict(state_dict)
+    for key, weight in state_dict.items():
+        if key.endswith(".attn.qkv.weight"):
+            for bias in ("q_bias", "v_bias"):
+                completed.setdefault(key.replace("qkv.weight", bias), weight.new_zeros(len(weight) // 3))
+    return completed
 
 
 def check_state_dict(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:

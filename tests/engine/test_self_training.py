@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from u2seg.config import setup_cfg
 from u2seg.data import register_dataset
-from u2seg.engine import complete_config
+from u2seg.engine import complete_config, run_self_training
 from u2seg.engine import self_training as module
 from u2seg.engine.self_training import Objects, combine, mask_ious, relabel, self_train
 
@@ -184,6 +185,12 @@ def test_two_rounds_and_a_third_call_that_has_nothing_to_do(run, tmp_path, monke
     monkeypatch.setattr(module, "_load_model", lambda cfg: pytest.fail("predicted again"))
     assert self_train(run, tmp_path / "rounds", 2) == last
     assert contents(tmp_path / "rounds") == before
+    # The command does the same.
+    (tmp_path / "config.yaml").write_text(run.dump())
+    args = SimpleNamespace(
+        config_file=str(tmp_path / "config.yaml"), opts=[], output=str(tmp_path / "rounds"), rounds=2
+    )
+    assert run_self_training(args) == last
 
 
 def test_wrong_inputs_are_refused(run, tmp_path):

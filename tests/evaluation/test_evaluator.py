@@ -1,6 +1,7 @@
 """The evaluator on outputs in Panoptic-FPN's form, against files in COCO's."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,3 +152,40 @@ def test_no_picture_and_pictures_scored_twice_are_refused(scene):
         evaluator.process([{"image_id": 1}], [perfect_output(truth, 1)])
     with pytest.raises(ValueError, match=r"scored more often: ids \[1\]"):
         evaluator.evaluate()
+
+
+def test_instance_categories_that_the_panoptic_file_lacks_are_refused(scene):
+    name, _, cfg = scene
+    path = MetadataCatalog.get(name).json_file
+    content = json.loads(Path(path).read_text())
+    content["categories"].append({"id": 77, "name": "unicorn"})
+    Path(path).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"categories with ids \[77\], which the data set's classes lack"):
+        evaluated(name, cfg, {})
+
+
+def test_fitting_on_a_data_set_that_was_not_scored_before_is_refused(scene):
+    name, truth, cfg = scene
+    cfg.TEST.LABEL_MAP.FIT_ON = "my_train"
+    with pytest.raises(
+        FileNotFoundError, match="FIT_ON is 'my_train', but .*my_train/tables.npz is not there; put that data set"
+    ):
+        evaluated(name, cfg, {1: perfect_output(truth, 1)})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_outputs_on_a_gpu_score_as_on_the_cpu(scene):
+    name, truth, cfg = scene
+
+    def moved(output):
+        segment_map, infos = output["panoptic_seg"]
+        return {
+            "panoptic_seg": (segment_map.cuda(), infos),
+            "instances": output["instances"].to("cuda"),
+            "sem_seg": output["sem_seg"].cuda(),
+        }
+
+    on_cpu = {i: perfect_output(truth, i, thing_cluster=(3, 3)) for i in truth.annotations}
+    expected = evaluated(name, cfg, on_cpu)
+    assert evaluated(name, cfg, {i: moved(output) for i, output in on_cpu.items()}) == expected

@@ -15,14 +15,25 @@ from u2seg.stages import read_json
 def joint_labels(categories: list[dict], space: LabelSpace) -> dict[int, int]:
     """Returns data-set id -> joint category label for COCO ``categories``; without ``isthing`` all are things.
 
-    A space of one thing class that is not among ``categories`` by more than its id is class-agnostic: all things are that class.
+    A space with a single thing class is class-agnostic: all things are that class.
+
+    Raises:
+        ValueError: a category that is not in ``space``.
     """
+    agnostic = space.num_things == 1
+    known = {*space.stuff_dataset_ids, *space.thing_dataset_ids}
+    foreign = [c["id"] for c in categories if c["id"] not in known and not (agnostic and c.get("isthing", 1))]
+    if foreign:
+        raise ValueError(
+            f"the annotation file has categories with ids {foreign[:10]}, which the data set's classes lack; its panoptic and "
+            "instance files must have the same categories"
+        )
     stuff = {identifier: space.num_things + index for index, identifier in enumerate(space.stuff_dataset_ids)}
     labels = {}
     for category in categories:
         identifier = category["id"]
         if category.get("isthing", 1):
-            labels[identifier] = 0 if space.num_things == 1 else space.thing_contiguous_ids[identifier]
+            labels[identifier] = 0 if agnostic else space.thing_contiguous_ids[identifier]
         else:
             labels[identifier] = stuff[identifier]
     return labels

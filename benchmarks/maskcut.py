@@ -10,8 +10,9 @@ Promises, on a CPU:
 * the CRF of three masks at least 3 times faster than pydensecrf2 (where that is installed), marginals within 0.02, labels 99.5 % equal;
 * cut and CRF together under 15 % of the ViT-S/8 forward pass.
 
-    python benchmarks/maskcut.py [--images FOLDER] [--pictures 4] [--device cpu]
+    python benchmarks/maskcut.py [--images FOLDER] [--pictures 4] [--device cpu] [--clock wall]
 
+Wall time is what counts; on a machine that others load, ``OMP_NUM_THREADS=1 ... --clock cpu`` compares processor time instead.
 On a GPU the same comparison is printed with pictures per second; the share of the forward pass is then no promise. Without --images
 the pictures are rendered. Exits with status 1 when a promise is missed. The last line holds the figures as JSON.
 """
@@ -71,15 +72,19 @@ def random_vit(device: torch.device) -> FeatureExtractor:
         return TimmViT(arch="dino_vits8", weights=str(path), image_size=(SIZE, SIZE)).eval().to(device)
 
 
+_CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+_clock = time.perf_counter
+
+
 def timed(device: torch.device, function, *args):
     """Returns (seconds, result)."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = _clock()
     result = function(*args)
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start, result
+    return _clock() - start, result
 
 
 def mask_cut(settings, centre: bool, tau: float) -> MaskCut:
@@ -156,6 +161,13 @@ def oracle_marginals(image_rgb: np.ndarray, masks: np.ndarray) -> np.ndarray:
     return np.stack(marginals)
 
 
+def warm_up(vit: FeatureExtractor, settings, device) -> None:
+    picture = rendered_picture(99)
+    pixels = vit.preprocess(picture)[None].to(device)
+    mask_cut(settings, True, settings.TAU)(vit(pixels))
+    DenseCRF(picture, device=device).foreground(torch.from_numpy(2.0 * test_masks() - 1).float().to(device))
+
+
 @torch.inference_mode()
 def measure(args) -> list[dict]:
     from detectron2.config import get_cfg
@@ -165,8 +177,9 @@ def measure(args) -> list[dict]:
     device = torch.device(args.device)
     vit = random_vit(device)
     handmade = HandmadeDescriptor(image_size=(SIZE, SIZE), patch_size=8, colour_weight=1.0, texture_weight=1.0)
+    warm_up(vit, cfg.MASKS, device)
     rows = []
-    for index, picture in enumerate([rendered_picture(99), *load_pictures(args)]):  # the first one warms up
+    for picture in load_pictures(args):
         pixels = vit.preprocess(picture)[None].to(device)
         image_rgb = np.ascontiguousarray((pixels[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy())
         forward, keys = timed(device, vit, pixels)
@@ -174,9 +187,8 @@ def measure(args) -> list[dict]:
         row = {"forward": forward, **compare_cut(device, keys, True, cfg.MASKS.TAU, cfg.MASKS)}
         by_hand = compare_cut(device, handmade.to(device)(pixels), True, 0.6, cfg.MASKS)
         row.update({f"{name}_by_hand": value for name, value in by_hand.items()}, **compare_crf(device, image_rgb))
-        if index:
-            rows.append(row)
-            print(f"picture {index}: " + ", ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
+        rows.append(row)
+        print(f"picture {len(rows)}: " + ", ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
     return rows
 
 
@@ -225,7 +237,10 @@ def main() -> int:
     parser.add_argument("--images", help="folder of pictures; without it they are rendered")
     parser.add_argument("--pictures", type=int, default=4)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--clock", choices=_CLOCKS, default="wall", help="cpu: processor time, with OMP_NUM_THREADS=1")
     args = parser.parse_args()
+    global _clock
+    _clock = _CLOCKS[args.clock]
     if find_spec("pydensecrf") is None:
         print("pydensecrf2 is not installed: the CRF is timed but not compared")
     figures = summary(measure(args))
@@ -234,7 +249,7 @@ def main() -> int:
     broken = broken_promises(figures, args.device)
     for line in broken:
         print(f"PROMISE MISSED: {line}")
-    print(json.dumps({"device": args.device, "threads": torch.get_num_threads(), **figures}))
+    print(json.dumps({"device": args.device, "clock": args.clock, "threads": torch.get_num_threads(), **figures}))
     return 1 if broken else 0
 
 

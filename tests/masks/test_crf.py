@@ -1,12 +1,18 @@
 """The dense CRF against brute force on tiny pictures, and against ``pydensecrf2`` where it is installed."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from u2seg.images import list_images, read_image_rgb
 from u2seg.masks import MASKCUT_CRF, STEGO_CRF, CRFSettings, DenseCRF, dense_crf
 from u2seg.masks.permutohedral import PermutohedralLattice, _HashIndex
+
+COCO_MINI = Path(__file__).parents[3] / "shared" / "data" / "coco_mini" / "train2017"
 
 
 def random_picture(height, width, seed=0):
@@ -146,6 +152,26 @@ def test_equals_the_oracle(constants, seed):
     got = dense_crf(image, torch.from_numpy(2.0 * masks - 1).float(), constants).numpy()
     assert np.abs(got - expected).max() < 0.02
     assert np.mean((got > 0.5) == (expected > 0.5)) > 0.9999
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not COCO_MINI.is_dir(), reason="the photos of ../shared/data are not here")
+def test_twenty_photos_equal_the_oracle():
+    # Masks of all sizes: discs whose radius grows from picture to picture, 0.01 % to 80 % of 480 x 480 pixels.
+    y, x = np.mgrid[:480, :480]
+    num_equal = num_pixels = 0
+    for index, name in enumerate(list_images(COCO_MINI)[:20]):
+        image = np.asarray(
+            Image.fromarray(read_image_rgb(COCO_MINI / name)).resize((480, 480), Image.Resampling.LANCZOS)
+        )
+        radii = (3 + 12 * index, 245 - 12 * index)
+        masks = np.stack([np.hypot(y - 240 + 5 * index, x - 200 - 3 * index) < radius for radius in radii])
+        expected = oracle(image, masks, MASKCUT_CRF)
+        got = dense_crf(image, torch.from_numpy(2.0 * masks - 1).float()).numpy()
+        assert np.abs(got - expected).max() < 0.02, name
+        num_equal += ((got > 0.5) == (expected > 0.5)).sum()
+        num_pixels += got.size
+    assert num_equal / num_pixels > 0.995
 
 
 @pytest.mark.gpu

@@ -209,15 +209,20 @@ def test_wrong_settings_have_clear_errors():
         build_mask_generator(cfg)
 
 
+def cpu_config():
+    cfg = get_cfg()
+    add_u2seg_config(cfg)
+    cfg.FEATURES.DEVICE = "cpu"
+    return cfg
+
+
 @pytest.mark.skipif(not COCO_MINI.is_dir(), reason="the photos of ../shared/data are not here")
 def test_photos_equal_the_slow_ones():
     from u2seg.features import build_feature_extractor
     from u2seg.images import list_images, read_image_rgb
 
-    cfg = get_cfg()
-    add_u2seg_config(cfg)
+    cfg = cpu_config()
     cfg.FEATURES.IMAGE_SIZE = (160, 240)  # 20 x 30 patches, so that the dense solver takes a blink
-    cfg.FEATURES.DEVICE = "cpu"
     extractor = build_feature_extractor(cfg)
     for name in list_images(COCO_MINI)[:6]:
         features = extractor(extractor.preprocess(read_image_rgb(COCO_MINI / name))[None])
@@ -228,3 +233,29 @@ def test_photos_equal_the_slow_ones():
         expected, gap = slow_maskcut.canonical(features[0].numpy())
         if gap > 1e-3:
             assert_same_masks(mask_cut()(features)[0].masks, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not COCO_MINI.is_dir(), reason="the photos of ../shared/data are not here")
+@pytest.mark.parametrize("name", ["HandmadeDescriptor", "TimmViT"])
+def test_photos_at_full_size_equal_the_slow_ones(name, tmp_path):
+    import timm
+    from u2seg.features import build_feature_extractor
+    from u2seg.images import list_images, read_image_rgb
+
+    cfg = cpu_config()
+    cfg.FEATURES.NAME = name
+    cfg.FEATURES.VIT.ARCH = "dino_vits8"
+    cfg.FEATURES.VIT.WEIGHTS = str(tmp_path / "random.pth")
+    torch.manual_seed(0)
+    torch.save(timm.create_model("vit_small_patch8_224.dino", num_classes=0).state_dict(), cfg.FEATURES.VIT.WEIGHTS)
+    extractor = build_feature_extractor(cfg)
+    num_compared = 0
+    for picture in list_images(COCO_MINI)[:1]:
+        features = extractor(extractor.preprocess(read_image_rgb(COCO_MINI / picture))[None])
+        features = features - features.mean(dim=(2, 3), keepdim=True)
+        expected, gap = slow_maskcut.canonical(features[0].numpy())
+        if gap > 1e-3:
+            num_compared += 1
+            assert_same_masks(mask_cut()(features)[0].masks, expected)
+    assert num_compared

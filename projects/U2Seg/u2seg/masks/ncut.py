@@ -315,9 +315,9 @@ def _block_krylov(problem: _CollapsedProblem, max_steps: int, start: Tensor | No
 
 def _rayleigh_ritz(basis: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the Ritz values, largest first, and their coefficients in the basis."""
-    projected = basis.mT @ images
+    projected = (basis.mT @ images).cpu()  # a few dozen rows: a GPU would take longer
     values, coefficients = torch.linalg.eigh((projected + projected.mT) / 2)
-    return values.flip(1), coefficients.flip(2)
+    return values.flip(1).to(basis.device), coefficients.flip(2).to(basis.device)
 
 
 def _start_block(problem: _CollapsedProblem, start: Tensor | None) -> Tensor:

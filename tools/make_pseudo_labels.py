@@ -21,12 +21,15 @@ def main() -> int:
     parser.add_argument("--config-file", required=True, help="YAML file, on disk or among the shipped configs")
     parser.add_argument("--images", required=True, help="folder tree of JPEG, PNG or WebP photos")
     parser.add_argument("--output", required=True, help="folder for the labels")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="run only these")
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), help=f"run only these of {', '.join(STAGES)}")
     parser.add_argument(
         "--max-failures", type=float, help="share of unreadable photos that is tolerated (default 0.01)"
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="configuration: KEY VALUE ...")
     args = parser.parse_args()
+    # argparse gives --stages everything that follows it: what is no lower-case word is the beginning of KEY VALUE ...
+    count = next((i for i, word in enumerate(args.stages) if not word.islower()), len(args.stages))
+    args.stages, args.opts = args.stages[:count], args.stages[count:] + args.opts
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         cfg = setup_cfg(args.config_file, args.opts)

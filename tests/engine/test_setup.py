@@ -160,6 +160,21 @@ def test_scoring_runs_one_pass_with_the_evaluator_of_the_data_set(tiny_cfg, tmp_
         U2SegTrainer.build_evaluator(cfg, "setup_bare")
 
 
+def test_a_run_that_misses_its_expected_results_fails(tiny_cfg, tmp_path, coco_root, monkeypatch):
+    from u2seg.data import register_dataset
+    from u2seg.evaluation import EVALUATOR_REGISTRY
+
+    register_dataset("setup_expected", {"FORMAT": "coco_panoptic", "ROOT": str(coco_root), "SPLIT": "train"})
+    monkeypatch.setitem(EVALUATOR_REGISTRY._obj_map, "u2seg_panoptic", CountsPictures)
+    cfg = tiny_cfg(tmp_path, "SOLVER.MAX_ITER", 1)
+    cfg.DATASETS.TEST = ("setup_expected",)
+    cfg.TEST.EXPECTED_RESULTS = [["panoptic/hungarian", "PQ", 6.0, 0.5]]
+    assert U2SegTrainer(cfg).train()["panoptic"]["hungarian"]["PQ"] == 6.0
+    cfg.TEST.EXPECTED_RESULTS = [["panoptic/hungarian", "PQ", 7.0, 0.5]]
+    with pytest.raises(SystemExit):
+        U2SegTrainer(cfg).train()
+
+
 def test_eval_only_without_a_model_says_what_to_give(tiny_cfg, tmp_path):
     from u2seg.engine import run_training
 

@@ -5,12 +5,13 @@ import logging
 import os
 import random
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 
 import torch
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, verify_results
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
 
@@ -74,9 +75,20 @@ class U2SegTrainer(DefaultTrainer):
         self._trainer.data_loader.batch_sampler.start_batch = self.start_iter * self.cfg.SOLVER.ACCUMULATION_STEPS
 
     def train(self) -> OrderedDict:
-        """Trains from the first iteration, or the one to go on from, to the last; returns the scores of the evaluation at the end."""
-        super().train()
-        return getattr(self, "_last_eval_results", OrderedDict())
+        """Trains from the first iteration, or the one to go on from, to the last; returns the scores of the evaluation at the end.
+
+        ``TEST.EXPECTED_RESULTS`` holds rows like ``["panoptic/hungarian", "PQ", 40.0, 5.0]``: task and protocol, metric, value and
+        tolerance. A run that misses one ends with an error, as Detectron2's own do.
+        """
+        TrainerBase.train(self, self.start_iter, self.max_iter)
+        results = getattr(self, "_last_eval_results", OrderedDict())
+        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+            by_task = defaultdict(dict)
+            for key, value in flatten_results_dict(results).items():
+                task, metric = key.rsplit("/", 1)
+                by_task[task][metric] = value
+            verify_results(self.cfg, by_task)
+        return results
 
     def build_hooks(self) -> list:
         """Returns the hooks in the order in which they run after a step: weights first, then checkpoint, scores, log."""

@@ -96,6 +96,24 @@ def test_perfect_output_scores_100_under_every_protocol(scene, tmp_path, capsys)
     assert "hungarian" in format_table(results)
 
 
+def test_the_record_names_weights_and_newest_checkpoint(scene, tmp_path):
+    name, truth, cfg = scene
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"abc")
+    cfg.MODEL.WEIGHTS = str(weights)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/last_checkpoint").write_text("model_final.pth")
+    (tmp_path / "out/model_final.pth").write_bytes(b"")
+    evaluated(name, cfg, {1: perfect_output(truth, 1)})
+    record = json.loads((tmp_path / "out/inference" / name / "provenance.json").read_text())
+    # SHA-256 of "abc" and of nothing: FIPS 180-2, appendix B.
+    assert record["weights_sha256"].startswith("ba7816bf") and record["last_checkpoint_sha256"].startswith("e3b0c442")
+    assert record["last_checkpoint"].endswith("model_final.pth")
+    label_map = json.loads((tmp_path / "out/inference" / name / "label_map_cups.json").read_text())
+    assert label_map["provenance"]["weights_sha256"].startswith("ba7816bf")
+    assert label_map["provenance"]["protocol"] == "cups" and label_map["provenance"]["thing_clusters"] == K
+
+
 def test_detectron2s_own_printing_and_expected_results_work(scene):
     name, truth, cfg = scene
     results = evaluated(name, cfg, {i: perfect_output(truth, i) for i in truth.annotations})

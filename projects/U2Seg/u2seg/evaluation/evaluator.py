@@ -118,7 +118,7 @@ class PanopticEvaluator(DatasetEvaluator):
             settings=ScoreSettings.of_config(cfg),
             boundary_ratio=cfg.TEST.BOUNDARY_RATIO,
             keep_tables=cfg.TEST.SAVE_TABLES,
-            provenance={"checkpoint": cfg.MODEL.WEIGHTS, "checkpoint_sha256": file_digest(cfg.MODEL.WEIGHTS)},
+            provenance=weights_record(cfg),
         )
 
     def reset(self) -> None:
@@ -312,6 +312,19 @@ def largest_channel(logits: torch.Tensor) -> np.ndarray:
         np.copyto(channel, index, where=plane > largest)
         np.maximum(largest, plane, out=largest)
     return channel
+
+
+def weights_record(cfg) -> dict[str, str | None]:
+    """Returns which weights a configuration names, and the newest checkpoint in its output folder, with their SHA-256.
+
+    An evaluator does not see the model: after ``--eval-only`` the first were scored, at the end of a training the second.
+    """
+    record = {"weights": cfg.MODEL.WEIGHTS, "weights_sha256": file_digest(cfg.MODEL.WEIGHTS)}
+    pointer = Path(cfg.OUTPUT_DIR) / "last_checkpoint"  # Detectron2 writes its name there
+    if pointer.is_file():
+        newest = pointer.parent / pointer.read_text().strip()
+        record |= {"last_checkpoint": str(newest), "last_checkpoint_sha256": file_digest(newest)}
+    return record
 
 
 def file_digest(path: str | Path) -> str | None:

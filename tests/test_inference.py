@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -122,6 +123,34 @@ def test_files_agree_with_each_other(predictor, tmp_path):
         for row in mine:
             assert row["category_id"] in range(1, THINGS + 1) and 0 <= row["score"] <= 1
             assert mask_utils.decode(row["segmentation"]).shape == ids.shape
+
+
+def test_a_killed_run_goes_on_where_it_was(predictor, tmp_path):
+    for seed, name in enumerate("abc"):
+        photo(tmp_path / "in" / f"{name}.png", seed=seed)
+    predict_files(predictor, [tmp_path / "in"], tmp_path / "whole")
+    calls = []
+
+    def dies_at_the_third(image_rgb):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return predictor(image_rgb)
+
+    half = Mock(
+        side_effect=dies_at_the_third, **{k: getattr(predictor, k) for k in ("digest", "label_space", "style", "draw")}
+    )
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(half, [tmp_path / "in"], tmp_path / "out")
+    assert not (tmp_path / "out" / "panoptic.json").exists()
+    predict_files(half, [tmp_path / "in"], tmp_path / "out")
+    assert len(calls) == 4, "two done before the kill, the third twice"
+    for path in (tmp_path / "whole").rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "out" / path.relative_to(tmp_path / "whole")).read_bytes(), path
+    # Another picture under the same name: everything anew.
+    photo(tmp_path / "in" / "b.png", seed=9)
+    predict_files(half, [tmp_path / "in"], tmp_path / "out")
+    assert len(calls) == 7
 
 
 def test_pycocotools_reads_the_results(predictor, tmp_path):

@@ -1,6 +1,8 @@
 """Predicting on any pictures with a trained model, and writing what COCO's and Detectron2's tools read."""
 
 import contextlib
+import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +10,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
+from detectron2.utils.file_io import PathManager
+from PIL import Image
 from tqdm import tqdm
 
 from u2seg.checkpoints import load_weights
@@ -15,7 +19,8 @@ from u2seg.images import ImageReadError, image_ids, list_images, png_names, read
 from u2seg.label_space import LabelSpace
 from u2seg.panoptic.files import panoptic_annotation, write_panoptic_png
 from u2seg.panoptic.merge import Segment
-from u2seg.stages import FAILURES, Failure, read_json, write_json
+from u2seg.stages import FAILURES, MANIFEST, Failure, atomic_path, list_digest, read_json, write_json
+from u2seg.version import __version__
 from u2seg.visualization import cluster_colour, draw_panoptic, save_picture
 from u2seg.visualization.colours import Colour
 from u2seg.visualization.panoptic import class_colour
@@ -65,6 +70,7 @@ class Predictor:
         model: the Detectron2 model, in eval mode.
         label_space: the classes that it predicts: clusters, unless it was trained on something else.
         style: what they are called, and how they are coloured, in pictures.
+        digest: of everything that the predictions and their pictures depend on: configuration, weights, label map.
     """
 
     def __init__(self, cfg, label_map: str | Path | None = None):
@@ -88,6 +94,7 @@ class Predictor:
         self.model = build_model(self.cfg).eval()
         load_weights(self.model, self.cfg, self.cfg.MODEL.WEIGHTS)
         self.label_space = _label_space(self.cfg)
+        self.digest = _digest(self.cfg, label_map)
         self.style = style_from_label_map(label_map, self.label_space) if label_map else style_of(self.label_space)
 
     @torch.no_grad()
@@ -163,6 +170,8 @@ def predict_files(
     PNG and its annotation), ``instances/NAME.json`` (COCO results: all detections with boxes and masks). Written at the end:
     ``panoptic.json`` and ``coco_results.json`` with all pictures in one file, and ``failures.json``.
 
+    Killed and called again with the same model and pictures, it goes on where it was; with others it starts anew.
+
     Args:
         predictor: the model.
         inputs: picture files and folders of them.
@@ -175,31 +184,56 @@ def predict_files(
     output = Path(output)
     files = find_pictures(inputs)
     names = list(files)
-    failures, images, annotations, results = [], [], [], []
+    resumed = _same_run(output, predictor, files)
+    failures, images, annotations, result_files = [], [], [], []
     rows = zip(names, image_ids(names), png_names(names))
     for name, image_id, png in tqdm(rows, total=len(names), unit="picture", disable=None):
-        try:
-            image_rgb = read_image_rgb(files[name])
-        except ImageReadError as error:
-            failures.append(Failure(str(files[name]), str(error)))
-            on_failure(failures[-1])
-            continue
-        prediction = predictor(image_rgb)
-        annotation = panoptic_record(prediction, image_id, png, predictor.label_space)
-        detections = coco_results(prediction, image_id, predictor.label_space)
-        save_picture(output / PICTURES / Path(png).with_suffix(".jpg"), predictor.draw(image_rgb, prediction))
-        write_panoptic_png(output / PANOPTIC / png, prediction.panoptic_map)
-        write_json(output / PANOPTIC / Path(png).with_suffix(".json"), annotation)
-        write_json(output / INSTANCES / Path(png).with_suffix(".json"), detections)
-        height, width = image_rgb.shape[:2]
+        record, results = (output / folder / Path(png).with_suffix(".json") for folder in (PANOPTIC, INSTANCES))
+        if not (resumed and results.is_file()):  # the results are written last
+            try:
+                image_rgb = read_image_rgb(files[name])
+            except ImageReadError as error:
+                failures.append(Failure(str(files[name]), str(error)))
+                on_failure(failures[-1])
+                continue
+            prediction = predictor(image_rgb)
+            save_picture(output / PICTURES / Path(png).with_suffix(".jpg"), predictor.draw(image_rgb, prediction))
+            write_panoptic_png(output / PANOPTIC / png, prediction.panoptic_map)
+            write_json(record, panoptic_record(prediction, image_id, png, predictor.label_space))
+            write_json(results, coco_results(prediction, image_id, predictor.label_space))
+        with Image.open(output / PANOPTIC / png) as panoptic_map:
+            width, height = panoptic_map.size
         images.append({"id": image_id, "file_name": name, "height": height, "width": width})
-        annotations.append(annotation)
-        results += detections
+        annotations.append(read_json(record))
+        result_files.append(results)
     panoptic = {"images": images, "annotations": annotations, "categories": _named_categories(predictor)}
     write_json(output / "panoptic.json", panoptic)
-    write_json(output / "coco_results.json", results)
+    _join_lists(result_files, output / "coco_results.json")
     write_json(output / FAILURES, [{"file_name": f.file_name, "reason": f.reason} for f in failures])
     return failures
+
+
+def _same_run(output: Path, predictor: Predictor, files: dict[str, Path]) -> bool:
+    """Returns whether ``output`` was begun with the same model and pictures; writes down with which it is from now on."""
+    states = [f"{name} {path.stat().st_mtime_ns if path.is_file() else 0}" for name, path in files.items()]
+    wanted = {"model": predictor.digest, "pictures": list_digest(states), "version": __version__}
+    manifest = output / MANIFEST
+    if manifest.is_file() and read_json(manifest) == wanted:
+        return True
+    write_json(manifest, wanted)
+    return False
+
+
+def _join_lists(paths: Sequence[Path], joined: Path) -> None:
+    """Writes one JSON list of the entries of many, one list in memory at a time."""
+    with atomic_path(joined) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write("[")
+        first = True
+        for path in paths:
+            for entry in read_json(path):
+                file.write(("" if first else ",") + "\n" + json.dumps(entry, sort_keys=True))
+                first = False
+        file.write("\n]\n")
 
 
 def find_pictures(inputs: Sequence[str | Path]) -> dict[str, Path]:
@@ -297,6 +331,14 @@ def style_from_label_map(path: str | Path, space: LabelSpace) -> ClassStyle:
     things, thing_colours = restyled(space.thing_names, values["thing_clusters"], "thing")
     stuff, stuff_colours = restyled(space.stuff_names, values["stuff_clusters"], "stuff")
     return ClassStyle(things, ["things", *stuff], thing_colours, [class_colour(False, 0), *stuff_colours])
+
+
+def _digest(cfg, label_map: str | Path | None) -> str:
+    digest = hashlib.sha256(cfg.dump().encode())
+    for path in (cfg.MODEL.WEIGHTS, label_map):
+        if path:
+            digest.update(Path(PathManager.get_local_path(str(path))).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _completed(cfg):

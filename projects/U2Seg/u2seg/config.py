@@ -4,6 +4,7 @@ Sources: [MaskCut] = CutLER, CVPR 2023, section 3.1 and its published recipe; [U
 Segmentation, CVPR 2024; [STEGO] = ICLR 2022; [LUSS] = TPAMI 2022; [ours] = chosen here, for the reason given.
 """
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from detectron2.config import CfgNode as CN
@@ -36,7 +37,9 @@ def find_config_file(config_file: str | Path) -> str:
     Raises:
         FileNotFoundError: neither; the message lists the shipped ones.
     """
-    return str(config_file) if Path(config_file).is_file() else get_config_file(str(config_file).removeprefix("configs/"))
+    return (
+        str(config_file) if Path(config_file).is_file() else get_config_file(str(config_file).removeprefix("configs/"))
+    )
 
 
 def setup_cfg(config_file: str | Path, opts: list[str] | tuple = ()) -> CN:
@@ -48,7 +51,8 @@ def setup_cfg(config_file: str | Path, opts: list[str] | tuple = ()) -> CN:
 
     Raises:
         FileNotFoundError: no such file, neither on disk nor shipped.
-        KeyError: a key that neither Detectron2 nor this project has.
+        KeyError: a key that neither Detectron2 nor this project has; the message names those that are spelt alike.
+        ValueError: a key without a value.
     """
     cfg = get_cfg()
     add_u2seg_config(cfg)
@@ -56,8 +60,22 @@ def setup_cfg(config_file: str | Path, opts: list[str] | tuple = ()) -> CN:
         str(config_file) if Path(config_file).is_file() else get_config_file(str(config_file).removeprefix("configs/"))
     )
     cfg.merge_from_file(path)
+    _check_keys(cfg, list(opts))
     cfg.merge_from_list(list(opts))
     return cfg
+
+
+def _check_keys(cfg: CN, opts: list[str]) -> None:
+    if len(opts) % 2:
+        raise ValueError(f"settings are KEY VALUE KEY VALUE ..., got {len(opts)} words: {' '.join(opts)}")
+    for key in opts[::2]:
+        node = cfg
+        for part in key.split("."):
+            if not isinstance(node, CN) or part not in node:
+                known = get_close_matches(part, node, n=3) if isinstance(node, CN) else []
+                hint = f"; did you mean {' or '.join(known)}?" if known else ""
+                raise KeyError(f"Unknown configuration key {key!r}: nothing is called {part!r} there{hint}")
+            node = node[part]
 
 
 def add_u2seg_config(cfg: CN) -> None:
@@ -120,7 +138,9 @@ def _add_features(cfg: CN) -> None:
 
 def _add_masks(cfg: CN) -> None:
     cfg.MASKS = CN()
-    cfg.MASKS.GENERATOR = "MaskCut"  # name in MASK_GENERATOR_REGISTRY: "MaskCut", "StrictMaskCut", "VoteCut", "RecursiveCut"
+    cfg.MASKS.GENERATOR = (
+        "MaskCut"  # name in MASK_GENERATOR_REGISTRY: "MaskCut", "StrictMaskCut", "VoteCut", "RecursiveCut"
+    )
     # Subtract the picture's mean feature before the cosine: needed by hand-made features, not by DINO's keys [ours].
     cfg.MASKS.CENTRE_FEATURES = False
     cfg.MASKS.TAU = 0.15  # cosine similarity above which two patches are joined [MaskCut]; belongs to DINO keys
@@ -132,7 +152,12 @@ def _add_masks(cfg: CN) -> None:
     cfg.MASKS.MAX_CORNERS = 3  # a mask that owns so many of the image's corners is background [MaskCut]
     # VoteCut: the second eigenvectors of several graphs vote [CuVLER, CVPR 2024, section 3.1].
     cfg.MASKS.VOTE = CN()
-    cfg.MASKS.VOTE.TAUS = (0.1, 0.15, 0.2, 0.3)  # thresholds like MASKS.TAU, one graph each [ours; CuVLER: six backbones]
+    cfg.MASKS.VOTE.TAUS = (
+        0.1,
+        0.15,
+        0.2,
+        0.3,
+    )  # thresholds like MASKS.TAU, one graph each [ours; CuVLER: six backbones]
     cfg.MASKS.VOTE.NUM_GROUPS = (2, 3)  # k-means groups of an eigenvector's entries, one vote each [CuVLER]
     cfg.MASKS.VOTE.MIN_IOU = 0.6  # from which two candidates are one object [CuVLER]
     cfg.MASKS.VOTE.MIN_SHARE = 0.2  # share of an object's candidates that must hold a patch [CuVLER]

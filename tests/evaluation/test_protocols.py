@@ -119,6 +119,40 @@ def test_hungarian_a_confident_unmatched_detection_costs_precision():
     assert row(tables_of(predicted, segments), "hungarian", "instance")["mask_AP"] == pytest.approx(100 * (1 + 0.3) / 2)
 
 
+def test_a_thing_cluster_that_covers_only_stuff_is_charged_there():
+    # Cluster 0 is a thing of 16 pixels in the sky: no thing category has a pixel of it.
+    predicted = TRUTH.copy()
+    predicted[:4, 4:] = 9
+    segments = [MapSegment(1, 1), MapSegment(2, 2), MapSegment(3, 3), MapSegment(4, 4), MapSegment(9, 0, 0.7)]
+    tables = tables_of(predicted, segments)
+    for protocol in ("hungarian", "cups", "majority"):
+        label_map = build_protocol(protocol).fit(tables)
+        assert label_map.panoptic[0] == -1 and label_map.charged_to.tolist() == [2, -1, -1, -1, -1, -1]
+        # Sky: 4 of its 20 pixels found: IoU 0.2, missed, one false segment of its own cluster and one of cluster 0: PQ 0.
+        got = row(tables, protocol)
+        assert got["PQ_th"] == 100 and got["PQ_st"] == pytest.approx(100 * (0 + 1) / 2)
+        # The things' AP is untouched: the false mask is no cat and no dog.
+        assert row(tables, protocol, "instance")["mask_AP"] == pytest.approx(100)
+
+
+def test_a_thing_cluster_that_only_detections_show_is_charged_where_it_overlaps():
+    segments = [MapSegment(1, 1, 0.9), MapSegment(2, 2, 0.5), MapSegment(3, 3), MapSegment(4, 4)]
+    tables = tables_of(TRUTH, segments)
+    # A detection of cluster 0 on the dog's box, not in the panoptic map.
+    extra = tables.detections[1:2].copy()
+    extra["label"], extra["score"] = 0, 0.95
+    pair = tables.ious[tables.ious["detection"] == 1].copy()
+    pair["detection"] = 2
+    tables = replace(
+        tables,
+        detections=np.concatenate([tables.detections, extra]),
+        ious=np.concatenate([tables.ious, pair]),
+    )
+    assert build_protocol("hungarian").fit(tables).charged_to.tolist() == [1, -1, -1, -1, -1, -1]
+    # Dog: the false one (0.95) before the true one (0.5): precision 1/2 everywhere.
+    assert row(tables, "hungarian", "instance")["mask_AP"] == pytest.approx(100 * (1 + 0.5) / 2)
+
+
 def test_cups_left_over_clusters_go_to_their_best_category(toy):
     label_map = build_protocol("cups").fit(toy)
     assert label_map.panoptic.tolist() == [1, 0, 1, 2, 3, 2]

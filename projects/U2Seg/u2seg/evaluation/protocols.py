@@ -55,9 +55,9 @@ class HungarianProtocol(Protocol):
       score of at least 0.5 votes for the object that its box overlaps most, where that is above 0.5 IoU.
     * Matching: the one-to-one assignment with the largest sum; a pair without a common pixel is no match.
     * A cluster that is left over has no category. Its segments keep their pixels. In PQ each is a false positive of the
-      category of its kind that the cluster covers most (the one which ``cups`` would give it), unless more than half of it lies
-      on void; it can match nothing, so what it covers is missed as well. In AP its detections are false positives of that
-      category. In mIoU and pixel accuracy its pixels are errors.
+      category of its kind that the cluster covers most (the one which ``cups`` would give it; if it covers none of its kind, of
+      any category), unless more than half of it lies on void; it can match nothing, so what it covers is missed as well. In AP
+      its detections are false positives of that category. In mIoU and pixel accuracy its pixels are errors.
     * Semantic classes: all categories; prediction: the panoptic map, where void is an error.
     * Stuff segments of one category in one picture are one segment.
 
@@ -69,13 +69,11 @@ class HungarianProtocol(Protocol):
         space, order = tables.space, canonical_clusters(tables)
         things, stuff = _counts(tables)
         panoptic = _joint(space, _matched(hungarian, things, stuff, order, space))
-        best = _joint(space, _matched(best_category, things, stuff, order, space))
-        charged = np.where(panoptic == NO_CATEGORY, best, NO_CATEGORY)
         if "panoptic" in space.tasks:
             semantic = SemanticMap("panoptic", panoptic, _every_category(space), space.category_names)
         else:
             semantic = _head_semantics(tables, hungarian)
-        return LabelMap(panoptic, charged, semantic)
+        return LabelMap(panoptic, _charged(tables, panoptic), semantic)
 
 
 @PROTOCOL_REGISTRY.register("cups")
@@ -84,7 +82,7 @@ class CupsProtocol(Protocol):
 
     * Counts and the separation of things and stuff: as ``hungarian``.
     * Matching: one-to-one with the largest sum, then many-to-one for the rest.
-    * A cluster without any common pixel has no category: its segments are dropped.
+    * A cluster without any common pixel of its kind has no category; it costs what it costs in ``hungarian``.
     * Semantic score: a second matching of the same kind on the panoptic map's pixels, over all categories at once, so that a
       thing cluster may stand for stuff.
 
@@ -101,7 +99,7 @@ class CupsProtocol(Protocol):
             semantic = SemanticMap("panoptic", labels, _every_category(space), space.category_names)
         else:
             semantic = _head_semantics(tables, hungarian_then_best)
-        return LabelMap(panoptic, _nothing(space), semantic)
+        return LabelMap(panoptic, _charged(tables, panoptic), semantic)
 
 
 # (IoU, score) thresholds by benchmark and number of thing clusters, chosen by the authors on the scored split.
@@ -241,8 +239,8 @@ class StegoProtocol(Protocol):
 class MajorityProtocol(Protocol):
     """Every cluster stands for the category that holds most of its pixels; many clusters may share one.
 
-    * Counts and the separation of things and stuff: as ``hungarian``. A cluster without a common pixel has no category: its
-      segments are dropped.
+    * Counts and the separation of things and stuff: as ``hungarian``. A cluster without a common pixel has no category; it
+      costs what it costs in ``hungarian``.
     * Semantic score: the panoptic map, over all categories at once.
     * It rises with the number of clusters, up to 100 with one cluster a segment: compare only equal numbers of clusters.
 
@@ -259,7 +257,7 @@ class MajorityProtocol(Protocol):
             semantic = SemanticMap("panoptic", labels, _every_category(space), space.category_names)
         else:
             semantic = _head_semantics(tables, best_category)
-        return LabelMap(panoptic, _nothing(space), semantic)
+        return LabelMap(panoptic, _charged(tables, panoptic), semantic)
 
 
 @PROTOCOL_REGISTRY.register("identity")
@@ -370,17 +368,41 @@ def _counts(tables: SegmentTables) -> tuple[np.ndarray, np.ndarray]:
     space = tables.space
     if "panoptic" not in space.tasks:
         return instance_votes(tables, 0.5, 0.5), _head_counts(tables)[1:, space.categories.num_things :]
-    overlaps = tables.overlaps[(tables.overlaps["truth"] >= 0) & (tables.overlaps["predicted"] >= 0)]
-    overlaps = overlaps[~tables.truth["crowd"][overlaps["truth"]]]
-    counts = pair_counts(
-        tables.predicted["label"][overlaps["predicted"]],
-        tables.truth["label"][overlaps["truth"]],
-        overlaps["pixels"],
-        (space.num_clusters, space.num_categories),
-    )
+    counts = _single_counts(tables)
     return counts[: space.num_things, : space.categories.num_things], counts[
         space.num_things :, space.categories.num_things :
     ]
+
+
+def _single_counts(tables: SegmentTables) -> np.ndarray:
+    """Returns the pixels of each joint cluster on each joint category, crowds left out, int64 (K + S, categories)."""
+    overlaps = tables.overlaps[(tables.overlaps["truth"] >= 0) & (tables.overlaps["predicted"] >= 0)]
+    overlaps = overlaps[~tables.truth["crowd"][overlaps["truth"]]]
+    return pair_counts(
+        tables.predicted["label"][overlaps["predicted"]],
+        tables.truth["label"][overlaps["truth"]],
+        overlaps["pixels"],
+        (tables.space.num_clusters, tables.space.num_categories),
+    )
+
+
+def _charged(tables: SegmentTables, panoptic: np.ndarray) -> np.ndarray:
+    """Returns, for each joint cluster without a category, the joint category in which it is a false positive; -1 for the others.
+
+    It is the category of its kind that the cluster covers most; for a thing cluster that no panoptic map shows, the one that its
+    detections overlap most often; else the category of any kind that it covers most; -1 where it covers nothing at all.
+    """
+    space = tables.space
+    things, stuff = _counts(tables)
+    choices = [
+        _joint(space, (best_category(things), best_category(stuff))),
+        _joint(space, (best_category(instance_votes(tables, 0.0, 0.0)), np.full(space.num_stuff, NO_CATEGORY))),
+        best_category(_single_counts(tables)),
+    ]
+    charged = _nothing(space)
+    for choice in choices:
+        charged = np.where(charged == NO_CATEGORY, choice, charged)
+    return np.where(panoptic == NO_CATEGORY, charged, NO_CATEGORY)
 
 
 def _panoptic_counts(tables: SegmentTables) -> np.ndarray:

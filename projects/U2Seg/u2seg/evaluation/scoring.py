@@ -306,7 +306,9 @@ def _matched(tables: SegmentTables, label_map: LabelMap, protocol: Protocol, set
 def _class_aware(tables: SegmentTables, label_map: LabelMap, settings: ScoreSettings) -> dict[str, DetectionMatches]:
     labels = label_map.panoptic[tables.detections["label"]]
     can_match = labels >= 0
-    labels = np.where(can_match, labels, label_map.charged_to[tables.detections["label"]])
+    charged = label_map.charged_to[tables.detections["label"]]
+    charged[charged >= tables.space.categories.num_things] = NO_CATEGORY  # boxes of stuff are not scored
+    labels = np.where(can_match, labels, charged)
     if settings.nms_across_clusters:
         labels = suppress_across_clusters(tables, labels, settings.nms_across_clusters)
     count = tables.space.categories.num_things

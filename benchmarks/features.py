@@ -8,7 +8,7 @@ Promises, on a CPU, ViT-S/8 at 480x480 pixels (3600 patches):
 * at most half of the plain way's peak memory above what the loaded model takes;
 * the same keys to 1e-3 of their largest value, where the position embedding is resized in the same way.
 
-    python benchmarks/features.py [--arch dino_vits8] [--size 480] [--pictures 1] [--repeats 3]
+    python benchmarks/features.py [--arch dino_vits8] [--size 480] [--pictures 1] [--repeats 3] [--clock cpu]
 
 Exits with status 1 when a promise is missed. The last line holds the figures as JSON.
 """
@@ -95,11 +95,12 @@ def compare(args, weights: Path) -> dict:
     images = torch.rand(args.pictures, 3, args.size, args.size)
     times = {side: [] for side in sides}
     keys = {}
+    clock = time.perf_counter if args.clock == "wall" else time.process_time
     for _ in range(args.repeats):
         for side, model in sides.items():
-            start = time.perf_counter()
+            start = clock()
             keys[side] = model(images).flatten(2)
-            times[side].append(time.perf_counter() - start)
+            times[side].append(clock() - start)
     del sides
     difference = float((keys["plain"] - keys["ours"]).abs().max() / keys["plain"].abs().max())
     memory = {side: measured_memory(side, args, weights) for side in times}
@@ -108,6 +109,7 @@ def compare(args, weights: Path) -> dict:
         "arch": args.arch,
         "size": args.size,
         "pictures": args.pictures,
+        "clock": args.clock,
         "threads": torch.get_num_threads(),
         "seconds_per_picture": seconds,
         "speedup": seconds["plain"] / seconds["ours"],
@@ -123,6 +125,12 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=480)
     parser.add_argument("--pictures", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--clock",
+        default="cpu",
+        choices=["cpu", "wall"],
+        help="on a shared machine the wall clock measures the neighbours",
+    )
     parser.add_argument("--memory-of", choices=["plain", "ours"], help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -40,9 +40,11 @@ from detectron2.structures import Boxes, Instances
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from u2seg.evaluation import ScoreSettings, evaluate_tables
+from u2seg.evaluation import PROTOCOL_REGISTRY, ScoreSettings, evaluate_tables
 from u2seg.evaluation.evaluator import PanopticEvaluator
+from u2seg.evaluation.label_map import LabelMap
 from u2seg.evaluation.matching import hungarian_then_best
+from u2seg.evaluation.protocols import CupsProtocol
 from u2seg.evaluation.tables import concatenate_tables
 from u2seg.panoptic.files import read_panoptic_png, write_panoptic_png
 

@@ -23,9 +23,9 @@ COMMON = ["MODEL.DEVICE", "cpu", "SEED", 1]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The whole recipe on 512 pictures of 64 pixels; about a minute on two cores."""
+    """The whole recipe on 320 pictures of 64 pixels; about a minute on two cores."""
     root = tmp_path_factory.mktemp("pass")
-    splits = make_toy(root / "data", train=512, semi=40, val=80)
+    splits = make_toy(root / "data", train=320, semi=40, val=80)
     labels = {"FORMAT": "luss_pseudo_labels", "ROOT": str(root / "run/labels"), "IMAGES": splits["train"]["IMAGES"]}
     sets = {"toy_train": splits["train"], "toy_semi": splits["train_semi"], "toy_val": splits["val"]}
     for stage, base in BASES.items():

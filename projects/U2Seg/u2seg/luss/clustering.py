@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from u2seg.kmeans import assign, kmeans
 from u2seg.evaluation.matching import hungarian, pair_counts
+from u2seg.kmeans import assign, kmeans
 from u2seg.luss.pictures import PictureList, file_digest, iter_batches, load_model, normalized_rows, unreadable
 from u2seg.stages import (
     atomic_path,

@@ -68,7 +68,7 @@ class DenseCRF:
         Raises:
             ValueError: ``image_rgb`` is not uint8 (H, W, 3).
         """
-        image = torch.as_tensor(image_rgb)
+        image = image_rgb if isinstance(image_rgb, Tensor) else torch.tensor(image_rgb)
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"image_rgb must be uint8 (H, W, 3), got {image.dtype} {tuple(image.shape)}")
         device = torch.device(device)

@@ -43,7 +43,7 @@ class PermutohedralLattice:
         self._splat_points = (order % self.num_points).to(torch.int32)
         # One vertex more, which no point touches: the zero that a missing neighbour holds.
         self._splat_starts = torch.cat([starts, starts.new_full((1,), len(order))]).to(torch.int32)
-        self._splat_weights = self._weights.flatten()[order]
+        self._splat_weights = self._weights.flatten().index_select(0, order)
         # On the way back, a factor by which the filter keeps its height in any dimension (its authors' choice).
         self._weights = self._weights.T.contiguous() / (1 + 2.0**-self.num_dims)  # (N, d + 1)
         self._neighbours = _neighbours(unique, strides, self.num_dims)
@@ -69,7 +69,7 @@ class PermutohedralLattice:
         Args:
             factors: float32 (N,).
         """
-        self._splat_weights *= factors[self._splat_points]
+        self._splat_weights *= factors.index_select(0, self._splat_points)
         self._weights *= factors[:, None]
 
 
@@ -170,7 +170,7 @@ def _group(keys: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     torch.ne(ordered[1:], ordered[:-1], out=is_first[1:])
     starts = torch.nonzero(is_first).flatten()
     group_of = torch.empty(len(keys), dtype=torch.int32, device=keys.device)
-    group_of[order] = is_first.cumsum(0, dtype=torch.int32) - 1
+    group_of.scatter_(0, order, is_first.cumsum(0, dtype=torch.int32) - 1)
     return order, starts, ordered[starts], group_of
 
 
@@ -190,7 +190,7 @@ def _neighbours(unique: Tensor, strides: list[int], d: int) -> list[Tensor]:
         after = torch.full_like(itself, count)
         after[:count] = index.find(unique + torch.where(wraps, above, below))
         before = torch.full_like(itself, count)
-        before[after.to(torch.int64)] = itself
+        before.scatter_(0, after.to(torch.int64), itself)
         before[count] = count  # where all those without a neighbour have written
         neighbours.append(torch.stack([itself, after, before], dim=1))
     return neighbours
@@ -212,17 +212,17 @@ class _HashIndex:
             multiplier = self._MULTIPLIERS[len(self._tables) % len(self._MULTIPLIERS)]
             bits = (4 * len(left)).bit_length()
             table = torch.full((1 << bits,), self._count, dtype=torch.int32, device=keys.device)
-            slots = _slots(keys[left], multiplier, bits)
-            table[slots] = left
+            slots = _slots(keys.index_select(0, left), multiplier, bits)
+            table.scatter_(0, slots, left)
             self._tables.append((multiplier, bits, table))
-            left = left[table[slots] != left]
+            left = left[table.index_select(0, slots) != left]
 
     def find(self, queries: Tensor) -> Tensor:
         """Returns int32 (K,), the positions of the queries among the keys, or the number of keys where there is none."""
         found = self._look_up(queries, *self._tables[0])
         for table in self._tables[1:]:
             unsettled = torch.nonzero(found == self._UNSETTLED).flatten()
-            found[unsettled] = self._look_up(queries[unsettled], *table)
+            found[unsettled] = self._look_up(queries.index_select(0, unsettled), *table)
         return found.masked_fill_(found == self._UNSETTLED, self._count)
 
     def _look_up(self, queries: Tensor, multiplier: int, bits: int, table: Tensor) -> Tensor:

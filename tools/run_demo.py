@@ -20,6 +20,7 @@ CONFIG = "quick_schedules/scenes.yaml"
 SUPERVISED_CONFIG = "quick_schedules/scenes_supervised.yaml"
 RENDER = Path(__file__).resolve().parent.parent / "datasets" / "prepare_scenes.py"
 TRAIN_PICTURES, VAL_PICTURES = 200, 60
+SEED = 2026  # of the scenes; the configuration was chosen on scenes of other seeds
 SUMMARY = """Rendered scenes: six kinds of textured things over six kinds of textured stuff. The labels were made from the training
 pictures by a hand-made descriptor, recursive normalised cuts, a dense CRF and k-means; a Panoptic-FPN with ResNet-18 was trained on
 them from random weights. Ground truth exists for the test pictures alone and was read by the scorer alone."""
@@ -30,7 +31,7 @@ def render(scenes: Path, annotate_train: bool) -> None:
     if (scenes / "annotations" / "panoptic_val.json").is_file():
         return
     command = [sys.executable, str(RENDER), "--output", str(scenes)]
-    command += ["--train", str(TRAIN_PICTURES), "--val", str(VAL_PICTURES)]
+    command += ["--train", str(TRAIN_PICTURES), "--val", str(VAL_PICTURES), "--seed", str(SEED)]
     subprocess.run([*command, *(["--annotate-train"] if annotate_train else [])], check=True)
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -150,7 +150,8 @@ def _submit(loader, extractor, generator, finish, device, pool) -> Iterator[tupl
             if picture.pixels is None:
                 yield picture.shard, picture.record
             else:
-                yield picture.shard, pool.submit(finish, picture, *next(found))
+                # Without the pixels, which nobody needs any more: pictures that wait hold less memory.
+                yield picture.shard, pool.submit(finish, replace(picture, pixels=None), *next(found))
 
 
 def _in_order(futures: Iterator[tuple[int, Future | ImageMasks]], limit: int) -> Iterator[tuple[int, ImageMasks]]:

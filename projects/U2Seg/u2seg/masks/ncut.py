@@ -27,6 +27,7 @@ RELATIVE_TOLERANCE = 1e-6  # residual norm as a share of the eigen-gap: the erro
 ABSOLUTE_TOLERANCE = 1e-8  # residual norm that ends the iteration whatever the gap [ours]
 NO_STRUCTURE = 1e-9  # 1 - lambda at or below which the graph has no second direction (uniform or empty pictures) [ours]
 
+_TINY = 256  # patches up to which a dense solution is a matter of course
 _ROWS_AT_ONCE = 512  # of the affinity
 _FIXED_POINT_BITS = 30  # magnitude bits of a vector's entries relative to its largest one
 
@@ -196,7 +197,10 @@ def second_eigenvectors(
         result.vectors[index] = vector
     num_dense = int(result.is_dense.sum())
     if num_dense:
-        logger.info(
+        # Tiny graphs exhaust the Krylov space before they converge; that is no news.
+        level = logging.INFO if affinity.num_patches > _TINY else logging.DEBUG
+        logger.log(
+            level,
             "%d of %d eigenproblems did not converge in %d steps and were solved densely in float64",
             num_dense,
             affinity.batch_size,

@@ -60,13 +60,13 @@ def test_impossible_strides_are_refused():
 
 def test_features_have_the_interfaces_shape_and_are_centred(tmp_path):
     features = extractor(tmp_path)
-    assert (features.patch_size, features.num_channels, features.grid_size) == (16, 32, (4, 6))
+    assert (features.patch_size, features.num_channels, features.grid_size) == (8, 32, (8, 12))
     picture = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
     batch = torch.stack([features.preprocess(picture)] * 2)
     with torch.no_grad():
         output = features(batch)
         embedding = features.embed(batch)
-    assert output.shape == (2, 32, 4, 6) and output.dtype == torch.float32
+    assert output.shape == (2, 32, 8, 12) and output.dtype == torch.float32
     assert output.mean(dim=(2, 3)).abs().max() < 1e-5
     assert embedding.shape == (2, 32) and embedding.abs().max() > 1e-3
 
@@ -79,7 +79,7 @@ def test_a_smaller_stride_and_uncentred_features_are_options(tmp_path):
 
 
 def test_an_image_size_that_does_not_divide_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"\(60, 96\) must be a multiple of the network's stride 16"):
+    with pytest.raises(ValueError, match=r"\(60, 96\) must be a multiple of the network's stride 8"):
         extractor(tmp_path, "FEATURES.IMAGE_SIZE", (60, 96))
 
 

@@ -2,13 +2,15 @@
 
 import json
 import math
+import multiprocessing
 import os
+import signal
 
 import pytest
 import torch
 from detectron2.engine import HookBase
 from torch import nn
-from u2seg.engine import NonFiniteLossError, U2SegTrainer
+from u2seg.engine import AtomicCheckpointer, NonFiniteLossError, U2SegTrainer
 from u2seg.engine.hooks import AveragedWeights
 from u2seg.engine.step import TrainingStep, resolve_precision
 
@@ -138,26 +140,26 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_last_one(tiny_cfg, tmp_
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]  # the half is gone
 
 
+def save_and_be_killed(folder):
+    checkpointer = AtomicCheckpointer(nn.Linear(2, 2), folder)
+    checkpointer.save("one")
+    save = torch.save
+
+    def killed(data, file):
+        save(data, file)
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = killed
+    checkpointer.save("one")
+
+
 def test_a_kill_by_signal_while_a_checkpoint_is_written(tmp_path):
     # A real SIGKILL: nothing is cleaned up, and still the old file is whole and the mark points to it.
-    import signal
-    import subprocess
-    import sys
-
-    script = """
-import os, signal, sys, torch
-from torch import nn
-from u2seg.engine import AtomicCheckpointer
-checkpointer = AtomicCheckpointer(nn.Linear(2, 2), sys.argv[1])
-checkpointer.save("one")
-save = torch.save
-def killed(data, file):
-    save(data, file); file.flush(); os.kill(os.getpid(), signal.SIGKILL)
-torch.save = killed
-checkpointer.save("one")
-"""
-    result = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, check=False)
-    assert result.returncode == -signal.SIGKILL
+    process = multiprocessing.get_context("fork").Process(target=save_and_be_killed, args=(str(tmp_path),))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert torch.load(tmp_path / "one.pth", weights_only=True)["model"]["weight"].shape == (2, 2)
     assert (tmp_path / "last_checkpoint").read_text() == "one.pth"
 

@@ -45,6 +45,7 @@ def train(rank, world_size):
 
 
 def work(rank, address, results):
+    torch.set_num_threads(1)  # a forked process must not wait for its parent's threads
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     comm.create_local_process_group(2)
     results[rank] = train(rank, 2)
@@ -56,7 +57,7 @@ def test_two_processes_give_the_weights_of_one_and_nan_in_one_ends_both(tmp_path
     with mp.Manager() as manager:
         results = manager.dict()
         with pytest.raises(mp.ProcessRaisedException, match=NonFiniteLossError.__name__):
-            mp.spawn(work, (f"file://{tmp_path / 'meet'}", results), nprocs=2)
+            mp.start_processes(work, (f"file://{tmp_path / 'meet'}", results), nprocs=2, start_method="fork")
         together = dict(results)
     assert together[0] == together[1]
     assert together[0] == pytest.approx(train(0, 1), rel=1e-5)

@@ -5,7 +5,6 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-
 from u2seg.images import ImageReadError, image_ids, list_images, png_names, read_image_rgb
 
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from u2seg.kmeans import assign, kmeans, l2_normalize
 
 

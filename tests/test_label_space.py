@@ -1,7 +1,6 @@
 """Every conversion of ids, on hand-made cases."""
 
 import pytest
-
 from u2seg.label_space import LabelSpace
 
 

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-
 from u2seg.stages import (
     Failure,
     StageMismatchError,

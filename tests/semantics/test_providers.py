@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from u2seg.config import setup_cfg
 from u2seg.masks import make_masks
 from u2seg.semantics.maps import iter_semantic_maps, read_semantic_shard, write_semantic_shard
@@ -17,7 +16,11 @@ from u2seg.stages import StageMismatchError
 def photos(tmp_path):
     """Three pictures, 32 x 48, upper half of one colour, lower half of another, colours shared among them."""
     rng = np.random.default_rng(0)
-    colours = {"a": ((200, 30, 30), (30, 200, 30)), "b": ((30, 200, 30), (30, 30, 200)), "c": ((200, 30, 30), (30, 30, 200))}
+    colours = {
+        "a": ((200, 30, 30), (30, 200, 30)),
+        "b": ((30, 200, 30), (30, 30, 200)),
+        "c": ((200, 30, 30), (30, 30, 200)),
+    }
     for name, (upper, lower) in colours.items():
         image = np.zeros((32, 48, 3), np.int32)
         image[:16], image[16:] = upper, lower
@@ -85,7 +88,9 @@ def test_a_folder_of_maps_is_taken_as_it_is_and_checked(photos, cfg, tmp_path_fa
 
 def test_an_unknown_provider_lists_those_there_are(photos, cfg, tmp_path):
     cfg.SEMANTICS.PROVIDER = "LinearProbe"
-    with pytest.raises(KeyError, match=r"Unknown SEMANTICS.PROVIDER 'LinearProbe'; registered: FolderOfMaps, PatchKMeans"):
+    with pytest.raises(
+        KeyError, match=r"Unknown SEMANTICS.PROVIDER 'LinearProbe'; registered: FolderOfMaps, PatchKMeans"
+    ):
         make_semantics(cfg, photos, tmp_path, tmp_path / "x")
 
 

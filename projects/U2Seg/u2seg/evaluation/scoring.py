@@ -1,7 +1,7 @@
 """Scores of segment tables: settings and tables in, scores of every task under every protocol out."""
 
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,10 @@ from torchvision.ops import nms
 
 from u2seg.config import add_u2seg_config
 from u2seg.evaluation.average_precision import (
-    AREA_RANGES,
     MAX_DETECTIONS,
     DetectionMatches,
     InstanceRows,
+    PrecisionRecall,
     accumulate,
     match_detections,
 )
@@ -232,8 +232,19 @@ class _Matched:
     pixels: PixelRows | None = None
     boundary: PixelRows | None = None
 
-    def scores(self, weights: np.ndarray | None = None, *, headline: bool = False) -> dict[str, dict[str, float]]:
-        """Returns task -> metric -> 0..100; ``weights`` (pictures,) say how often each counts; ``headline`` leaves out S, M, L."""
+    @cached_property
+    def _curves(self) -> dict[str, PrecisionRecall]:
+        return {kind: accumulate(matches, summary_only=True) for kind, matches in self.instance.items()}
+
+    def _resampled_curves(self, weights: np.ndarray) -> dict[str, PrecisionRecall]:
+        """Returns the curves with pictures weighted, without the area ranges, which would take most of the time."""
+        return {
+            kind: accumulate(matches, weights, areas=("all",), summary_only=True)
+            for kind, matches in self.instance.items()
+        }
+
+    def scores(self, weights: np.ndarray | None = None) -> dict[str, dict[str, float]]:
+        """Returns task -> metric -> 0..100; ``weights`` (pictures,) say how often each counts, and leave out S, M and L."""
         panoptic, semantic, instance = {}, {}, {}
         if self.panoptic is not None:
             panoptic = panoptic_quality(self.panoptic, weights).summary()
@@ -241,9 +252,7 @@ class _Matched:
             if len(image):
                 share = np.average(unmatched, weights=None if weights is None else weights[image] + 1e-300)
                 panoptic["unmatched_segments"] = 100 * float(share)
-        areas = tuple(AREA_RANGES)[: 1 if headline else None]
-        for kind, matches in self.instance.items():
-            curves = accumulate(matches, weights, areas=areas, summary_only=True)
+        for kind, curves in (self._curves if weights is None else self._resampled_curves(weights)).items():
             instance |= {f"{kind}_{name}": value for name, value in curves.summary().items()}
         if self.pixels is not None:
             semantic = semantic_scores(semantic_confusion(self.pixels, self.semantic, weights)).summary()
@@ -365,7 +374,7 @@ def _resamples(num_images: int, count: int):
 
 
 def _resampled(scored: dict[str, _Matched], weights: np.ndarray) -> dict[str, dict]:
-    return {name: matched.scores(weights, headline=True) for name, matched in scored.items()}
+    return {name: matched.scores(weights) for name, matched in scored.items()}
 
 
 def _intervals(samples: list[dict], scores: Scores) -> Scores:

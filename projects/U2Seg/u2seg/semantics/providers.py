@@ -11,10 +11,10 @@ from pycocotools import mask as mask_utils
 from torch import Tensor
 from tqdm import tqdm
 
-from u2seg.kmeans import kmeans
 from u2seg.clusters.stage import load_centroids
 from u2seg.features import build_feature_extractor, resolve_device
 from u2seg.images import png_names, read_image_rgb
+from u2seg.kmeans import kmeans
 from u2seg.label_space import IGNORE_LABEL
 from u2seg.masks.records import ImageMasks, iter_shards
 from u2seg.stages import atomic_path
@@ -163,4 +163,6 @@ def nearest_centroid_map(features: Tensor, centroids: Tensor, size: tuple[int, i
     # |f - c|^2 without |f|^2, which is equal for all centroids of a patch.
     nearest = (centroids.square().sum(1) - 2 * vectors @ centroids.T).argmin(1)
     votes = F.one_hot(nearest, len(centroids)).T.float().reshape(1, len(centroids), *features.shape[1:])
-    return F.interpolate(votes, size=size, mode="bilinear", align_corners=False)[0].argmax(0).to(torch.uint8).cpu().numpy()
+    return (
+        F.interpolate(votes, size=size, mode="bilinear", align_corners=False)[0].argmax(0).to(torch.uint8).cpu().numpy()
+    )

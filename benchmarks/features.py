@@ -4,8 +4,8 @@ The plain way is that of the published MaskCut code: run the whole model with or
 a forward hook. Both sides run in turn in one process on the same pictures, with the same random weights.
 
 Promises, on a CPU, ViT-S/8 at 480x480 pixels (3600 patches):
-* at least 1.15 times as fast;
-* at most half of the plain way's peak memory above what the loaded model takes;
+* at least 1.5 times as fast;
+* at most a quarter of the plain way's peak memory above what the loaded model takes;
 * the same keys to 1e-3 of their largest value, where the position embedding is resized in the same way.
 
     python benchmarks/features.py [--arch dino_vits8] [--size 480] [--pictures 1] [--repeats 3] [--clock cpu]
@@ -26,7 +26,7 @@ import torch
 from u2seg.features.vit import TimmViT, resize_position_embedding
 from u2seg.features.weights import ARCHITECTURES
 
-MIN_SPEEDUP, MAX_MEMORY_RATIO, MAX_DIFFERENCE = 1.15, 0.5, 1e-3
+MIN_SPEEDUP, MAX_MEMORY_RATIO, MAX_DIFFERENCE = 1.5, 0.25, 1e-3
 
 
 def write_random_weights(arch: str, path: Path) -> None:

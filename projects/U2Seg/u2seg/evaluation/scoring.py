@@ -224,9 +224,8 @@ class _Matched:
     """What one row of the table is computed from: everything is matched, only sums over pictures are left to take."""
 
     panoptic: PanopticMatches | None = None
-    unmatched_segments: tuple[np.ndarray, np.ndarray] | None = (
-        None  # picture of each segment, whether it has no category
-    )
+    # Picture of each predicted segment, and whether it has no category.
+    unmatched_segments: tuple[np.ndarray, np.ndarray] | None = None
     instance: dict[str, DetectionMatches] = field(default_factory=dict)
     semantic: SemanticMap | None = None
     pixels: PixelRows | None = None
@@ -273,12 +272,8 @@ class _Matched:
             quality = panoptic_quality(self.panoptic)
             for metric, values in (("PQ", quality.pq), ("SQ", quality.sq), ("RQ", quality.rq)):
                 add(space.category_names, metric, values)
-        for kind, matches in self.instance.items():
-            add(
-                space.categories.thing_names,
-                f"{kind}_AP",
-                accumulate(matches, areas=("all",), summary_only=True).per_category_ap(),
-            )
+        for kind, curves in self._curves.items():
+            add(space.categories.thing_names, f"{kind}_AP", curves.per_category_ap())
         if self.pixels is not None:
             scores = semantic_scores(semantic_confusion(self.pixels, self.semantic))
             add(self.semantic.names, "IoU", scores.iou)

@@ -32,7 +32,7 @@ setup(
         "torchvision>=0.15",
         "timm>=1.0",
         "numpy>=1.24",
-        "pillow>=10",
+        "pillow>=10.1",
         "scipy>=1.10",
         "opencv-python-headless>=4.8",
         "pycocotools>=2.0.7",

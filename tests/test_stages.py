@@ -31,12 +31,21 @@ def test_the_same_settings_reopen_a_folder(tmp_path):
 
 def test_other_settings_are_refused_by_name(tmp_path):
     folder = open_stage(tmp_path / "s", "masks", {"tau": 0.15, "nested": {"a": 1}})
+    (folder / "shard-000000.parquet").write_bytes(b"a result")
     with pytest.raises(StageMismatchError, match=r"settings\.tau: asked for 0\.2, the folder has 0\.15"):
         open_stage(folder, "masks", {"tau": 0.2, "nested": {"a": 1}})
     with pytest.raises(StageMismatchError, match=r"settings\.nested\.a: asked for 2"):
         open_stage(folder, "masks", {"tau": 0.15, "nested": {"a": 2}})
     with pytest.raises(StageMismatchError, match="stage: asked for 'clusters'"):
         open_stage(folder, "clusters", {"tau": 0.15, "nested": {"a": 1}})
+
+
+def test_a_run_that_failed_before_its_first_result_binds_nobody(tmp_path):
+    folder = open_stage(tmp_path / "s", "clusters", {"num_clusters": 500})
+    assert open_stage(folder, "clusters", {"num_clusters": 5}) == folder
+    (folder / "centroids.npy").write_bytes(b"a result")
+    with pytest.raises(StageMismatchError, match=r"asked for 7, the folder has 5"):
+        open_stage(folder, "clusters", {"num_clusters": 7})
 
 
 def test_a_strangers_folder_is_not_written_into(tmp_path):

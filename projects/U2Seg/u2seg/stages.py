@@ -102,7 +102,9 @@ def open_stage(directory: str | Path, stage: str, settings: dict) -> Path:
     if path.is_file():
         found = read_json(path)
         differences = list(_differences(wanted, {key: found.get(key) for key in wanted}))
-        if differences:
+        if differences and not _has_results(directory):  # a run that failed before its first result binds nobody
+            write_json(path, wanted)
+        elif differences:
             raise StageMismatchError(
                 f"{directory} was made with other settings:\n  "
                 + "\n  ".join(differences)
@@ -110,10 +112,14 @@ def open_stage(directory: str | Path, stage: str, settings: dict) -> Path:
             )
         remove_partial_files(directory)
         return directory
-    if directory.is_dir() and any(entry for entry in directory.iterdir() if not entry.name.startswith(".")):
+    if directory.is_dir() and _has_results(directory):
         raise StageMismatchError(f"{directory} is not empty and has no {MANIFEST}; choose another output folder")
     write_json(path, wanted)
     return directory
+
+
+def _has_results(directory: Path) -> bool:
+    return any(not entry.name.startswith(".") and entry.name != MANIFEST for entry in directory.iterdir())
 
 
 def close_stage(directory: str | Path, counts: dict) -> None:

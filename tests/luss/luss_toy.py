@@ -27,7 +27,7 @@ def picture(label: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarra
     y, x = np.mgrid[:SIZE, :SIZE] - centre[:, None, None]
     u, v = x * np.cos(angle) + y * np.sin(angle), -x * np.sin(angle) + y * np.cos(angle)
     inside = (u / radii[0]) ** 2 + (v / radii[1]) ** 2 < 1
-    light, dark = rng.uniform(0.6, 1, 3), rng.uniform(0, 0.4, 3)
+    light, dark = rng.uniform(0.45, 1, 3), rng.uniform(0, 0.55, 3)
     image = np.where(inside[..., None], np.where(texture(label)[..., None], light, dark), image)
     image = np.clip(image + rng.normal(0, 0.02, image.shape), 0, 1)
     ids = np.where(inside, label, 0)

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
-from u2seg.stages import open_stage, write_json
+from u2seg.stages import close_stage, is_complete, open_stage, write_json
 
 HEIGHT, WIDTH = 128, 160
 
@@ -240,8 +240,10 @@ def prepare_scenes(output: Path, train: int, val: int, seed: int, annotate_train
     """Renders both splits below ``output`` and returns it; a folder made with other settings is refused."""
     settings = {"train": train, "val": val, "seed": seed, "annotate_train": annotate_train}
     open_stage(output, "scenes", settings)
-    write_split(output, "train", train, seed, annotated=annotate_train)
-    write_split(output, "val", val, seed, annotated=True)
+    if not is_complete(output):
+        write_split(output, "train", train, seed, annotated=annotate_train)
+        write_split(output, "val", val, seed, annotated=True)
+        close_stage(output, {"train": train, "val": val})
     return output
 
 

@@ -88,6 +88,18 @@ def test_listing_is_sorted_deep_and_knows_what_is_a_picture(tmp_path):
     assert list_images(tmp_path) == ["a/1.png", "b/2.JPG", "c.webp", "e.jpeg"]
 
 
+def test_links_are_followed_once_and_dead_ones_are_listed(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.png").write_bytes(b"")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "linked").symlink_to(tmp_path / "real")
+    (tmp_path / "photos" / "loop").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos" / "dead.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    assert list_images(tmp_path / "photos") == ["dead.jpg", "linked/a.png"]
+    with pytest.raises(ImageReadError, match="no such file"):
+        read_image_rgb(tmp_path / "photos" / "dead.jpg")
+
+
 def test_a_folder_without_pictures_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no picture below"):
         list_images(tmp_path)
@@ -100,6 +112,12 @@ def test_ids_are_cocos_where_names_are_numbers():
     assert image_ids(["1.jpg", "x/001.jpg"]) == [1, 2]  # the same number twice
     assert image_ids(["12.jpg", "cat.jpg"]) == [1, 2]
     assert image_ids(["0.jpg", "5.jpg"]) == [1, 2]  # 0 is no id
+
+
+def test_png_names_are_unique_however_pictures_are_named():
+    names = ["a.jpg", "a.webp", "a.jpg.png", "b.PNG", "B.png"]
+    assert len({name.lower() for name in png_names(names)}) == len(names)
+    assert png_names(["x/a.jpg", "y/a.jpg"]) == ["x/a.png", "y/a.png"]
 
 
 def test_png_names_are_unique_even_for_twins():

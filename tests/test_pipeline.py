@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pycocotools.coco import COCO
 from u2seg.config import setup_cfg
 from u2seg.panoptic.files import read_panoptic_png
 from u2seg.pipeline import make_pseudo_labels
-from u2seg.stages import TooManyFailuresError
+from u2seg.stages import StageMismatchError, TooManyFailuresError
 
 TOOL = Path(__file__).parent.parent / "tools" / "make_pseudo_labels.py"
 OPTIONS = [
@@ -177,6 +178,8 @@ def test_too_many_failures_end_the_run_with_the_list(photos, cfg, tmp_path):
 
 
 def test_the_command_ends_non_zero_and_says_why(tmp_path, monkeypatch, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
     spec = importlib.util.spec_from_file_location("make_pseudo_labels", TOOL)
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
@@ -205,6 +208,44 @@ def test_a_stage_whose_input_is_missing_is_named(photos, cfg, tmp_path):
         make_pseudo_labels(cfg, photos, tmp_path, stages=["clusters"])
     with pytest.raises(ValueError, match=r"unknown stages \['mask'\]; choose from masks, clusters"):
         make_pseudo_labels(cfg, photos, tmp_path, stages=["mask"])
+
+
+def test_an_output_among_the_pictures_and_a_strangers_manifest_are_refused(photos, cfg, tmp_path):
+    with pytest.raises(ValueError, match="lies in the picture folder"):
+        make_pseudo_labels(cfg, photos, photos / "labels")
+    (tmp_path / "manifest.json").write_text('{"mine": 1}')
+    with pytest.raises(StageMismatchError, match="not written by this command"):
+        make_pseudo_labels(cfg, photos, tmp_path)
+    assert (tmp_path / "manifest.json").read_text() == '{"mine": 1}'
+
+
+def test_a_picture_replaced_under_its_name_is_noticed(photos, cfg, tmp_path):
+    copy = tmp_path / "photos"
+    shutil.copytree(photos, copy)
+    make_pseudo_labels(cfg, copy, tmp_path / "labels", stages=["masks"], max_failures=0.5)
+    Image.fromarray(draw_photo(99, (50, 70))).save(copy / "a.jpg")
+    with pytest.raises(StageMismatchError, match="PICTURES.digest"):
+        make_pseudo_labels(cfg, copy, tmp_path / "labels", stages=["masks"], max_failures=0.5)
+
+
+def test_other_features_are_refused_by_a_finished_semantic_stage(labels, photos):
+    cfg = setup_cfg("quick_schedules/scenes.yaml", [*OPTIONS, "FEATURES.NAME", "RawPixels"])
+    with pytest.raises(
+        StageMismatchError, match="features.NAME: asked for 'RawPixels', the folder has 'HandmadeDescriptor'"
+    ):
+        make_pseudo_labels(cfg, photos, labels, stages=["semantics"])
+
+
+def test_a_name_that_is_no_utf8_is_recorded(photos, cfg, tmp_path):
+    copy = tmp_path / "photos"
+    shutil.copytree(photos, copy)
+    try:
+        os.rename(os.fsencode(copy / "b.jpg"), os.fsencode(copy) + b"/\xe9.jpg")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    output = make_pseudo_labels(cfg, copy, tmp_path / "labels", max_failures=0.5)
+    failures = {row["file_name"]: row["reason"] for row in json.loads((output / "failures.json").read_text())}
+    assert failures["\\udce9.jpg"] == "its name is not UTF-8; rename it"
 
 
 def test_stages_can_be_run_one_by_one(labels, photos, cfg, tmp_path):

@@ -12,7 +12,7 @@ import sys
 
 from u2seg.config import setup_cfg
 from u2seg.pipeline import STAGES, make_pseudo_labels
-from u2seg.stages import StageMismatchError, TooManyFailuresError
+from u2seg.stages import FAILURES, TooManyFailuresError, read_json
 
 
 def main() -> int:
@@ -35,10 +35,14 @@ def main() -> int:
         cfg = setup_cfg(args.config_file, args.opts)
         cfg.freeze()
         output = make_pseudo_labels(cfg, args.images, args.output, stages=args.stages, max_failures=args.max_failures)
-    except (FileNotFoundError, KeyError, ValueError, StageMismatchError, TooManyFailuresError) as error:
-        print(f"error: {error.args[0] if error.args else error}", file=sys.stderr)
+    except KeyError as error:
+        print(f"error: {error.args[0]}", file=sys.stderr)  # str() of a KeyError is its message in quotes
         return 1
-    print(f"labels in {output}")
+    except (OSError, ValueError, TooManyFailuresError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    failures = read_json(output / FAILURES) if (output / FAILURES).is_file() else []
+    print(f"labels in {output}; {len(failures)} pictures could not be read ({output / FAILURES})")
     return 0
 
 

@@ -68,10 +68,12 @@ def run_chain(
     """
     folders = ChainFolders(Path(output))
     cfg = setup_cfg(config_file, opts)
+    training_opts = [*opts, *_training_set_options(cfg, images, folders)]
+    setup_cfg(config_file, training_opts)  # an error in these should not wait until the labels are made
     with _timed(folders, "labels"):
         make_pseudo_labels(cfg, images, folders.labels)
     with _timed(folders, "training and scoring"):
-        train(config_file, folders.model, [*opts, *_training_set_options(cfg, images, folders)], num_gpus)
+        train(config_file, folders.model, training_opts, num_gpus)
     if cfg.DATASETS.TEST:
         scores = folders.model / "inference" / cfg.DATASETS.TEST[0] / METRICS
         write_json(folders.root / METRICS, read_json(scores))
@@ -109,7 +111,7 @@ def label_test_pictures(config_file: str, folders: ChainFolders, opts: Sequence[
 
     centroids = []
     for section, stage in (("CLUSTERS", "clusters"), ("SEMANTICS", "semantics")):
-        centroids += [f"{section}.CENTROIDS", str(folders.labels / stage / "centroids.npy")]
+        centroids += [f"{section}.CENTROIDS", repr(str(folders.labels / stage / "centroids.npy"))]
     cfg = setup_cfg(config_file, [*opts, *centroids])
     register_datasets(cfg.DATASETS.BY_PATH, list(cfg.DATASETS.TEST[:1]))
     truth = MetadataCatalog.get(cfg.DATASETS.TEST[0])
@@ -131,7 +133,8 @@ def _training_set_options(cfg, images: str | Path, folders: ChainFolders) -> lis
             f"DATASETS.TRAIN must begin with a data set of DATASETS.BY_PATH with FORMAT: pseudo_labels, got {cfg.DATASETS.TRAIN}"
         )
     key = f"DATASETS.BY_PATH.{name}"
-    return [f"{key}.ROOT", str(folders.labels), f"{key}.IMAGES", str(images)]
+    # Quoted, since a folder called 2024 is no number.
+    return [f"{key}.ROOT", repr(str(folders.labels)), f"{key}.IMAGES", repr(str(images))]
 
 
 @contextmanager

@@ -54,18 +54,21 @@ def write_chain_report(
         num_rows: pictures of the test set shown, evenly spaced; half as many of the training pictures.
     """
     folders = ChainFolders(Path(output))
-    cfg = setup_cfg(config_file, [*opts, "MODEL.WEIGHTS", str(folders.model / "model_final.pth")])
-    test_set = cfg.DATASETS.TEST[0]
-    label_map = folders.model / "inference" / test_set / f"label_map_{PROTOCOL}.json"
+    cfg = setup_cfg(config_file, [*opts, "MODEL.WEIGHTS", repr(str(folders.model / "model_final.pth"))])
+    tables, label_map = [], None
+    if cfg.DATASETS.TEST:  # without ground truth there are no scores, and clusters keep their numbers
+        test_set = cfg.DATASETS.TEST[0]
+        label_map = folders.model / "inference" / test_set / f"label_map_{PROTOCOL}.json"
+        tables = [comparison_table(folders, test_set, upper_bound), _full_table(folders, test_set)]
     predictor = Predictor(cfg, label_map=label_map)
     return write_report(
         folders.report,
         title=title,
         summary=summary,
         facts={f"seconds for {step}": seconds for step, seconds in read_json(folders.root / TIMES).items()},
-        tables=[comparison_table(folders, test_set, upper_bound), _full_table(folders, test_set)],
+        tables=tables,
         curves=training_curves(folders.model / CURVES),
-        rows=_rows(cfg, predictor, Path(images), folders, num_rows),
+        rows=_rows(cfg.DATASETS.TEST, predictor, Path(images), folders, num_rows),
     )
 
 
@@ -101,41 +104,45 @@ def _full_table(folders: ChainFolders, test_set: str) -> Table:
     )
 
 
-def _rows(cfg, predictor: Predictor, images: Path, folders: ChainFolders, num_rows: int) -> Iterator[Row]:
+def _rows(
+    test_sets: Sequence[str], predictor: Predictor, images: Path, folders: ChainFolders, num_rows: int
+) -> Iterator[Row]:
+    if test_sets:
+        yield from _test_rows(test_sets[0], predictor, folders, num_rows)
+    labels = load_panoptic_labels(folders.labels, images)
+    for annotation in evenly_spaced(labels.annotations, num_rows // 2 if test_sets else num_rows):
+        image_rgb, _ = labels.read(annotation)
+        yield Row(
+            f"training picture {labels.file_names[annotation['image_id']]}",
+            {
+                "picture": image_rgb,
+                "pseudo-label": _draw_labels(labels, annotation, predictor),
+                "prediction": predictor.draw(image_rgb, predictor(image_rgb)),
+            },
+        )
+
+
+def _test_rows(test_set: str, predictor: Predictor, folders: ChainFolders, num_rows: int) -> Iterator[Row]:
     from detectron2.data import MetadataCatalog
 
-    truth_set = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+    truth_set = MetadataCatalog.get(test_set)
     truth = load_panoptic_labels(truth_set.panoptic_json, truth_set.image_root)
-    test_labels = load_panoptic_labels(folders.test_labels, truth_set.image_root)
+    labels = load_panoptic_labels(folders.test_labels, truth_set.image_root)
+    # By file name: a ground truth numbers its pictures as it likes.
+    label_of = {labels.file_names[annotation["image_id"]]: annotation for annotation in labels.annotations}
     for annotation in evenly_spaced(truth.annotations, num_rows):
+        name = truth.file_names[annotation["image_id"]]
         image_rgb, truth_map = truth.read(annotation)
-        yield Row(
-            f"test picture {truth.file_names[annotation['image_id']]}",
-            {
-                "picture": image_rgb,
-                "pseudo-label": _draw_labels(test_labels, annotation["image_id"], predictor),
-                "prediction": predictor.draw(image_rgb, predictor(image_rgb)),
-                "ground truth": _draw(image_rgb, truth_map, annotation, truth),
-            },
-        )
-    train_labels = load_panoptic_labels(folders.labels, images)
-    for annotation in evenly_spaced(train_labels.annotations, num_rows // 2):
-        image_rgb, _ = train_labels.read(annotation)
-        yield Row(
-            f"training picture {train_labels.file_names[annotation['image_id']]}",
-            {
-                "picture": image_rgb,
-                "pseudo-label": _draw_labels(train_labels, annotation["image_id"], predictor),
-                "prediction": predictor.draw(image_rgb, predictor(image_rgb)),
-            },
-        )
+        pictures = {"picture": image_rgb}
+        if name in label_of:
+            pictures["pseudo-label"] = _draw_labels(labels, label_of[name], predictor)
+        pictures["prediction"] = predictor.draw(image_rgb, predictor(image_rgb))
+        pictures["ground truth"] = _draw(image_rgb, truth_map, annotation, truth)
+        yield Row(f"test picture {name}", pictures)
 
 
-def _draw_labels(labels: PanopticLabels, image_id: int, predictor: Predictor) -> np.ndarray:
+def _draw_labels(labels: PanopticLabels, annotation: dict, predictor: Predictor) -> np.ndarray:
     """Returns a picture with its pseudo-labels, clusters named and coloured as the predictor does."""
-    annotation = next((row for row in labels.annotations if row["image_id"] == image_id), None)
-    if annotation is None:
-        raise ValueError(f"no labels for picture {image_id} in {labels.png_folder}")
     image_rgb, panoptic_map = labels.read(annotation)
     segments = contiguous_segments(annotation["segments_info"], labels.space)
     return predictor.draw_segments(image_rgb, panoptic_map, segments)

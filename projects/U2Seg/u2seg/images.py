@@ -1,6 +1,8 @@
 """Finding and reading the user's photos: the only code that opens them, so that every stage and loader sees the same pixels."""
 
+import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -24,13 +26,28 @@ def list_images(root: str | Path) -> list[str]:
         raise FileNotFoundError(
             f"{root} is not a folder; expected one that holds pictures ({', '.join(IMAGE_SUFFIXES)})"
         )
-    files = [
-        path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-    ]
-    names = sorted(file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts))
+    names = sorted(
+        (Path(folder) / file).relative_to(root).as_posix()
+        for folder, files in _visible_folders(root)
+        for file in files
+        if not file.startswith(".") and Path(file).suffix.lower() in IMAGE_SUFFIXES
+    )
     if not names:
         raise FileNotFoundError(f"no picture below {root}; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
     return names
+
+
+def _visible_folders(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yields (folder, its files) for every folder that is not hidden; links are followed, each folder is visited once."""
+    visited = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:
+            subfolders.clear()
+            continue
+        visited.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield folder, files
 
 
 def image_ids(names: list[str]) -> list[int]:
@@ -49,9 +66,29 @@ def image_ids(names: list[str]) -> list[int]:
 
 def png_names(names: list[str]) -> list[str]:
     """Returns a PNG name for each picture, in the same folders; pictures that differ only in their suffix keep it in the name."""
-    stems = [str(PurePosixPath(name).with_suffix("")) for name in names]
-    counts = Counter(stem.lower() for stem in stems)  # lower case: some file systems do not tell A.png from a.png
-    return [f"{stem if counts[stem.lower()] == 1 else name}.png" for stem, name in zip(stems, names)]
+    short = [str(PurePosixPath(name).with_suffix("")) for name in names]
+    counts = Counter(stem.lower() for stem in short)  # lower case: some file systems do not tell A.png from a.png
+    chosen = [stem if counts[stem.lower()] == 1 else name for stem, name in zip(short, names)]
+    counts = Counter(name.lower() for name in chosen)
+    if (
+        max(counts.values(), default=1) > 1
+    ):  # a.jpg.png beside the twins a.jpg and a.webp: full names never clash but by case
+        chosen = names
+        counts = Counter(name.lower() for name in chosen)
+    return [
+        f"{name}.png" if counts[name.lower()] == 1 else f"{name}.{number}.png"
+        for number, name in enumerate(chosen, start=1)
+    ]
+
+
+def read_listed_image(root: str | Path, name: str) -> np.ndarray:
+    """Returns the picture that ``list_images`` called ``name``; as :func:`read_image_rgb`, but the error names it."""
+    try:
+        return read_image_rgb(Path(root) / name)
+    except ImageReadError as error:
+        raise ImageReadError(
+            f"{name} was readable when masks were made and is not now: {error}. Put it back or start with a new output folder."
+        ) from error
 
 
 def read_image_rgb(path: str | Path) -> np.ndarray:

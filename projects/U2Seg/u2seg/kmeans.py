@@ -98,7 +98,7 @@ def _run(vectors: np.ndarray, num_clusters: int, num_iterations: int, rng: np.ra
         centroids = _means(vectors, labels, centroids)
         empty = np.flatnonzero(counts == 0)
         if len(empty):
-            # The farthest vectors, each from a cluster of its own where possible, found new clusters.
+            # The vectors that lie farthest from their centroids found new clusters.
             centroids[empty] = vectors[np.argsort(-distances, kind="stable")[: len(empty)]]
     labels, distances = assign(vectors, centroids)
     counts = np.bincount(labels, minlength=num_clusters)

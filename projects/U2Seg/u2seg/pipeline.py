@@ -7,7 +7,15 @@ from u2seg.clusters.stage import make_clusters
 from u2seg.masks import make_masks
 from u2seg.panoptic.stage import make_panoptic_labels
 from u2seg.semantics.stage import make_semantics
-from u2seg.stages import FAILURES, MANIFEST, is_complete, read_json, remove_partial_files, write_json
+from u2seg.stages import (
+    FAILURES,
+    MANIFEST,
+    StageMismatchError,
+    is_complete,
+    read_json,
+    remove_partial_files,
+    write_json,
+)
 from u2seg.version import __version__
 
 STAGES = ("masks", "clusters", "semantics", "panoptic")
@@ -26,7 +34,7 @@ def make_pseudo_labels(
         max_failures: largest share, 0..1, of photos that may be unreadable; ``MASKS.MAX_FAILURES`` if None.
 
     Raises:
-        ValueError: an unknown stage.
+        ValueError: an unknown stage, or ``output`` lies in ``images``.
         FileNotFoundError: a stage was asked for whose input is not there.
         u2seg.stages.StageMismatchError: ``output`` was made with other settings.
         u2seg.stages.TooManyFailuresError: too many photos could not be read.
@@ -35,12 +43,20 @@ def make_pseudo_labels(
     if unknown:
         raise ValueError(f"unknown stages {unknown}; choose from {', '.join(STAGES)}")
     images, output = Path(images), Path(output)
+    if output.resolve().is_relative_to(images.resolve()):
+        raise ValueError(
+            f"the output folder {output} lies in the picture folder {images}; its pictures would be taken for photos"
+        )
+    _check_root(output)
     masks, clusters, semantics, panoptic = (output / stage for stage in STAGES)
     remove_partial_files(output)
 
     if "masks" in stages:
-        make_masks(cfg, images, masks, max_failures=max_failures)
-        write_json(output / FAILURES, read_json(masks / FAILURES))
+        try:
+            make_masks(cfg, images, masks, max_failures=max_failures)
+        finally:
+            if (masks / FAILURES).is_file():
+                write_json(output / FAILURES, read_json(masks / FAILURES))
     if "clusters" in stages:
         _require(masks, for_stage="clusters")
         make_clusters(cfg, images, masks, clusters)
@@ -53,6 +69,13 @@ def make_pseudo_labels(
         make_panoptic_labels(cfg, masks, clusters, semantics, panoptic)
     _write_summary(output)
     return output
+
+
+def _check_root(output: Path) -> None:
+    """Refuses a folder whose manifest is somebody else's, which the summary would overwrite."""
+    path = output / MANIFEST
+    if path.is_file() and "stages" not in read_json(path):
+        raise StageMismatchError(f"{path} was not written by this command; choose another output folder")
 
 
 def _require(folder: Path, for_stage: str) -> None:

@@ -135,9 +135,9 @@ def is_complete(directory: str | Path) -> bool:
 
 
 def settings_digest(directory: str | Path) -> str:
-    """Returns a digest of what made a stage's folder, for the manifests of the stages that build on it."""
+    """Returns a digest of what made a finished stage's folder and of what came out, for the stages that build on it."""
     manifest = read_json(Path(directory) / MANIFEST)
-    made_by = {key: manifest[key] for key in ("stage", "version", "settings")}
+    made_by = {key: manifest.get(key) for key in ("stage", "version", "settings", "counts")}
     return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -148,7 +148,7 @@ def file_digest(path: str | Path) -> str:
 
 def list_digest(names: list[str]) -> str:
     """Returns a digest of a list of names, for a manifest that should notice added or removed pictures."""
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(names).encode(errors="backslashreplace")).hexdigest()[:16]
 
 
 def shard_path(directory: str | Path, index: int, suffix: str = ".parquet") -> Path:
@@ -177,7 +177,8 @@ def report_failures(directory: str | Path, failures: list[Failure], total: int, 
         more = f"\n  ... and {len(rows) - 20} more" if len(rows) > 20 else ""
         raise TooManyFailuresError(
             f"{len(rows)} of {total} pictures could not be read, more than the {max_share:.1%} allowed "
-            f"(--max-failures):\n  {listing}{more}\nThe list is in {path}. What was made is kept; repair or remove them and run again."
+            f"(--max-failures):\n  {listing}{more}\nThe list is in {path}. What was made is kept: "
+            "run again with a larger --max-failures to go on without them, or repair or remove them and use a new output folder."
         )
 
 

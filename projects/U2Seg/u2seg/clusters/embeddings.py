@@ -9,7 +9,7 @@ from detectron2.utils.registry import Registry
 from pycocotools import mask as mask_utils
 
 from u2seg.features import build_feature_extractor
-from u2seg.images import read_image_rgb
+from u2seg.images import read_listed_image
 from u2seg.masks.records import ImageMasks
 from u2seg.stages import atomic_path, list_digest
 
@@ -70,7 +70,7 @@ def masked_crop(cfg, images: Path, output: Path) -> Embedding:
         for record in records:
             if not record.rle_counts:
                 continue
-            image_rgb = read_image_rgb(images / record.file_name)
+            image_rgb = read_listed_image(images, record.file_name)
             for rle in record.rles():
                 crops.append(extractor.preprocess(crop_on_white(image_rgb, mask_utils.decode(rle).astype(bool))))
                 if len(crops) == cfg.FEATURES.BATCH_SIZE:
@@ -85,7 +85,8 @@ def _cached(embed: Embedding, folder: Path) -> Embedding:
     """Returns ``embed`` with its results kept on disk: the vectors are needed twice, and a killed run should not lose them."""
 
     def cached(records: list[ImageMasks]) -> np.ndarray:
-        path = folder / f"{list_digest([record.file_name for record in records])}.npy"
+        keys = [f"{record.file_name}\t{[counts.hex() for counts in record.rle_counts]}" for record in records]
+        path = folder / f"{list_digest(keys)}.npy"
         if not path.is_file():
             vectors = embed(records)
             with atomic_path(path) as temporary:

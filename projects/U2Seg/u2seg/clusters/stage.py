@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from u2seg.features import feature_settings
 from u2seg.kmeans import assign, kmeans, l2_normalize
 from u2seg.masks.records import ImageMasks, read_shard
 from u2seg.registry import get_registered
@@ -48,6 +49,7 @@ def make_clusters(cfg, images: Path, masks: Path, output: Path) -> Path:
         "max_training_samples": cfg.CLUSTERS.MAX_TRAINING_SAMPLES,
         "seed": cfg.CLUSTERS.SEED,
         "centroids": cfg.CLUSTERS.CENTROIDS and file_digest(cfg.CLUSTERS.CENTROIDS),
+        "features": feature_settings(cfg),
         "masks": settings_digest(masks),
     }
     open_stage(output, "clusters", settings)

@@ -4,6 +4,7 @@ from u2seg.features.base import (
     FEATURE_EXTRACTOR_REGISTRY,
     FeatureExtractor,
     build_feature_extractor,
+    feature_settings,
     resolve_device,
 )
 from u2seg.features.handmade import HandmadeDescriptor
@@ -17,5 +18,6 @@ __all__ = [
     "ResNetFeatures",
     "TimmViT",
     "build_feature_extractor",
+    "feature_settings",
     "resolve_device",
 ]

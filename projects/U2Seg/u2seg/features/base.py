@@ -1,5 +1,7 @@
 """The one interface of all feature extractors."""
 
+import json
+
 import numpy as np
 import torch
 from detectron2.utils.registry import Registry
@@ -61,6 +63,12 @@ def build_feature_extractor(cfg) -> FeatureExtractor:
     """
     extractor = get_registered(FEATURE_EXTRACTOR_REGISTRY, cfg.FEATURES.NAME, "FEATURES.NAME")(cfg)
     return extractor.eval().requires_grad_(False).to(resolve_device(cfg.FEATURES.DEVICE))
+
+
+def feature_settings(cfg) -> dict:
+    """Returns the settings on which features depend, for the manifests of stages: all of ``FEATURES`` but how the work is done."""
+    values = json.loads(json.dumps(cfg.FEATURES))
+    return {key: value for key, value in values.items() if key not in ("BATCH_SIZE", "DEVICE")}
 
 
 def resolve_device(name: str) -> torch.device:

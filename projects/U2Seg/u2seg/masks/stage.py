@@ -18,7 +18,16 @@ from u2seg.images import ImageReadError, image_ids, list_images, read_image_rgb
 from u2seg.masks.base import MaskRefinement, PatchMasks, build_mask_generator, build_mask_refinement
 from u2seg.masks.records import ImageMasks, failures_of, iter_records, write_shard
 from u2seg.masks.refinement import fill_holes, mask_iou, resize_mask, upsample_nearest, without_overlaps
-from u2seg.stages import close_stage, is_complete, list_digest, open_stage, report_failures, shard_path, shard_slices
+from u2seg.stages import (
+    close_stage,
+    file_digest,
+    is_complete,
+    list_digest,
+    open_stage,
+    report_failures,
+    shard_path,
+    shard_slices,
+)
 
 # Keys that say how the work is done, not what comes out; a run may go on with other ones.
 _NOT_IN_MANIFEST = {"FEATURES": ("BATCH_SIZE", "DEVICE"), "MASKS": ("NUM_WORKERS", "MAX_FAILURES", "NUM_THREADS")}
@@ -44,7 +53,7 @@ def make_masks(cfg, images: str | Path, output: str | Path, *, max_failures: flo
         TooManyFailuresError: at the end, when everything readable has been written.
     """
     names = list_images(images)
-    output = open_stage(output, "masks", _settings(cfg, names))
+    output = open_stage(output, "masks", _settings(cfg, Path(images), names))
     max_failures = cfg.MASKS.MAX_FAILURES if max_failures is None else max_failures
     if not is_complete(output):
         slices = shard_slices(len(names), cfg.MASKS.SHARD_SIZE)
@@ -56,8 +65,11 @@ def make_masks(cfg, images: str | Path, output: str | Path, *, max_failures: flo
     return output
 
 
-def _settings(cfg, names: list[str]) -> dict:
-    settings = {"PICTURES": {"count": len(names), "digest": list_digest(names)}}
+def _settings(cfg, images: Path, names: list[str]) -> dict:
+    # Sizes, so that another picture under the same name is noticed; a link that leads nowhere has none.
+    sizes = [path.stat().st_size if path.is_file() else -1 for path in (images / name for name in names)]
+    entries = [f"{name}\t{size}" for name, size in zip(names, sizes)]
+    settings = {"PICTURES": {"count": len(names), "digest": list_digest(entries)}}
     for section, left_out in _NOT_IN_MANIFEST.items():
         values = json.loads(json.dumps(cfg[section]))
         settings[section] = {key: value for key, value in values.items() if key not in left_out}
@@ -70,7 +82,8 @@ def _counts(output: Path) -> dict:
         num_images += 1
         num_masks += len(record.rle_counts)
         num_failures += record.error is not None
-    return {"images": num_images, "masks": num_masks, "failures": num_failures}
+    contents = list_digest([file_digest(path) for path in sorted(output.glob("shard-*.parquet"))])
+    return {"images": num_images, "masks": num_masks, "failures": num_failures, "contents": contents}
 
 
 def _make_shards(cfg, images: Path, names: list[str], output: Path, slices: list[slice], missing: list[int]) -> None:
@@ -127,6 +140,9 @@ class _Pictures(Dataset):
     def __getitem__(self, index: int) -> _Picture:
         shard, position = self._positions[index]
         image_id, name = self._ids[position], self._names[position]
+        printable = name.encode(errors="backslashreplace").decode()
+        if printable != name:  # bytes that are no UTF-8, which no JSON or Parquet can name
+            return _Picture(shard, ImageMasks(image_id, printable, error="its name is not UTF-8; rename it"))
         try:
             image_rgb = read_image_rgb(self._root / name)
         except ImageReadError as error:

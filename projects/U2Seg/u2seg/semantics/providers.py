@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from u2seg.clusters.stage import load_centroids
 from u2seg.features import build_feature_extractor, resolve_device
-from u2seg.images import png_names, read_image_rgb
+from u2seg.images import png_names, read_listed_image
 from u2seg.kmeans import kmeans
 from u2seg.label_space import IGNORE_LABEL
 from u2seg.masks.records import ImageMasks, iter_shards
@@ -55,8 +55,10 @@ class PatchKMeans:
 
     def _find_centroids(self) -> np.ndarray:
         settings = self._settings
+        pictures = sum(len(records) for records in iter_shards(self._masks))
+        limit = min(settings.PATCHES_PER_IMAGE, -(-settings.MAX_TRAINING_SAMPLES // max(pictures, 1)))
         samples = [
-            self._sample(record, features)
+            self._sample(record, features, limit)
             for records in tqdm(iter_shards(self._masks), desc="sampling patches", unit="shards")
             for record, _, features in self._features(records)
         ]
@@ -89,12 +91,12 @@ class PatchKMeans:
         readable = [record for record in records if record.error is None]
         for start in range(0, len(readable), self._batch_size):
             batch = readable[start : start + self._batch_size]
-            pictures = [read_image_rgb(self._images / record.file_name) for record in batch]
+            pictures = [read_listed_image(self._images, record.file_name) for record in batch]
             inputs = torch.stack([self._extractor.preprocess(picture) for picture in pictures])
             yield from zip(batch, pictures, self._extractor(inputs.to(self._device)))
 
-    def _sample(self, record: ImageMasks, features: Tensor) -> np.ndarray:
-        """Returns at most PATCHES_PER_IMAGE of a picture's patches, float32 (n, C), where wanted only those under no mask."""
+    def _sample(self, record: ImageMasks, features: Tensor, limit: int) -> np.ndarray:
+        """Returns at most ``limit`` of a picture's patches, float32 (n, C), where wanted only those under no mask."""
         rows, columns = features.shape[1:]
         free = np.ones(rows * columns, bool)
         if self._settings.SKIP_MASKED and record.rle_counts:
@@ -104,7 +106,7 @@ class PatchKMeans:
             free = uncovered if uncovered.any() else free
         rng = np.random.default_rng([self._settings.SEED, record.image_id])
         candidates = np.flatnonzero(free)
-        chosen = rng.choice(candidates, min(len(candidates), self._settings.PATCHES_PER_IMAGE), replace=False)
+        chosen = rng.choice(candidates, min(len(candidates), limit), replace=False)
         return features.flatten(1).T[torch.from_numpy(np.sort(chosen))].float().cpu().numpy()
 
 

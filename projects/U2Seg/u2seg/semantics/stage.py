@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from u2seg.features import feature_settings
 from u2seg.label_space import MAX_STUFF
 from u2seg.masks.records import iter_shards
 from u2seg.registry import get_registered
@@ -28,6 +29,7 @@ def make_semantics(cfg, images: Path, masks: Path, output: Path) -> Path:
     make_provider = get_registered(SEMANTIC_PROVIDER_REGISTRY, cfg.SEMANTICS.PROVIDER, "SEMANTICS.PROVIDER")
     settings = {key.lower(): value for key, value in cfg.SEMANTICS.items()}
     settings["centroids"] = cfg.SEMANTICS.CENTROIDS and file_digest(cfg.SEMANTICS.CENTROIDS)
+    settings["features"] = feature_settings(cfg)
     open_stage(output, "semantics", {**settings, "masks": settings_digest(masks)})
     if is_complete(output):
         return output

@@ -189,7 +189,7 @@ def test_the_command_ends_non_zero_and_says_why(tmp_path, monkeypatch, capsys):
             "--config-file",
             "quick_schedules/scenes.yaml",
             "--images",
-            str(tmp_path),
+            str(photos),
             "--output",
             str(tmp_path / "o"),
         ]

@@ -50,7 +50,7 @@ def test_dilation_adds_features_between_and_changes_none(build):
         dilate_to_stride(backbone, "res5", own // 4)
         dense = backbone(pictures)["res5"]
     assert dense.shape[2:] == (64 // (own // 4), 96 // (own // 4))
-    torch.testing.assert_close(dense[:, :, ::4, ::4], plain, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(dense[:, :, ::4, ::4], plain, atol=5e-4, rtol=1e-3)  # float32, sums in another order
 
 
 def test_impossible_strides_are_refused():

@@ -1,0 +1,62 @@
+"""The whole chain in one call, tiny: with ground truth for scoring, and without any."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from u2seg.chain import run_chain
+from u2seg.chain_report import write_chain_report
+from u2seg.stages import read_json
+
+RENDER = Path(__file__).parent.parent / "datasets" / "prepare_scenes.py"
+CONFIG = "quick_schedules/scenes.yaml"
+TINY = [
+    *(
+        "MASKS.NUM_WORKERS",
+        "0",
+        "CLUSTERS.NUM_CLUSTERS",
+        "3",
+        "CLUSTERS.NUM_RESTARTS",
+        "1",
+        "SEMANTICS.NUM_CLUSTERS",
+        "3",
+    ),
+    *("MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "2"),
+]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "2024"  # a folder whose name is a number stays a folder
+    command = [sys.executable, str(RENDER), "--output", str(root), "--train", "4", "--val", "3"]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return root
+
+
+def test_photos_without_any_ground_truth_give_labels_a_model_and_a_page(scenes, tmp_path, monkeypatch):
+    monkeypatch.chdir(scenes.parent)
+    opts = [*TINY, "DATASETS.TEST", "()"]
+    folders = run_chain(CONFIG, "2024/train", tmp_path / "run", opts=opts)
+    page = write_chain_report(CONFIG, "2024/train", tmp_path / "run", title="t", summary="s", opts=opts, num_rows=2)
+    html = page.read_text()
+    assert html.count("training picture") >= 2 and "test picture" not in html and "ground truth" not in html
+    assert (folders.model / "model_final.pth").is_file() and not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_with_ground_truth_there_are_scores_of_the_model_and_of_its_labels(scenes, tmp_path):
+    opts = [*TINY, "DATASETS.BY_PATH.scenes_val.ROOT", str(scenes)]
+    folders = run_chain(CONFIG, scenes / "train", tmp_path / "run", opts=opts)
+    metrics = read_json(folders.root / "metrics.json")
+    assert metrics.keys() == {"panoptic", "instance", "semantic"}
+    numbers = [v for task in metrics.values() for protocol in task.values() for v in protocol.values()]
+    assert numbers and all(0 <= value <= 100 for value in numbers)
+    page = write_chain_report(CONFIG, scenes / "train", tmp_path / "run", title="t", summary="s", opts=opts, num_rows=2)
+    html = page.read_text()
+    assert "pseudo-labels of the same pictures" in html and html.count("test picture") >= 2
+
+
+def test_a_configuration_without_pseudo_labels_fails_before_any_work(scenes, tmp_path):
+    with pytest.raises(ValueError, match="must begin with a data set .* FORMAT: pseudo_labels"):
+        run_chain("quick_schedules/scenes_supervised.yaml", scenes / "train", tmp_path / "run")
+    assert not (tmp_path / "run").exists()

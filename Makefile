@@ -25,7 +25,7 @@ lint: $(STAMP)
 	$(PY) -m ruff format --check .
 
 lock:
-	uv pip compile --universal --python-version 3.10 --no-annotate --no-header --no-emit-index-url requirements.in -o requirements.lock
+	uv pip compile --universal --python-version 3.10 --no-annotate --no-header requirements.in -o requirements.lock
 
 clean:
 	rm -rf output build .pytest_cache .ruff_cache

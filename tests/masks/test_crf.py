@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from u2seg.images import list_images, read_image_rgb
 from u2seg.masks import MASKCUT_CRF, STEGO_CRF, CRFSettings, DenseCRF, dense_crf
-from u2seg.masks.permutohedral import PermutohedralLattice, _HashIndex
+from u2seg.masks.permutohedral import PermutohedralLattice
 
 COCO_MINI = Path(__file__).parents[3] / "shared" / "data" / "coco_mini" / "train2017"
 
@@ -67,14 +67,48 @@ def test_features_too_far_apart_have_a_clear_error():
         PermutohedralLattice(torch.tensor([[0.0] * 5, [1e5] * 5]))
 
 
-@given(st.sets(st.integers(0, 2**40), min_size=1, max_size=300), st.lists(st.integers(0, 2**40), max_size=50))
-@settings(max_examples=50, deadline=None)
-def test_hash_index_finds_what_is_there_and_nothing_else(keys, others):
-    keys = sorted(keys)
-    queries = keys + others + [key + 1 for key in keys]
-    found = _HashIndex(torch.tensor(keys)).find(torch.tensor(queries)).tolist()
-    positions = {key: index for index, key in enumerate(keys)}
-    assert found == [positions.get(query, len(keys)) for query in queries]
+def slow_filter(points, values):
+    """Adams et al., figure 2, one point and one vertex at a time, vertices in a dictionary by their coordinates."""
+    n, d = points.shape
+    vertices, corners = {}, []
+    for point in points.astype(np.float64):
+        scaled = [point[i] * (d + 1) * np.sqrt(2 / 3) / np.sqrt((i + 1) * (i + 2)) for i in range(d)]
+        elevated = np.array([sum(scaled[i:]) - (i * scaled[i - 1] if i else 0) for i in range(d + 1)])
+        base = (d + 1) * np.rint(elevated / (d + 1))
+        for _ in range(int(abs(base.sum())) // (d + 1)):  # back to the hyperplane, the furthest rounded first
+            distance = elevated - base
+            base[distance.argmin() if base.sum() > 0 else distance.argmax()] -= (d + 1) * np.sign(base.sum())
+        order = np.argsort(-(elevated - base), kind="stable")
+        sorted_distance = (elevated - base)[order] / (d + 1)
+        weights = [1 + sorted_distance[-1] - sorted_distance[0]] + [
+            sorted_distance[d - k] - sorted_distance[d + 1 - k] for k in range(1, d + 1)
+        ]
+        own = []
+        for remainder in range(d + 1):
+            vertex = base + remainder
+            vertex[order[d + 1 - remainder :]] -= d + 1
+            own.append((tuple(vertex.astype(int)), weights[remainder]))
+        corners.append(own)
+    for own, value in zip(corners, values):
+        for vertex, weight in own:
+            vertices[vertex] = vertices.get(vertex, 0) + weight * value
+    for axis in range(d + 1):
+        step = np.ones(d + 1, int)
+        step[axis] = -d
+        near = lambda vertex, sign: vertices.get(tuple(np.array(vertex) + sign * step), 0)  # noqa: E731
+        vertices = {vertex: value + (near(vertex, 1) + near(vertex, -1)) / 2 for vertex, value in vertices.items()}
+    return np.array([sum(weight * vertices[vertex] for vertex, weight in own) for own in corners]) / (1 + 2.0**-d)
+
+
+@given(dims=st.integers(1, 5), count=st.integers(1, 40), columns=st.integers(1, 9), seed=st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_lattice_equals_a_slow_one(dims, count, columns, seed):
+    # Within half a standard deviation to several: vertices with all their neighbours, and with none.
+    rng = np.random.default_rng(seed)
+    points = rng.normal(0, rng.choice([0.5, 2, 8]), (count, dims)).astype(np.float32)
+    values = rng.normal(0, 1, (count, columns)).astype(np.float32)
+    got = PermutohedralLattice(torch.from_numpy(points)).filter(torch.from_numpy(values)).numpy()
+    assert np.abs(got - slow_filter(points, values)).max() < 1e-4
 
 
 def test_marginals_move_to_the_edge_of_the_picture():

@@ -4,11 +4,15 @@ Source: Adams, Baek and Davis, Fast High-Dimensional Filtering Using the Permuto
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+COLUMNS = 4  # values are filtered in blocks of so many columns
 
 
 class PermutohedralLattice:
@@ -35,42 +39,61 @@ class PermutohedralLattice:
         """
         self.num_points, self.num_dims = features.shape
         self.device = features.device
-        quotients, ranks, self._weights = _simplices(features.T.contiguous())
+        quotients, ranks, weights = _simplices(features.T.contiguous())
         keys, strides = _vertex_keys(quotients, ranks)
-        order, starts, unique, vertex_of = _group(keys.flatten())
-        self.num_vertices = len(unique)
-        self._vertices = vertex_of.view(self.num_dims + 1, -1).T.contiguous()  # (N, d + 1)
-        self._splat_points = (order % self.num_points).to(torch.int32)
-        # One vertex more, which no point touches: the zero that a missing neighbour holds.
-        self._splat_starts = torch.cat([starts, starts.new_full((1,), len(order))]).to(torch.int32)
-        self._splat_weights = self._weights.flatten().index_select(0, order)
-        # On the way back, a factor by which the filter keeps its height in any dimension (its authors' choice).
-        self._weights = self._weights.T.contiguous() / (1 + 2.0**-self.num_dims)  # (N, d + 1)
-        self._neighbours = _neighbours(unique, strides, self.num_dims)
-        # The axes' kernel: 1/2, 1, 1/2 (Adams et al., section 3.2); rows as embedding_bag wants them.
-        self._blur_weights = features.new_tensor([1.0, 0.5, 0.5]).expand(self.num_vertices + 1, 3).contiguous()
+        points, starts, unique, vertices = _group(keys)
+        self.num_vertices = len(starts)
+        # Each vertex's points, ordered by vertex: what splatting sums. One vertex more, which no point touches, is the zero that a
+        # missing neighbour holds.
+        self._splat_points = points.flatten().to(torch.int32)
+        self._splat_starts = torch.cat([starts, starts.new_full((1,), keys.numel())]).to(torch.int32)
+        self._splat_weights = weights.gather(1, points).flatten()
+        # Each point's vertices, ordered by point: what slicing sums, times a factor by which the filter keeps its height in any
+        # dimension (its authors' choice).
+        self._slice_vertices = vertices.T.flatten()
+        self._slice_starts = torch.arange(0, keys.numel(), self.num_dims + 1, dtype=torch.int32, device=self.device)
+        self._slice_weights = weights.div_(1 + 2.0**-self.num_dims).T.flatten()
+        self._neighbours = _neighbours(unique, starts // self.num_points, strides)
 
     def filter(self, values: Tensor) -> Tensor:
         """Returns the values filtered by a Gaussian of standard deviation 1, float32 (N, C); not normalised.
 
         Args:
-            values: float32 (N, C). Multiples of 4 columns are fastest on CPUs.
+            values: float32 (N, C). Multiples of 4 columns waste nothing.
         """
-        splatted = F.embedding_bag(
-            self._splat_points, values, self._splat_starts, mode="sum", per_sample_weights=self._splat_weights
-        )
-        for neighbours in self._neighbours:
-            splatted = F.embedding_bag(neighbours, splatted, mode="sum", per_sample_weights=self._blur_weights)
-        return F.embedding_bag(self._vertices, splatted, mode="sum", per_sample_weights=self._weights)
+        count = values.shape[1]
+        values = F.pad(values, (0, -count % COLUMNS)) if count % COLUMNS else values
+        splatted = _sums_of_rows(values, self._splat_points, self._splat_starts, self._splat_weights)
+        blocks = [self._blur(block.contiguous()) for block in splatted.split(COLUMNS, dim=1)]
+        blurred = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
+        return _sums_of_rows(blurred, self._slice_vertices, self._slice_starts, self._slice_weights)[:, :count]
 
-    def scale_points(self, factors: Tensor) -> None:
-        """Turns the filter K into diag(factors) K diag(factors), in place.
+    def _blur(self, vertices: Tensor) -> Tensor:
+        """Returns values of vertices (M + 1, COLUMNS) blurred along every axis; in place."""
+        # The axes' kernel: 1/2, 1, 1/2 (Adams et al., section 3.2). Four floats are gathered as one 16-byte number: torch copies
+        # rows of a matrix several times more slowly.
+        after, before = torch.empty_like(vertices), torch.empty_like(vertices)
+        whole, whole_after, whole_before = (x.view(torch.complex128).flatten() for x in (vertices, after, before))
+        for next_vertices, previous_vertices in self._neighbours:
+            torch.index_select(whole, 0, next_vertices, out=whole_after)
+            torch.index_select(whole, 0, previous_vertices, out=whole_before)
+            vertices.add_(after.add_(before), alpha=0.5)
+        return vertices
+
+    def scale(self, before: Tensor, after: Tensor) -> None:
+        """Turns the filter K into diag(after) K diag(before), in place.
 
         Args:
-            factors: float32 (N,).
+            before: float32 (N,).
+            after: float32 (N,).
         """
-        self._splat_weights *= factors.index_select(0, self._splat_points)
-        self._weights *= factors[:, None]
+        self._splat_weights *= before.index_select(0, self._splat_points)
+        self._slice_weights.view(self.num_points, -1).mul_(after[:, None])
+
+
+def _sums_of_rows(rows: Tensor, indices: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+    """Returns, for each stretch of ``indices`` that begins at ``starts``, the weighted sum of those rows."""
+    return F.embedding_bag(indices, rows, starts, mode="sum", per_sample_weights=weights)
 
 
 def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,7 +104,7 @@ def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         quotients: int32 (d + 1, N), the simplex's remainder-0 vertex divided by d + 1.
-        ranks: int8 (d + 1, N), each coordinate's place, 0 first, in descending order of its distance from that vertex.
+        ranks: int64 (d + 1, N), each coordinate's place, 0 first, in descending order of its distance from that vertex.
         weights: float32 (d + 1, N), barycentric weight of the vertices of remainder 0..d.
 
     Source: Adams et al., section 3.1.
@@ -109,129 +132,120 @@ def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     quotients += correction
 
     distance = (elevated - quotients * (d + 1)) / (d + 1)
-    ordered = torch.empty_like(distance).scatter_(0, ranks.to(torch.int64), distance).flip(0)  # by rank d .. 0
+    ranks = ranks.to(torch.int64)
+    ordered = torch.empty_like(distance).scatter_(0, ranks, distance)
     weights = torch.empty_like(distance)
-    weights[0] = 1 + ordered[0] - ordered[d]
-    weights[1:] = ordered[1:] - ordered[:-1]
+    weights[0] = 1 + ordered[d] - ordered[0]
+    for remainder in range(1, d + 1):
+        torch.sub(ordered[d - remainder], ordered[d - remainder + 1], out=weights[remainder])
     return quotients.to(torch.int32), ranks, weights
 
 
-def _vertex_keys(quotients: Tensor, ranks: Tensor) -> tuple[Tensor, list[int]]:
-    """Returns one integer for each vertex of each simplex, int64 (d + 1, N), and the strides of its d coordinates.
+def _vertex_keys(quotients: Tensor, ranks: Tensor) -> tuple[Tensor, "_Strides"]:
+    """Returns one integer for each vertex of each simplex, int64 (d + 1, N) by remainder, and how it is packed.
 
-    All coordinates of a vertex of remainder r leave r when divided by d + 1. So its key is (d + 1) q + r, where q
-    packs the first d quotients (the last one follows from the others).
+    All coordinates of a vertex of remainder r leave r when divided by d + 1, and the last coordinate follows from the others: the
+    key packs the first d quotients. Vertices of different remainders may have the same key.
     """
     d = len(quotients) - 1
     # Vertices lie at most one below a quotient, and their neighbours one further out on either side.
     lowest = quotients[:d].amin(dim=1).to(torch.int64) - 2
     extents = (quotients[:d].amax(dim=1).to(torch.int64) + 2 - lowest + 1).tolist()
-    strides = [math.prod(extents[axis + 1 :]) for axis in range(d)]
     if math.prod(extents) * (d + 1) >= 2**63:
         raise ValueError(
             f"features span {math.prod(extents):.1e} lattice cells, more than 63-bit keys can number; "
             "divide them by a larger standard deviation"
         )
+    strides = [math.prod(extents[axis + 1 :]) for axis in range(d)]
     columns = torch.tensor(strides, dtype=torch.int64, device=quotients.device)[:, None]
-    packed = ((quotients[:d] - lowest[:, None]) * columns).sum(0)
     # Vertex k of the simplex is one quotient lower in the coordinates of rank above d - k.
-    by_rank = packed.new_zeros((d + 1, len(packed)))
-    by_rank.scatter_(0, ranks.to(torch.int64), torch.cat([columns, columns.new_zeros(1, 1)]).expand(d + 1, len(packed)))
+    by_rank = columns.new_zeros((d + 1, quotients.shape[1]))
+    by_rank.scatter_(0, ranks, torch.cat([columns, columns.new_zeros(1, 1)]).expand_as(by_rank))
     keys = torch.empty_like(by_rank)
-    for remainder in range(d + 1):
-        if remainder:
-            packed = packed - by_rank[d + 1 - remainder]
-        keys[remainder] = packed * (d + 1) + remainder
-    return keys, strides
+    torch.sum((quotients[:d] - lowest[:, None]) * columns, 0, out=keys[0])
+    for remainder in range(1, d + 1):
+        torch.sub(keys[remainder - 1], by_rank[d + 1 - remainder], out=keys[remainder])
+    return keys, _Strides(strides, math.prod(extents))
+
+
+@dataclass(frozen=True)
+class _Strides:
+    """How quotients are packed into a key.
+
+    Attributes:
+        by_axis: what one quotient of each of the first d coordinates adds to a key.
+        end: above every key.
+    """
+
+    by_axis: list[int]
+    end: int
 
 
 def _group(keys: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Groups equal keys.
+    """Groups the equal keys of each row.
 
     Args:
-        keys: int64 (K,), not negative.
+        keys: int64 (R, N), not negative.
 
     Returns:
-        order: int64 (K,), positions sorted by key, then by position.
-        starts: int64 (M,), where in ``order`` each distinct key's positions begin.
-        unique: int64 (M,), the distinct keys, ascending.
-        group_of: int32 (K,), index into ``unique`` of each position.
+        points: int64 (R, N), the positions in each row sorted by key, then by position.
+        starts: int64 (M,), where in ``points``, flattened, each distinct key's positions begin; row after row, keys ascending.
+        unique: int64 (M,), the distinct keys of each row.
+        group_of: int32 (R, N), index into ``starts`` of each key.
     """
-    position_bits = max(1, (len(keys) - 1).bit_length())
+    num_rows, count = keys.shape
+    position_bits = max(1, (count - 1).bit_length())
     if int(keys.max()).bit_length() + position_bits <= 63:
         # One sort of key and position together; NumPy's is several times faster than torch's on a CPU.
-        packed = (keys << position_bits) | torch.arange(len(keys), device=keys.device)
-        packed = torch.from_numpy(np.sort(packed.numpy())) if keys.device.type == "cpu" else packed.sort().values
-        order = packed & ((1 << position_bits) - 1)
+        packed = (keys << position_bits) | torch.arange(count, device=keys.device)
+        if packed.device.type == "cpu":
+            packed.numpy().sort(axis=1)
+        else:
+            packed = packed.sort(dim=1).values
+        points = packed & ((1 << position_bits) - 1)
         ordered = packed >> position_bits
     else:
-        ordered, order = keys.sort(stable=True)
+        ordered, points = keys.sort(dim=1, stable=True)
     is_first = torch.ones_like(ordered, dtype=torch.bool)
-    torch.ne(ordered[1:], ordered[:-1], out=is_first[1:])
+    torch.ne(ordered[:, 1:], ordered[:, :-1], out=is_first[:, 1:])
+    is_first = is_first.flatten()
     starts = torch.nonzero(is_first).flatten()
-    group_of = torch.empty(len(keys), dtype=torch.int32, device=keys.device)
-    group_of.scatter_(0, order, is_first.cumsum(0, dtype=torch.int32) - 1)
-    return order, starts, ordered[starts], group_of
+    group_of = torch.empty(keys.shape, dtype=torch.int32, device=keys.device)
+    group_of.scatter_(1, points, (is_first.cumsum(0, dtype=torch.int32) - 1).view(num_rows, count))
+    return points, starts, ordered.flatten().index_select(0, starts), group_of
 
 
-def _neighbours(unique: Tensor, strides: list[int], d: int) -> list[Tensor]:
-    """Returns, for each of the d + 1 axes, int32 (M + 1, 3): a vertex and its two neighbours, M where there is none.
+def _neighbours(unique: Tensor, remainders: Tensor, strides: "_Strides") -> list[tuple[Tensor, Tensor]]:
+    """Returns, for each of the d + 1 axes, each vertex's next and previous one, int64 (M + 1,); M where there is none.
 
-    A step along an axis adds 1 to every coordinate but the axis' own, which loses d. The other neighbour is the step's inverse.
+    A step along an axis adds 1 to every coordinate but the axis' own, which loses d: the remainder goes up by one and the axis'
+    quotient down; or remainder d goes to 0 and the other quotients go up. The previous vertex is the step's inverse.
+
+    Args:
+        unique: int64 (M,), keys of the vertices, ascending for each remainder.
+        remainders: int64 (M,), ascending.
+        strides: of the keys.
     """
-    count = len(unique)
-    index = _HashIndex(unique)
-    itself = torch.arange(count + 1, dtype=torch.int32, device=unique.device)
-    wraps = unique % (d + 1) == d  # the step takes remainder d to 0, and all quotients up by one
+    count, d = len(unique), len(strides.by_axis)
+    numbers = torch.cat([unique + remainders * strides.end, unique.new_full((1,), -1)])  # row M: no vertex
+    wraps = int(torch.searchsorted(remainders, d))  # from here on the remainder is d
+    itself = torch.arange(count, device=unique.device)
     neighbours = []
-    for stride in [*strides, 0]:
-        below = 1 - (d + 1) * stride
-        above = -d + (d + 1) * (sum(strides) - stride)
-        after = torch.full_like(itself, count)
-        after[:count] = index.find(unique + torch.where(wraps, above, below))
-        before = torch.full_like(itself, count)
-        before.scatter_(0, after.to(torch.int64), itself)
+    for stride in [*strides.by_axis, 0]:
+        wanted = numbers[:-1] + (strides.end - stride)
+        torch.add(unique[wraps:], sum(strides.by_axis) - stride, out=wanted[wraps:])
+        position = _search(numbers[:-1], wanted)
+        found = numbers.index_select(0, position) == wanted
+        after, before = unique.new_full((2, count + 1), count).unbind()
+        after[:-1] = torch.where(found, position, count)
+        before.scatter_(0, after[:-1], itself)
         before[count] = count  # where all those without a neighbour have written
-        neighbours.append(torch.stack([itself, after, before], dim=1))
+        neighbours.append((after, before))
     return neighbours
 
 
-class _HashIndex:
-    """Finds the positions of keys in a list of distinct keys; several times faster than a binary search."""
-
-    _MULTIPLIERS = (-7046029254386353131, -4265267296055464877, -7723592293110705685, 6364136223846793005)  # odd, int64
-    _UNSETTLED = -1
-
-    def __init__(self, keys: Tensor):
-        """Builds tables, each of which holds the keys that found their slot taken in the one before."""
-        self._keys = torch.cat([keys, keys.new_full((1,), -1)])  # row M: no key
-        self._count = len(keys)
-        self._tables: list[tuple[int, int, Tensor]] = []
-        left = torch.arange(len(keys), dtype=torch.int32, device=keys.device)
-        while len(left):
-            multiplier = self._MULTIPLIERS[len(self._tables) % len(self._MULTIPLIERS)]
-            bits = (4 * len(left)).bit_length()
-            table = torch.full((1 << bits,), self._count, dtype=torch.int32, device=keys.device)
-            slots = _slots(keys.index_select(0, left), multiplier, bits)
-            table.scatter_(0, slots, left)
-            self._tables.append((multiplier, bits, table))
-            left = left[table.index_select(0, slots) != left]
-
-    def find(self, queries: Tensor) -> Tensor:
-        """Returns int32 (K,), the positions of the queries among the keys, or the number of keys where there is none."""
-        found = self._look_up(queries, *self._tables[0])
-        for table in self._tables[1:]:
-            unsettled = torch.nonzero(found == self._UNSETTLED).flatten()
-            found[unsettled] = self._look_up(queries.index_select(0, unsettled), *table)
-        return found.masked_fill_(found == self._UNSETTLED, self._count)
-
-    def _look_up(self, queries: Tensor, multiplier: int, bits: int, table: Tensor) -> Tensor:
-        candidates = table.index_select(0, _slots(queries, multiplier, bits))
-        # An empty slot proves that there is no such key; another key in it leaves that to the next table.
-        is_settled = (candidates == self._count) | (self._keys.index_select(0, candidates) == queries)
-        return torch.where(is_settled, candidates, self._UNSETTLED)
-
-
-def _slots(keys: Tensor, multiplier: int, bits: int) -> Tensor:
-    # The high bits of a product with an odd constant; the shift is arithmetic, hence the mask.
-    return ((keys * multiplier) >> (64 - bits)) & ((1 << bits) - 1)
+def _search(ascending: Tensor, wanted: Tensor) -> Tensor:
+    """Returns where each wanted number would be inserted, int64; NumPy's is faster on a CPU, for it starts at the last answer."""
+    if ascending.device.type == "cpu":
+        return torch.from_numpy(np.searchsorted(ascending.numpy(), wanted.numpy()))
+    return torch.searchsorted(ascending, wanted)

@@ -1,5 +1,6 @@
 """The dense CRF against brute force on tiny pictures, and against ``pydensecrf2`` where it is installed."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,10 @@ def test_features_too_far_apart_have_a_clear_error():
         PermutohedralLattice(torch.tensor([[0.0] * 5, [1e5] * 5]))
 
 
+def neighbour_value(vertices, step, vertex, sign):
+    return vertices.get(tuple(np.array(vertex) + sign * step), 0)
+
+
 def slow_filter(points, values):
     """Adams et al., figure 2, one point and one vertex at a time, vertices in a dictionary by their coordinates."""
     n, d = points.shape
@@ -95,7 +100,7 @@ def slow_filter(points, values):
     for axis in range(d + 1):
         step = np.ones(d + 1, int)
         step[axis] = -d
-        near = lambda vertex, sign: vertices.get(tuple(np.array(vertex) + sign * step), 0)  # noqa: E731
+        near = partial(neighbour_value, vertices, step)
         vertices = {vertex: value + (near(vertex, 1) + near(vertex, -1)) / 2 for vertex, value in vertices.items()}
     return np.array([sum(weight * vertices[vertex] for vertex, weight in own) for own in corners]) / (1 + 2.0**-d)
 

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 COLUMNS = 4  # values are filtered in blocks of so many columns
 
 

@@ -16,7 +16,16 @@ from u2seg.config import setup_cfg
 from u2seg.data import register_dataset
 from u2seg.engine import complete_config, run_self_training
 from u2seg.engine import self_training as module
-from u2seg.engine.self_training import Objects, combine, mask_ious, relabel, self_train
+from u2seg.engine.self_training import (
+    LABEL_MERGE_REGISTRY,
+    Objects,
+    confirmed_labels_first,
+    mask_ious,
+    predictions_first,
+    relabel,
+    self_train,
+)
+from u2seg.registry import get_registered
 
 
 def objects(masks, classes, scores):
@@ -29,12 +38,15 @@ def strip(*columns, width=10):
     return mask
 
 
-def test_combine_on_a_hand_made_case():
+RULE = SimpleNamespace(MAX_IOU=0.5, CONFIRM_THRESH=0.1)
+
+
+def test_predictions_first_on_a_hand_made_case():
     # Predictions: A 0..4 (0.9), B 1..5 (0.8; IoU with A 3/5, so it goes), C 6..8 (0.71), D 8..10 (0.5; below the threshold).
     new = objects([strip(1, 5), strip(0, 4), strip(6, 8), strip(8, 10)], [1, 0, 2, 3], [0.8, 0.9, 0.71, 0.5])
     # Old labels: E 0..5 (IoU with A 4/5, goes), F 6..10 (IoU with C 2/4 = 0.5, goes), G 5..7 (IoU with C 1/3, stays).
     old = objects([strip(0, 5), strip(6, 10), strip(5, 7)], [5, 6, 7], [1, 1, 0.3])
-    got = combine(new, old, 0.7, 0.5)
+    got = predictions_first(new, old, RULE, 0.7)
     assert got.classes.tolist() == [0, 2, 7]
     assert got.scores.tolist() == pytest.approx([0.9, 0.71, 0.3])
     assert (got.masks[0] == strip(0, 4)).all() and (got.masks[2] == strip(5, 7)).all()
@@ -43,8 +55,34 @@ def test_combine_on_a_hand_made_case():
 def test_without_predictions_the_old_labels_stay():
     none = objects(np.zeros((0, 2, 10)), [], [])
     old = objects([strip(0, 5)], [5], [1])
-    assert combine(none, old, 0.7, 0.5).classes.tolist() == [5]
-    assert len(combine(none, none, 0.7, 0.5)) == 0
+    assert predictions_first(none, old, RULE, 0.7).classes.tolist() == [5]
+    assert len(predictions_first(none, none, RULE, 0.7)) == 0
+
+
+def test_confirmed_labels_first_on_a_hand_made_case():
+    # Predictions: A 0..4 (0.9), B 6..8 (0.2), C 8..10 (0.8), D 8..9 (0.75; IoU with C 1/2, so it goes), E 4..6 (0.05).
+    new = objects(
+        [strip(0, 4), strip(6, 8), strip(8, 10), strip(8, 9), strip(4, 6)], range(5), [0.9, 0.2, 0.8, 0.75, 0.05]
+    )
+    # Old labels: F 0..5 (IoU with A 4/5: confirmed, keeps its mask), G 6..8 (confirmed by B, below the threshold for labels), H 4..6
+    # (E scores too little to confirm it: goes). C is new: no label that stays meets it.
+    old = objects([strip(0, 5), strip(6, 8), strip(4, 6)], [5, 6, 7], [1, 0.4, 1])
+    got = confirmed_labels_first(new, old, RULE, 0.7)
+    assert got.classes.tolist() == [2, 5, 6]
+    assert got.scores.tolist() == pytest.approx([0.8, 1, 0.4])
+    assert (got.masks[1] == strip(0, 5)).all()
+
+
+def test_labels_that_the_model_does_not_see_are_not_confirmed():
+    none = objects(np.zeros((0, 2, 10)), [], [])
+    assert len(confirmed_labels_first(none, objects([strip(0, 5)], [5], [1]), RULE, 0.7)) == 0
+
+
+def test_unknown_merge_rule_has_a_clear_error():
+    with pytest.raises(
+        KeyError, match="Unknown SELF_TRAINING.MERGE 'newest'; registered: confirmed_labels_first, predictions_first"
+    ):
+        get_registered(LABEL_MERGE_REGISTRY, "newest", "SELF_TRAINING.MERGE")
 
 
 def slow_iou(a, b):
@@ -54,7 +92,7 @@ def slow_iou(a, b):
 
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=40, deadline=None)
-def test_combine_equals_the_slow_rule(seed):
+def test_predictions_first_equals_the_slow_rule(seed):
     rng = np.random.default_rng(seed)
     new = objects(rng.random((4, 3, 5)) < 0.5, rng.integers(0, 3, 4), rng.random(4))
     old = objects(rng.random((3, 3, 5)) < 0.5, rng.integers(0, 3, 3), rng.random(3))
@@ -63,7 +101,7 @@ def test_combine_equals_the_slow_rule(seed):
         if new.scores[index] >= 0.4 and all(slow_iou(new.masks[index], new.masks[k]) < 0.3 for k in kept):
             kept.append(index)
     stay = [i for i in range(3) if all(slow_iou(old.masks[i], new.masks[k]) < 0.3 for k in kept)]
-    got = combine(new, old, 0.4, 0.3)
+    got = predictions_first(new, old, SimpleNamespace(MAX_IOU=0.3), 0.4)
     assert got.scores.tolist() == [new.scores[k] for k in kept] + [old.scores[i] for i in stay]
     expected = [[slow_iou(a, b) for b in old.masks] for a in new.masks]
     assert np.allclose(mask_ious(new.masks, old.masks), expected)

@@ -1,7 +1,8 @@
 """Every configuration key that this project adds to Detectron2's, with its meaning, unit and source.
 
 Sources: [MaskCut] = CutLER, CVPR 2023, section 3.1 and its published recipe; [U2Seg] = Unsupervised Universal Image
-Segmentation, CVPR 2024; [STEGO] = ICLR 2022; [LUSS] = TPAMI 2022; [ours] = chosen here, for the reason given.
+Segmentation, CVPR 2024; [STEGO] = ICLR 2022; [LUSS] = TPAMI 2022; [DINO] = ICCV 2021; [InstDisc] = CVPR 2018;
+[ours] = chosen here, for the reason given.
 """
 
 from difflib import get_close_matches
@@ -284,9 +285,13 @@ def _add_self_training(cfg: CN) -> None:
     cfg.SELF_TRAINING = CN()
     # Score from which a prediction becomes a label, by round; the last one serves all later rounds [CutLER's README].
     cfg.SELF_TRAINING.SCORE_THRESH = (0.70, 0.65)
-    # An old label stays where its best mask IoU with the new ones is below this [CutLER]; of two predictions that overlap more, in
-    # whatever clusters, the better one stays [ours].
+    # How predictions and old labels are merged: "predictions_first" [CutLER] or "confirmed_labels_first" [ours], which keeps the old
+    # masks of what the model sees as well.
+    cfg.SELF_TRAINING.MERGE = "predictions_first"
+    # Mask IoU from which two masks are one object: an old label stays where it has less with every new one [CutLER]; of two
+    # predictions that have more, in whatever clusters, the better one stays [ours].
     cfg.SELF_TRAINING.MAX_IOU = 0.5
+    cfg.SELF_TRAINING.CONFIRM_THRESH = 0.1  # score from which a prediction confirms an old label [ours]
     cfg.SELF_TRAINING.FLIP = False  # predict on the mirrored picture as well [ours]
     cfg.SELF_TRAINING.NEW_SEMANTICS = False  # stuff from the model as well, not from the old labels [ours]
     cfg.SELF_TRAINING.SHARD_SIZE = 64  # pictures; what a kill loses at most
@@ -390,6 +395,17 @@ def _add_pass(cfg: CN) -> None:
     cfg.LUSS.CENTER_CROP = 224
     cfg.LUSS.CENTROIDS = ""  # what clustering saved; PASSPixelClusterer reads it
     cfg.LUSS.BANK = ""  # what distance matching saved; DistanceMatcher reads it
+    # k-NN accuracy watched while PASS pretrains, every TEST.EVAL_PERIOD iterations and at the end. Its labels are for watching alone:
+    # no loss, no stopping, no choice of a checkpoint depends on them.
+    cfg.LUSS.KNN = CN()
+    cfg.LUSS.KNN.TRAIN = ()  # data sets whose pictures have classes (formats class_folders, imagenet_s): the bank; (): off
+    # Data sets whose pictures are classified; (): those of the bank. A picture that is in both never votes for itself.
+    cfg.LUSS.KNN.TEST = ()
+    cfg.LUSS.KNN.K = 20  # neighbours that vote [DINO]
+    cfg.LUSS.KNN.TEMPERATURE = 0.07  # a neighbour of cosine s weighs exp(s / T) [InstDisc, DINO]
+    cfg.LUSS.KNN.MAX_PICTURES = (
+        50_000  # of the bank, and of the others; more are drawn from, with LUSS.SEED; 0: all [ours]
+    )
     cfg.LUSS.THRESHOLD = 0.37  # attention below which a pixel is "other": 0.41 for ImageNet-S 50, 0.40 for 300
     # The single-layer segmentation head: targets are shrunk by this factor before the loss.
     cfg.MODEL.SEM_SEG_HEAD.TARGET_STRIDE = 2

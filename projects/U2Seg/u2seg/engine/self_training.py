@@ -27,10 +27,15 @@ from u2seg.label_space import IGNORE_LABEL, LabelSpace
 from u2seg.panoptic.files import instance_annotations, panoptic_annotation, write_panoptic_png, write_stuff_png
 from u2seg.panoptic.merge import merge_panoptic, void_share
 from u2seg.panoptic.stage import PANOPTIC_FOLDER, STUFF_FOLDER, write_data_set
+from u2seg.registry import NamedRegistry, get_registered
 from u2seg.stages import is_complete, list_digest, open_stage, read_json, shard_path, shard_slices, write_json
 
 logger = logging.getLogger(__name__)
 _PARTS = ".parts"
+
+LABEL_MERGE_REGISTRY = NamedRegistry("LABEL_MERGE")
+"""How a picture's predictions and old labels become its new labels: from (predictions, labels, ``SELF_TRAINING``, the round's score
+threshold), the first two and the result :class:`Objects` of one picture."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,9 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
     made_by = {
         "weights": cfg.MODEL.WEIGHTS,
         "score_thresh": score_thresh,
+        "merge": settings.MERGE,
         "max_iou": settings.MAX_IOU,
+        "confirm_thresh": settings.CONFIRM_THRESH,
         "flip": settings.FLIP,
         "new_semantics": settings.NEW_SEMANTICS,
         "shard_size": settings.SHARD_SIZE,
@@ -145,28 +152,50 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
     return output
 
 
-def combine(new: Objects, old: Objects, score_thresh: float, max_iou: float) -> Objects:
-    """Returns the labels of the next round: confident predictions, best first, then old labels that none of them explains.
-
-    Args:
-        new: predictions; of two whose mask IoU reaches ``max_iou`` the one with the lower score goes.
-        old: labels; one stays where its best mask IoU with the predictions that are kept is below ``max_iou``.
-        score_thresh: predictions below are left out, 0..1.
-        max_iou: 0..1.
+@LABEL_MERGE_REGISTRY.register("predictions_first")
+def predictions_first(new: Objects, old: Objects, settings: CfgNode, score_thresh: float) -> Objects:
+    """Returns confident predictions, best first, then the old labels that none of them explains: those with no mask IoU of
+    ``MAX_IOU`` or more. Old masks are replaced, so it helps a model whose masks are better than its labels'.
 
     Source: CutLER, section 3.3 (confident predictions; old masks with IoU below 0.5 are added).
     """
-    new = new[new.scores >= score_thresh]
-    new = new[np.argsort(-new.scores, kind="stable")]
-    among = mask_ious(new.masks, new.masks)
+    new = _without_doubles(new[new.scores >= score_thresh], settings.MAX_IOU)
+    return _joined(new, old[~_meets(old, new, settings.MAX_IOU)])
+
+
+@LABEL_MERGE_REGISTRY.register("confirmed_labels_first")
+def confirmed_labels_first(new: Objects, old: Objects, settings: CfgNode, score_thresh: float) -> Objects:
+    """Returns the old labels that the model sees as well, then confident predictions of objects that they lack.
+
+    An old label is confirmed by a prediction of any class that scores ``CONFIRM_THRESH`` or more and has a mask IoU of ``MAX_IOU`` or
+    more with it; it keeps its mask, which a CRF has fitted to the picture and a mask head of 28 x 28 cells has not.
+
+    Source: ours.
+    """
+    seen = new[new.scores >= settings.CONFIRM_THRESH]
+    old = old[_meets(old, seen, settings.MAX_IOU)]
+    new = _without_doubles(new[new.scores >= score_thresh], settings.MAX_IOU)
+    return _joined(new[~_meets(new, old, settings.MAX_IOU)], old)
+
+
+def _without_doubles(objects: Objects, max_iou: float) -> Objects:
+    """Returns the objects, best first, without those whose mask IoU with a better one reaches ``max_iou``."""
+    objects = objects[np.argsort(-objects.scores, kind="stable")]
+    among = mask_ious(objects.masks, objects.masks)
     kept: list[int] = []
-    for index in range(len(new)):
+    for index in range(len(objects)):
         if not (among[index, kept] >= max_iou).any():
             kept.append(index)
-    new = new[kept]
-    unexplained = ~(mask_ious(old.masks, new.masks) >= max_iou).any(axis=1)
-    old = old[unexplained]
-    return Objects(*(np.concatenate([getattr(new, f), getattr(old, f)]) for f in ("masks", "classes", "scores")))
+    return objects[kept]
+
+
+def _meets(objects: Objects, others: Objects, iou: float) -> np.ndarray:
+    """Returns bool (N,): which objects have a mask IoU of at least ``iou`` with one of the others."""
+    return (mask_ious(objects.masks, others.masks) >= iou).any(axis=1)
+
+
+def _joined(first: Objects, second: Objects) -> Objects:
+    return Objects(*(np.concatenate([getattr(first, f), getattr(second, f)]) for f in ("masks", "classes", "scores")))
 
 
 def mask_ious(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -213,7 +242,8 @@ class _Labeller:
         if not self.settings.NEW_SEMANTICS or semantic is None:
             with Image.open(record["sem_seg_file_name"]) as image:
                 semantic = np.asarray(image)
-        objects = combine(new, _old_objects(record), self.score_thresh, self.settings.MAX_IOU)
+        merge = get_registered(LABEL_MERGE_REGISTRY, self.settings.MERGE, "SELF_TRAINING.MERGE")
+        objects = merge(new, _old_objects(record), self.settings, self.score_thresh)
         return objects, _stuff_clusters(semantic)
 
 

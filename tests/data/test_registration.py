@@ -81,6 +81,21 @@ def test_instances_and_bare_images(coco_root):
     assert MetadataCatalog.get("reg_images").get("evaluator_type") is None
 
 
+def test_class_folders_give_classes_by_folder(coco_root, tmp_path):
+    picture = (coco_root / "train" / "000001.png").read_bytes()
+    for name in ("b/1.png", "a/deep/er/1.png", "a/2.png", "loose.png", ".hidden/1.png"):
+        path = tmp_path / "sorted" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture)
+    (tmp_path / "sorted/empty").mkdir()
+    register_dataset("reg_classes", {"FORMAT": "class_folders", "ROOT": str(tmp_path / "sorted")})
+    found = [(r["file_name"].split("sorted/")[1], r.get("image_class")) for r in DatasetCatalog.get("reg_classes")]
+    assert found == [("a/2.png", 0), ("a/deep/er/1.png", 0), ("b/1.png", 1), ("loose.png", None)]
+    assert MetadataCatalog.get("reg_classes").image_classes == ["a", "b", "empty"]
+    with pytest.raises(ValueError, match="one folder for each class .* holds no folder; pictures without classes are"):
+        register_dataset("reg_flat", {"FORMAT": "class_folders", "ROOT": str(coco_root / "train")})
+
+
 def test_subset_keeps_the_named_pictures_and_refuses_strangers(coco_root, tmp_path):
     split = tmp_path / "split.json"
     description = {"FORMAT": "coco_panoptic", "ROOT": str(coco_root), "SPLIT": "train", "SUBSET": str(split)}
@@ -106,7 +121,10 @@ def test_missing_files_show_the_tree_expected_and_what_was_found(coco_root):
 @pytest.mark.parametrize(
     ("description", "message"),
     [
-        ({"FORMAT": "coco"}, "FORMAT must be one of coco_instances, coco_panoptic, .*pseudo_labels, got 'coco'"),
+        (
+            {"FORMAT": "coco"},
+            "FORMAT must be one of class_folders, coco_instances, coco_panoptic, .*pseudo_labels, got 'coco'",
+        ),
         ({"FORMAT": "coco_panoptic", "ROOT": "x"}, "missing: SPLIT; unknown: none"),
         ({"FORMAT": "images", "ROOT": "x", "SPLIT": "y"}, "missing: none; unknown: SPLIT"),
     ],

@@ -158,7 +158,8 @@ def imagenet_s_records(description: Mapping) -> list[dict]:
 
 def imagenet_s_metadata(description: Mapping) -> dict:
     """Returns the metadata: classes named by synset (names repeat: two cranes), 1000 to ignore, the evaluator "luss"."""
-    return luss_metadata(_imagenet_s(description).synsets())
+    synsets = _imagenet_s(description).synsets()
+    return {**luss_metadata(synsets), "image_classes": synsets}
 
 
 def pseudo_label_records(description: Mapping) -> list[dict]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from u2seg.data.class_folders import class_folder_metadata, class_folder_records
 from u2seg.data.imagenet_s import (
     imagenet_s_metadata,
     imagenet_s_records,
@@ -110,10 +111,11 @@ def files_of(name: str, description: Mapping) -> DatasetFiles:
 def load_dicts(name: str, description: Mapping) -> list[dict]:
     """Returns the data set in Detectron2's standard form: one dict a picture, ordered by picture id.
 
-    Keys: ``file_name``, ``image_id``, ``height``, ``width`` (pixels; absent for format ``images``, whose loader reads them);
+    Keys: ``file_name``, ``image_id``, ``height``, ``width`` (pixels; absent where no file says them: the loader reads them);
     ``annotations`` with ``bbox`` (XYWH, absolute), ``segmentation`` (RLE or polygons), ``category_id`` (contiguous 0..K-1),
     ``iscrowd``, ``id`` and, in pseudo-labels, ``score``; ``pan_seg_file_name`` and ``segments_info`` (``id``, ``category_id``
-    contiguous, ``isthing``, ``iscrowd``); ``sem_seg_file_name`` where a semantic target exists as a file.
+    contiguous, ``isthing``, ``iscrowd``); ``sem_seg_file_name`` where a semantic target exists as a file; ``image_class`` where
+    whole pictures have classes: an index into the metadata's ``image_classes``, for scoring and watching, never for training.
     """
     description = _checked(name, description)
     files = files_of(name, description)
@@ -225,6 +227,13 @@ _FORMATS = {
     "coco_panoptic": _Format(("ROOT", "SPLIT"), ("CLASS_AGNOSTIC", "SUBSET"), _coco_panoptic_files, _load_panoptic),
     "coco_instances": _Format(("JSON", "IMAGES"), ("CLASS_AGNOSTIC", "SUBSET"), _coco_instances_files, _load_instances),
     "images": _Format(("ROOT",), ("SUBSET",), _image_files, _load_images),
+    "class_folders": _Format(
+        ("ROOT",),
+        ("SUBSET",),
+        _image_files,
+        lambda description, files: class_folder_records(files.images),
+        lambda description: class_folder_metadata(description["ROOT"]),
+    ),
     "imagenet_s": _Format(
         ("CLASSES", "SPLIT", "IMAGES", "LISTS"),
         ("MASKS", "SUBSET"),

@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from u2seg.data import DatasetFilesError, register_datasets
+from u2seg.engine.knn import watched_data_sets
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +25,9 @@ _NORM_KEYS = (
 def complete_config(cfg: CfgNode, eval_only: bool = False) -> CfgNode:
     """Returns the configuration, completed in place; it is frozen afterwards if it was before.
 
-    Registers the data sets of ``DATASETS.BY_PATH`` that ``DATASETS.TRAIN`` and ``TEST`` name; takes the class counts of the heads
-    from the first training set; replaces SyncBN by BN where one process trains, and CUDA by the CPU where there is none.
+    Registers the data sets of ``DATASETS.BY_PATH`` that ``DATASETS.TRAIN`` and ``TEST`` name (and ``LUSS.KNN``, where PASS is
+    pretrained); takes the class counts of the heads from the first training set; replaces SyncBN by BN where one process trains, and
+    CUDA by the CPU where there is none.
 
     Args:
         cfg: from :func:`u2seg.config.setup_cfg`.
@@ -101,12 +103,14 @@ def _register(cfg: CfgNode, eval_only: bool) -> None:
         if not eval_only:
             raise
         logger.warning("The training set's files are absent; class counts come from CLUSTERS and SEMANTICS")
+    watched = [] if eval_only else watched_data_sets(cfg)
+    register_datasets(by_path, [name for name in watched if name not in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)])
     known = set(DatasetCatalog.list())
-    wanted = set(cfg.DATASETS.TEST) | (set() if eval_only else set(cfg.DATASETS.TRAIN))
+    wanted = {*cfg.DATASETS.TEST, *watched, *(() if eval_only else cfg.DATASETS.TRAIN)}
     unknown = sorted(wanted - known)
     if unknown:
         raise ValueError(
-            f"DATASETS names {', '.join(unknown)}, which nobody registered; describe it in DATASETS.BY_PATH "
+            f"the configuration names {', '.join(unknown)}, which nobody registered; describe it in DATASETS.BY_PATH "
             f"({', '.join(sorted(by_path)) or 'empty'}) or use one of Detectron2's own"
         )
 

@@ -18,6 +18,7 @@ from fvcore.nn.precise_bn import get_bn_modules
 from u2seg.data import build_mapper, build_train_loader
 from u2seg.engine.checkpoint import AtomicCheckpointer
 from u2seg.engine.hooks import AveragedWeights, EMAHook, SamplePictures
+from u2seg.engine.knn import build_knn_watch
 from u2seg.engine.optimizers import build_optimizer
 from u2seg.engine.step import TrainingStep, resolve_precision
 from u2seg.registry import get_registered
@@ -62,6 +63,7 @@ class U2SegTrainer(DefaultTrainer):
         self.average = AveragedWeights(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
         if self.average is not None:
             self.checkpointer.add_checkpointable("ema", self.average)
+        self.knn_watch = build_knn_watch(cfg)
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -106,15 +108,24 @@ class U2SegTrainer(DefaultTrainer):
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if main else None,
             SamplePictures(cfg) if cfg.TEST.SAMPLE_PERIOD > 0 and main else None,
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._score) if cfg.DATASETS.TEST else None,
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._watch) if self.knn_watch is not None else None,
             hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
         ]
         return [hook for hook in found if hook is not None]
 
     def _score(self) -> OrderedDict:
         """Scores the averaged weights where there are some, else the model's own; Detectron2's EvalHook calls it."""
-        with self.average.applied() if self.average is not None else contextlib.nullcontext():
+        with self._scored_weights():
             self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
+
+    def _watch(self) -> dict:
+        """Returns the k-NN accuracy of the weights that would be scored; Detectron2's EvalHook calls it and logs it."""
+        with self._scored_weights():
+            return self.knn_watch(self.model)
+
+    def _scored_weights(self):
+        return self.average.applied() if self.average is not None else contextlib.nullcontext()
 
     def state_dict(self) -> dict:
         """Returns what a resumed training needs, the seed included."""

@@ -5,15 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
-from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
-from u2seg.data.luss_mapper import read_for, resize_short_side, to_tensor
+from u2seg.data.luss_mapper import read_for
+from u2seg.data.picture_batches import iter_picture_batches
 from u2seg.images import ImageReadError
 from u2seg.stages import Failure, list_digest
 
@@ -51,29 +49,6 @@ class PictureList:
         return {"count": len(self), "digest": list_digest(self.file_names)}
 
 
-class _Pictures(Dataset):
-    def __init__(self, pictures: PictureList, numbers: list[int], resize: int, crop: int | None):
-        self.pictures = pictures
-        self.numbers = numbers
-        self.resize = resize
-        self.crop = crop
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor | None]:
-        number = self.numbers[index]
-        try:
-            image = Image.fromarray(read_for(self.pictures.records[number]))
-        except (ImageReadError, OSError):
-            return number, None  # `unreadable` tells the reason
-        image = resize_short_side(image, self.resize)
-        if self.crop is not None:
-            left, top = ((side - self.crop) // 2 for side in image.size)
-            image = image.crop((left, top, left + self.crop, top + self.crop))
-        return number, to_tensor(image)
-
-
 def unreadable(pictures: PictureList, kept: set[int]) -> list[Failure]:
     """Returns the pictures whose numbers are not among ``kept``, each with the reason why it cannot be read."""
     failures = []
@@ -90,7 +65,7 @@ def unreadable(pictures: PictureList, kept: set[int]) -> list[Failure]:
 def iter_batches(
     cfg, pictures: PictureList, numbers: list[int], crop: int | None
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Yields numbers and pixels of pictures, uint8 (B, 3, H, W), all of a batch equally large; those that can be read, once each.
+    """Returns an iterator over batches of pictures, numbers and pixels (uint8 (B, 3, H, W)); see `iter_picture_batches`.
 
     Args:
         cfg: ``LUSS`` and ``DATALOADER.NUM_WORKERS`` are used.
@@ -98,19 +73,14 @@ def iter_batches(
         numbers: of those wanted.
         crop: side of a central crop; None gives the whole pictures.
     """
-    loader = DataLoader(
-        _Pictures(pictures, numbers, cfg.LUSS.RESIZE, crop),
+    return iter_picture_batches(
+        pictures.records,
+        numbers,
+        resize=cfg.LUSS.RESIZE,
+        crop=crop,
         batch_size=cfg.LUSS.BATCH_SIZE,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=list,
     )
-    for samples in loader:
-        by_size: dict[tuple, list] = {}
-        for number, pixels in samples:
-            if pixels is not None:
-                by_size.setdefault(tuple(pixels.shape), []).append((number, pixels))
-        for group in by_size.values():
-            yield [number for number, _ in group], torch.stack([pixels for _, pixels in group])
 
 
 def load_model(cfg, architecture: str) -> nn.Module:

@@ -149,6 +149,15 @@ class PASSPretrainer(nn.Module):
         report_swapped(self.monitor, loss, codes, embeddings)
         return losses
 
+    def picture_features(self, pixels: Tensor) -> Tensor:
+        """Returns the deep feature of whole pictures, averaged over each, float32 (B, C), rows of length 1.
+
+        Args:
+            pixels: (B, 3, H, W), RGB, 0..255.
+        """
+        deep = self.backbone(normalize_pixels(self, pixels))[self.deep_feature]
+        return F.normalize(deep.float().mean(dim=(2, 3)), dim=1)
+
     def _feature_maps(self, views: list[Tensor]) -> list[dict[str, Tensor]]:
         """Returns the backbone's outputs for each view; views of one size go through it together."""
         return run_by_size(views, lambda pixels: self.backbone(normalize_pixels(self, pixels)))

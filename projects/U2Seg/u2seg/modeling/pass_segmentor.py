@@ -12,6 +12,7 @@ from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.meta_arch.semantic_seg import SemanticSegmentor
 from torch import Tensor, nn
 
+from u2seg.modeling.knn import knn_vote
 from u2seg.modeling.pass_meta_arch import UPSAMPLING, PASSPixelAttention, normalize_pixels
 
 
@@ -289,27 +290,6 @@ class DistanceMatcher(nn.Module):
                 {"sem_seg_labels": F.interpolate(labels.float(), size=native_size(one), mode="nearest")[0, 0].long()}
             )
         return results
-
-
-def knn_vote(
-    queries: Tensor, bank: Tensor, bank_labels: Tensor, *, num_ids: int, neighbours: int, temperature: float
-) -> Tensor:
-    """Returns the label of each query by a weighted vote of its nearest bank entries, int64 (N,).
-
-    Args:
-        queries: float32 (N, C), rows of length 1.
-        bank: float32 (M, C), rows of length 1.
-        bank_labels: int64 (M,), 0..num_ids-1.
-        num_ids: labels that can be voted for.
-        neighbours: k, at most M are used.
-        temperature: a neighbour of cosine s weighs exp(s / temperature).
-
-    Source: LUSS, distance matching (k = 10, T = 0.07), after Wu et al., CVPR 2018.
-    """
-    similarity, index = (queries @ bank.T).topk(min(neighbours, len(bank)), dim=1)
-    votes = torch.zeros(len(queries), num_ids, device=queries.device)
-    votes.scatter_add_(1, bank_labels[index], torch.exp(similarity / temperature))
-    return votes.argmax(dim=1)
 
 
 def native_size(sample: dict) -> tuple[int, int]:

@@ -1,0 +1,190 @@
+"""k-NN accuracy of a backbone, watched while PASS pretrains it.
+
+The only place where classes come near this training: nothing learns from them, and the weights are the same with and without it.
+"""
+
+import logging
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import inference_context
+from detectron2.utils import comm
+from torch.nn.parallel import DistributedDataParallel
+
+from u2seg.data.picture_batches import iter_picture_batches
+from u2seg.modeling.knn import knn_accuracy
+
+logger = logging.getLogger(__name__)
+
+
+def watched_data_sets(cfg) -> list[str]:
+    """Returns the data sets that ``LUSS.KNN`` names, once each; none where another model than PASS's first stage is trained.
+
+    The recipe gives all stages the same keys, and only the first one changes the backbone that is watched.
+
+    Raises:
+        ValueError: there is something to classify and no bank.
+    """
+    settings = cfg.LUSS.KNN
+    if cfg.MODEL.META_ARCHITECTURE != "PASSPretrainer":
+        return []
+    if settings.TEST and not settings.TRAIN:
+        raise ValueError(
+            f"LUSS.KNN.TEST names {', '.join(settings.TEST)}, but LUSS.KNN.TRAIN, the bank that votes, is empty: name its data sets"
+        )
+    return list(dict.fromkeys((*settings.TRAIN, *settings.TEST)))
+
+
+def build_knn_watch(cfg) -> "KnnWatch | None":
+    """Returns what watches the k-NN accuracy; None where ``LUSS.KNN`` names no data set, or one whose pictures have no class.
+
+    Args:
+        cfg: completed.
+    """
+    if not watched_data_sets(cfg):
+        return None
+    bank = _classes_of_pictures(cfg.LUSS.KNN.TRAIN)
+    queries = _classes_of_pictures(cfg.LUSS.KNN.TEST) if cfg.LUSS.KNN.TEST else bank
+    if len(bank) < 2 or not queries:
+        logger.warning(
+            "No k-NN accuracy will be watched: the pictures of %s have no class (%d of the bank have one, %d of those to classify). "
+            "LUSS.KNN needs data sets of format class_folders (one folder for each class) or imagenet_s (train, train_semi).",
+            ", ".join(watched_data_sets(cfg)),
+            len(bank),
+            len(queries),
+        )
+        return None
+    return KnnWatch(cfg, bank, queries)
+
+
+class KnnWatch:
+    """Accuracy of a weighted k-NN classifier on the features of whole pictures.
+
+    Called by Detectron2's ``EvalHook`` in all processes; each computes the features of its share, the main one votes. It changes
+    nothing: the model is in eval mode meanwhile, no gradient and no random number is drawn, nothing is kept.
+
+    Source: DINO (Caron et al., ICCV 2021), k-NN evaluation, with the features of LUSS's clustering: short side, central crop.
+    """
+
+    def __init__(self, cfg, bank: dict[str, tuple[dict, str]], queries: dict[str, tuple[dict, str]]):
+        """Chooses the pictures.
+
+        Args:
+            cfg: ``LUSS`` and ``DATALOADER.NUM_WORKERS`` are used.
+            bank: picture file -> Detectron2's dict and the name of its class; at least two.
+            queries: likewise, those to classify; at least one.
+        """
+        self._cfg = cfg
+        limit, seed = cfg.LUSS.KNN.MAX_PICTURES, cfg.LUSS.SEED
+        bank, queries = _drawn(bank, limit, seed), _drawn(queries, limit, seed)
+        # Data sets number their classes each in its own way: names are compared.
+        names = sorted({name for _, name in (*bank.values(), *queries.values())})
+        label = {name: index for index, name in enumerate(names)}
+        both = {**bank, **queries}  # a picture in both is computed once
+        row = {file_name: index for index, file_name in enumerate(both)}
+        self._records = [record for record, _ in both.values()]
+        self._num_classes = len(names)
+        self._bank, self._queries = (
+            np.array([(row[file_name], label[name]) for file_name, (_, name) in some.items()], np.int64)
+            for some in (bank, queries)
+        )
+
+    def __call__(self, model: torch.nn.Module) -> dict[str, dict[str, float]]:
+        """Returns ``{"pass": {"knn_accuracy": share}}``, 0..1, and logs it; empty in processes but the main one.
+
+        Args:
+            model: a `PASSPretrainer`, or one in ``DistributedDataParallel``.
+
+        Raises:
+            RuntimeError: of the pictures that could be read, too few are left to vote.
+        """
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        numbers, features = self._gathered(*self._features(model))
+        if not comm.is_main_process():
+            return {}
+        place = np.full(
+            len(self._records), -1, np.int64
+        )  # of each picture among the features; -1: it could not be read
+        place[numbers] = np.arange(len(numbers))
+        bank, queries = (some[place[some[:, 0]] >= 0] for some in (self._bank, self._queries))
+        if len(bank) < 2 or not len(queries):
+            raise RuntimeError(
+                f"k-NN accuracy: {len(bank)} of {len(self._bank)} pictures of the bank and {len(queries)} of {len(self._queries)} to "
+                "classify can be read; at least 2 and 1 are needed. Put the files back, or leave LUSS.KNN.TRAIN empty."
+            )
+        in_bank = np.full(len(self._records), -1, np.int64)
+        in_bank[bank[:, 0]] = np.arange(len(bank))
+        on_device = torch.from_numpy(features).to(model.device)
+        accuracy = knn_accuracy(
+            on_device[place[bank[:, 0]]],
+            _tensor(bank[:, 1], model),
+            on_device[place[queries[:, 0]]],
+            _tensor(queries[:, 1], model),
+            self._cfg.LUSS.KNN.K,
+            self._cfg.LUSS.KNN.TEMPERATURE,
+            own=_tensor(in_bank[queries[:, 0]], model),
+        )
+        unreadable = len(self._records) - len(numbers)
+        logger.info(
+            "k-NN accuracy %.4f (k = %d): %d pictures against %d, %d classes, the largest %.4f of them%s. For watching alone.",
+            accuracy,
+            self._cfg.LUSS.KNN.K,
+            len(queries),
+            len(bank),
+            self._num_classes,
+            np.bincount(queries[:, 1]).max() / len(queries),
+            f"; {unreadable} could not be read" if unreadable else "",
+        )
+        return {"pass": {"knn_accuracy": accuracy}}
+
+    def _features(self, model: torch.nn.Module) -> tuple[list[int], np.ndarray]:
+        """Returns the numbers of this process's pictures that can be read, and their features, float32 (n, C)."""
+        own = list(range(comm.get_rank(), len(self._records), comm.get_world_size()))
+        batches = iter_picture_batches(
+            self._records,
+            own,
+            resize=self._cfg.LUSS.RESIZE,
+            crop=self._cfg.LUSS.CENTER_CROP,
+            batch_size=self._cfg.LUSS.BATCH_SIZE,
+            num_workers=self._cfg.DATALOADER.NUM_WORKERS,
+        )
+        kept, features = [], [np.zeros((0, 1), np.float32)]
+        with inference_context(model), torch.no_grad():
+            for numbers, pixels in batches:
+                kept += numbers
+                features.append(model.picture_features(pixels.to(model.device)).cpu().numpy())
+        return kept, np.concatenate(features[1:] or features)
+
+    @staticmethod
+    def _gathered(numbers: list[int], features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns what all processes have, by picture number, in the main process; nothing of use in the others."""
+        parts = [part for part in comm.gather((numbers, features)) if part[0]] or [(numbers, features)]
+        numbers = np.concatenate([np.array(some, np.int64) for some, _ in parts])
+        order = np.argsort(numbers)
+        return numbers[order], np.concatenate([some for _, some in parts])[order]
+
+
+def _classes_of_pictures(names: tuple[str, ...]) -> dict[str, tuple[dict, str]]:
+    """Returns picture file -> Detectron2's dict and class name, for the pictures of some data sets that have a class."""
+    found = {}
+    for name in names:
+        classes = MetadataCatalog.get(name).get("image_classes")
+        for record in DatasetCatalog.get(name) if classes else ():
+            if "image_class" in record:
+                found.setdefault(record["file_name"], (record, classes[record["image_class"]]))
+    return found
+
+
+def _drawn(pictures: dict, limit: int, seed: int) -> dict:
+    """Returns at most ``limit`` of the pictures, the same for the same seed, in their order; all for limit 0."""
+    if not limit or len(pictures) <= limit:
+        return pictures
+    chosen = np.random.default_rng(seed).choice(len(pictures), limit, replace=False)
+    entries = list(pictures.items())
+    return dict(entries[index] for index in np.sort(chosen))
+
+
+def _tensor(values: np.ndarray, model: torch.nn.Module) -> torch.Tensor:
+    return torch.from_numpy(values).to(model.device)

@@ -90,12 +90,15 @@ def pixel_agreement_loss(predictions: Tensor, targets: Tensor, valid: Tensor) ->
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Returns the rows (B, D) of all processes, (processes * B, D), by rank; without gradient. B must be the same everywhere."""
+    """Returns the rows (B, D) of all processes, (processes * B, D), without gradient, in the order that one process would have.
+
+    The loader deals a batch out in turn: row i of process r is row ``i * processes + r``. B must be the same everywhere.
+    """
     if not _distributed():
         return rows.detach()
     gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, rows.detach().contiguous())
-    return torch.cat(gathered)
+    return torch.stack(gathered, dim=1).flatten(0, 1)
 
 
 def _distributed() -> bool:

@@ -11,18 +11,14 @@ VOC's white contours as void.
 """
 
 import argparse
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
-from u2seg.data.conversion import PanopticWriter, box_annotation, image_record, require_tree, write_instances
+from u2seg.data.conversion import PanopticWriter, require_tree
+from u2seg.data.voc import VOC_CLASSES, write_voc_boxes
 
-CLASSES = [
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-]
 BACKGROUND_ID, VOID = 21, 255
 DOWNLOAD = "Unpack VOC's archives (host.robots.ox.ac.uk/pascal/VOC), so that DIR holds JPEGImages and the rest."
 
@@ -37,27 +33,10 @@ def prepare_boxes(voc: Path, splits: list[str], difficult_as_crowd: bool = False
 
     Raises:
         DatasetFilesError: files are missing.
-        ValueError: an object of an unknown class.
+        ValueError: a file that is no VOC annotation, or an object of an unknown class.
     """
-    lists = {f"ImageSets/Main/{split}.txt": f"names of {split}" for split in splits}
-    require_tree(voc, {"Annotations/": "XML files", "JPEGImages/": "pictures", **lists}, DOWNLOAD)
-    names = [name for path in lists for name in (voc / path).read_text().split()]
-    images, annotations = [], []
-    for image_id, name in enumerate(tqdm(names, unit="picture"), 1):
-        root = ElementTree.parse(voc / "Annotations" / f"{name}.xml").getroot()
-        size = root.find("size")
-        images.append(image_record(image_id, f"{name}.jpg", int(size.findtext("height")), int(size.findtext("width"))))
-        for item in root.iter("object"):
-            kind = item.findtext("name")
-            if kind not in CLASSES:
-                raise ValueError(f"{name}.xml holds an object of class {kind!r}; VOC's are {', '.join(CLASSES)}")
-            x0, y0, x1, y1 = (float(item.find("bndbox").findtext(key)) for key in ("xmin", "ymin", "xmax", "ymax"))
-            # VOC counts pixels from 1 and includes the last one.
-            box = (x0 - 1, y0 - 1, x1 - x0 + 1, y1 - y0 + 1)
-            crowd = difficult_as_crowd and item.findtext("difficult", "0").strip() == "1"
-            annotations.append(box_annotation(image_id, CLASSES.index(kind) + 1, box, crowd=crowd))
-    categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, 1)]
-    return write_instances(voc / "annotations" / f"voc_2007_{'_'.join(splits)}.json", images, annotations, categories)
+    output = f"annotations/voc_2007_{'_'.join(splits)}.json"
+    return write_voc_boxes(voc, splits, VOC_CLASSES, output, DOWNLOAD, difficult_as_crowd=difficult_as_crowd)
 
 
 def prepare_segments(voc: Path, split: str) -> Path:
@@ -73,7 +52,7 @@ def prepare_segments(voc: Path, split: str) -> Path:
     names_file = f"ImageSets/Segmentation/{split}.txt"
     expected = {"SegmentationClass/": "class PNGs", "SegmentationObject/": "object PNGs", "JPEGImages/": "pictures"}
     require_tree(voc, {**expected, names_file: f"names of {split}"}, DOWNLOAD)
-    things = [{"id": number, "name": name, "isthing": 1} for number, name in enumerate(CLASSES, 1)]
+    things = [{"id": number, "name": name, "isthing": 1} for number, name in enumerate(VOC_CLASSES, 1)]
     writer = PanopticWriter(voc, split, [*things, {"id": BACKGROUND_ID, "name": "background", "isthing": 0}])
     for name in tqdm((voc / names_file).read_text().split(), unit="picture"):
         classes, objects = (

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from u2seg.images import ImageReadError, image_ids, list_images, png_names, read_image_rgb
+from u2seg.images import ImageReadError, image_ids, image_size, list_images, png_names, read_image_rgb
 
 
 def save(path, pixels, mode=None, **options):
@@ -124,3 +124,18 @@ def test_png_names_are_unique_even_for_twins():
     names = png_names(["x/a.jpg", "x/a.png", "x/b.webp", "X/B.jpg", "c.d.jpg"])
     assert names == ["x/a.jpg.png", "x/a.png.png", "x/b.webp.png", "X/B.jpg.png", "c.d.png"]
     assert len({name.lower() for name in names}) == len(names)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_in_the_header_is_that_of_the_picture_read(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / "a.jpg", np.zeros((6, 9, 3), np.uint8), exif=exif)
+    assert image_size(path) == read_image_rgb(path).shape[:2]
+
+
+def test_the_size_of_no_picture_is_refused(tmp_path):
+    (tmp_path / "a.jpg").write_text("no picture")
+    for name, reason in (("a.jpg", "not readable as a picture"), ("b.jpg", "no such file")):
+        with pytest.raises(ImageReadError, match=reason):
+            image_size(tmp_path / name)

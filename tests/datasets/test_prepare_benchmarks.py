@@ -81,6 +81,121 @@ def test_voc_difficult_objects_may_be_crowds(voc):
     assert [a["iscrowd"] for a in content["annotations"]] == [0, 1]
 
 
+def test_files_that_are_no_voc_annotation_are_named(voc):
+    prepare, file = script("prepare_voc").prepare_boxes, voc / "Annotations/000001.xml"
+    for broken in ("<annotation><size>", "<annotation/>", VOC_XML.replace("<xmin>1<", "<xmin>left<")):
+        text(file, broken)
+        with pytest.raises(ValueError, match=r"000001.xml is no VOC annotation \(.*\); expected XML with size"):
+            prepare(voc, ["test"])
+    text(file, VOC_XML.replace("person", "unicorn"))
+    with pytest.raises(
+        ValueError, match="000001.xml holds an object of class 'unicorn'; expected one of aeroplane, bic"
+    ):
+        prepare(voc, ["test"])
+
+
+CROSS_DOMAIN_XML = """<annotation verified="yes"><folder>{name}</folder><filename>{picture}</filename>
+<source><database>Unknown</database></source><size><width>40</width><height>25</height><depth>3</depth></size>
+<segmented>0</segmented><object><name>{kind}</name><pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult>
+<bndbox><xmin>3</xmin><ymin>2</ymin><xmax>12</xmax><ymax>6</ymax></bndbox></object></annotation>"""
+
+
+def cross_domain_tree(root: Path, kind: str) -> None:
+    """A tree of the cross-domain sets: VOC's, with the lists train, test and extra."""
+    for split, picture in (("train", "142090457"), ("test", "9"), ("extra", "77")):
+        text(root / "ImageSets/Main" / f"{split}.txt", f"{picture}\n")
+        text(
+            root / "Annotations" / f"{picture}.xml", CROSS_DOMAIN_XML.format(name=root.name, picture=picture, kind=kind)
+        )
+        save(root / "JPEGImages" / f"{picture}.jpg", np.zeros((25, 40, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("name", "benchmark", "kind", "classes"),
+    [
+        ("clipart", "clipart1k_train_test_boxes", "pottedplant", 20),
+        ("watercolor", "watercolor2k_train_test_boxes", "person", 6),
+        ("comic", "comic2k_train_test_boxes", "bicycle", 6),
+    ],
+)
+def test_cross_domain(tmp_path, name, benchmark, kind, classes):
+    cross_domain_tree(tmp_path / name, kind)
+    path = script("prepare_cross_domain").prepare(name, tmp_path / name)
+    content = json.loads(path.read_text())
+    assert [i["file_name"] for i in content["images"]] == ["142090457.jpg", "9.jpg"]  # extra has no true boxes
+    assert [a["bbox"] for a in content["annotations"]] == [[2, 1, 10, 5]] * 2
+    assert len(content["categories"]) == classes
+    assert content["categories"][content["annotations"][0]["category_id"] - 1]["name"] == kind
+    assert not InstanceTruth(path).has_masks
+    pictures = load_benchmark(benchmark, tmp_path)
+    assert [(p["height"], p["width"]) for p in pictures] == [(25, 40)] * 2
+    assert all(Path(p["file_name"]).is_file() for p in pictures)
+
+
+def test_cross_domain_refuses_what_it_cannot_read(tmp_path):
+    prepare = script("prepare_cross_domain").prepare
+    with pytest.raises(
+        DatasetFilesError, match=r"(?s)\[ \] ImageSets/Main/test.txt .*is not there. Unpack .*comic.zip"
+    ):
+        prepare("comic", tmp_path / "comic")
+    cross_domain_tree(tmp_path / "comic", "pottedplant")  # one of Clipart's classes
+    with pytest.raises(ValueError, match="object of class 'pottedplant'; expected one of bicycle, bird, car, cat, dog"):
+        prepare("comic", tmp_path / "comic")
+
+
+OPENIMAGES_CSV = """\
+ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside
+0001eeaf4aed83f9,xclick,/m/0cmf2,1,0.25,0.5,0,0.75,0,0,0,0,0
+000595fe6fee6369,xclick,/m/02wbm,1,0,1,0,1,0,0,1,0,0
+000595fe6fee6369,xclick,/m/01g317,1,0.1,0.2,0.5,1,1,1,0,1,0
+"""
+
+
+def test_openimages(tmp_path):
+    root = tmp_path / "openimages"
+    with pytest.raises(DatasetFilesError, match=r"\[ \] validation-annotations-bbox.csv   boxes"):
+        script("prepare_openimages").prepare(root)
+    text(root / "validation-annotations-bbox.csv", OPENIMAGES_CSV)
+    save(root / "validation/000595fe6fee6369.jpg", np.zeros((20, 40, 3), np.uint8))
+    with pytest.raises(
+        DatasetFilesError, match=r"\[ \] validation/0001eeaf4aed83f9.jpg   the first of 1 pictures, of 2"
+    ):
+        script("prepare_openimages").prepare(root)
+    text(root / "validation/0001eeaf4aed83f9.jpg", "<html>404</html>")
+    with pytest.raises(ValueError, match="0001eeaf4aed83f9.jpg: not readable as a picture; download it again"):
+        script("prepare_openimages").prepare(root)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # stored as 8 x 32, shown as 32 x 8
+    save(root / "validation/0001eeaf4aed83f9.jpg", np.zeros((8, 32, 3), np.uint8), exif=turned)
+    save(root / "validation/00075905539074f2.jpg", np.zeros((9, 9, 3), np.uint8))  # without a box
+    path = script("prepare_openimages").prepare(root)
+    content = json.loads(path.read_text())
+    sizes = [(i["id"], i["file_name"], i["height"], i["width"]) for i in content["images"]]
+    assert sizes == [(1, "0001eeaf4aed83f9.jpg", 32, 8), (2, "000595fe6fee6369.jpg", 20, 40)]
+    assert [c["name"] for c in content["categories"]] == ["/m/01g317", "/m/02wbm", "/m/0cmf2"]
+    boxes = [(a["image_id"], a["category_id"], a["iscrowd"], *a["bbox"]) for a in content["annotations"]]
+    np.testing.assert_allclose(boxes, [[1, 3, 0, 2, 0, 2, 24], [2, 2, 1, 0, 0, 40, 20], [2, 1, 0, 4, 10, 4, 10]])
+    assert [(p["height"], p["width"]) for p in load_benchmark("openimages_v6_val_boxes", tmp_path)] == [
+        (32, 8),
+        (20, 40),
+    ]
+
+
+def test_openimages_names_what_is_wrong_with_the_csv(tmp_path):
+    file = tmp_path / "validation-annotations-bbox.csv"
+    (tmp_path / "validation").mkdir()
+    text(file, "ImageID,Source,LabelName,Confidence\n0001eeaf4aed83f9,verification,/m/0cmf2,1\n")  # the labels' CSV
+    with pytest.raises(
+        ValueError, match="lacks the columns XMin, XMax, YMin, YMax, IsGroupOf; expected Open Images' boxes"
+    ):
+        script("prepare_openimages").prepare(tmp_path)
+    text(file, OPENIMAGES_CSV.replace(",0.2,0.5,1,1,1,0,1,0", ""))
+    with pytest.raises(
+        ValueError, match="line 4: XMin, XMax, YMin, YMax, IsGroupOf must be numbers, got 0.1, None, None"
+    ):
+        script("prepare_openimages").prepare(tmp_path)
+
+
 def test_voc_segments(tmp_path):
     root = tmp_path / "VOC2012"
     classes, objects = np.zeros((20, 30), int), np.zeros((20, 30), int)
@@ -277,6 +392,12 @@ def test_missing_files_show_the_tree_and_the_script(tmp_path):
     assert "datasets/prepare_voc.py segments" in message and f"{tmp_path} holds VOC2012" in message
     with pytest.raises(DatasetFilesError, match="is not there"):
         load_benchmark("uvo_sparse_val", tmp_path / "nowhere")
+    with pytest.raises(
+        DatasetFilesError, match="with datasets/prepare_cross_domain.py watercolor. See datasets/README.md"
+    ):
+        load_benchmark("watercolor2k_train_test_boxes", tmp_path)
+    with pytest.raises(DatasetFilesError, match=r"openimages_v6_val.json .*\n.*datasets/prepare_openimages.py"):
+        load_benchmark("openimages_v6_val_boxes", tmp_path)
     require_benchmark("somebody_elses", tmp_path)  # not ours to check
 
 

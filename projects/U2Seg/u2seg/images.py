@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_EXIF_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the tag, and its values that exchange height and width
 
 
 class ImageReadError(ValueError):
@@ -113,6 +114,22 @@ def read_image_rgb(path: str | Path) -> np.ndarray:
         if path.is_file() and path.stat().st_size == 0:
             raise ImageReadError("the file is empty (0 bytes)") from error
         raise ImageReadError(f"not readable as a picture: {str(error).replace(str(path), path.name)}") from error
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Returns the (height, width) that :func:`read_image_rgb` would give, from the file's header alone.
+
+    Raises:
+        ImageReadError: the file is missing or no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            sideways = image.getexif().get(_EXIF_ORIENTATION, 1) in _SIDEWAYS
+            return (image.width, image.height) if sideways else (image.height, image.width)
+    except FileNotFoundError as error:
+        raise ImageReadError("no such file") from error
+    except UnidentifiedImageError as error:
+        raise ImageReadError("not readable as a picture") from error
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -48,6 +48,14 @@ def _panoptic(root: str, split: str, images: str, script: str) -> Benchmark:
     )
 
 
+def _cross_domain(name: str) -> Benchmark:
+    return Benchmark(
+        f"{name}/JPEGImages",
+        f"{name}/annotations/{name}_train_test.json",
+        prepared_by=f"Make the annotation file with datasets/prepare_cross_domain.py {name}.",
+    )
+
+
 BENCHMARKS = {
     "coco_2017_val_universal": Benchmark(
         "coco/val2017",
@@ -98,6 +106,14 @@ BENCHMARKS = {
         "objects365/val",
         "objects365/annotations/objects365_v2_val.json",
         prepared_by="Make the annotation file with datasets/prepare_objects365.py.",
+    ),
+    "clipart1k_train_test_boxes": _cross_domain("clipart"),
+    "watercolor2k_train_test_boxes": _cross_domain("watercolor"),
+    "comic2k_train_test_boxes": _cross_domain("comic"),
+    "openimages_v6_val_boxes": Benchmark(
+        "openimages/validation",
+        "openimages/annotations/openimages_v6_val.json",
+        prepared_by="Make the annotation file with datasets/prepare_openimages.py.",
     ),
 }
 

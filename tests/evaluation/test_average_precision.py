@@ -119,6 +119,24 @@ def test_class_agnostic_equals_pycocotools_with_one_category(kind):
     np.testing.assert_array_equal(curves.recall, official.eval["recall"])
 
 
+def test_objects_marked_ignore_count_as_with_pycocotools(tmp_path):
+    # pycocotools overwrites the mark with ``iscrowd``: the object that is not found costs half of the recall.
+    box = {"bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0, "image_id": 1, "category_id": 1}
+    truth = {
+        "info": {},
+        "images": [{"id": 1, "height": 20, "width": 40}],
+        "categories": [{"id": 1, "name": "thing"}],
+        "annotations": [{**box, "id": 1}, {**box, "id": 2, "bbox": [20, 0, 10, 10], "ignore": 1}],
+    }
+    official = official_coco_eval(
+        truth, [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10], "score": 1.0}], "bbox"
+    )
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(truth))
+    assert len(InstanceTruth(path).read(1).labels) == 2
+    assert official.stats[8] == 0.5
+
+
 @pytest.mark.parametrize("kind", ["box", "mask"])
 def test_real_ground_truth_perturbed_equals_pycocotools(kind, coco_mini):
     path = coco_mini / "annotations" / "instances_val2017.json"

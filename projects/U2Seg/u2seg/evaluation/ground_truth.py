@@ -97,9 +97,9 @@ class InstanceTruth:
         labels = joint_labels(things, self.space)
         self._sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
         self._by_image = defaultdict(list)
+        # ``ignore`` is not looked at: pycocotools overwrites it with ``iscrowd``.
         for annotation in content["annotations"]:
-            if not annotation.get("ignore", 0):
-                self._by_image[annotation["image_id"]].append((labels[annotation["category_id"]], annotation))
+            self._by_image[annotation["image_id"]].append((labels[annotation["category_id"]], annotation))
         self.has_masks = any(annotation.get("segmentation") for _, annotation in self._all())
 
     def read(self, image_id: int) -> Regions:

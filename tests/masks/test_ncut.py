@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.linalg import eigh
 from u2seg.masks import ncut
-from u2seg.masks.ncut import BinaryAffinity, second_eigenvectors
+from u2seg.masks.ncut import BinaryAffinity, dense_second_eigenvector, second_eigenvectors
 
 EPS = 1e-5
 
@@ -99,6 +99,17 @@ def test_the_dense_fallback_gives_the_same_and_is_counted(caplog):
     assert torch.allclose(dense.cut_values, iterated.cut_values, atol=1e-9)
     for index in range(3):
         assert_same_vector(dense.vectors[index].numpy(), iterated.vectors[index].numpy(), 1e-5)
+
+
+@pytest.mark.parametrize("n", [50, 163, 400])
+def test_the_dense_solver_copes_with_patches_joined_to_nothing(n):
+    # D^-1/2 A D^-1/2 is a constant diagonal plus a rank-one term: all eigenvalues but the first are (1 - eps) / degree.
+    eps = 1e-5
+    features = torch.eye(n)[None]
+    affinity = BinaryAffinity(features, 0.5)
+    value, vector = dense_second_eigenvector(affinity, torch.zeros(1, n, dtype=torch.bool), eps, 0)
+    assert value == pytest.approx(1 - (1 - eps) / (1 - eps + n * eps), rel=1e-6)
+    assert vector.shape == (n,) and bool(torch.isfinite(vector).all())
 
 
 def test_a_picture_s_answer_does_not_depend_on_its_batch():

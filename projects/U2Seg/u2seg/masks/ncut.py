@@ -275,7 +275,10 @@ class _CollapsedProblem:
         degrees = weights.sum(axis=1)
         scale = 1 / np.sqrt(degrees)
         last = len(weights) - 1
-        values, vectors = eigh(scale[:, None] * weights * scale[None], subset_by_index=[last - 1, last - 1])
+        # "evx", since LAPACK's default driver finds no vector at all where many eigenvalues are equal (patches joined to nothing).
+        values, vectors = eigh(
+            scale[:, None] * weights * scale[None], subset_by_index=[last - 1, last - 1], driver="evx"
+        )
         x = np.full(n, scale[-1] * vectors[-1, 0] if m else 0.0)
         x[keep.cpu().numpy()] = scale[: len(keep)] * vectors[: len(keep), 0]
         return float(1 - values[0]), torch.from_numpy(x)

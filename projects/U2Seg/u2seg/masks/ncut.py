@@ -275,10 +275,12 @@ class _CollapsedProblem:
         degrees = weights.sum(axis=1)
         scale = 1 / np.sqrt(degrees)
         last = len(weights) - 1
-        # "evx", since LAPACK's default driver finds no vector at all where many eigenvalues are equal (patches joined to nothing).
-        values, vectors = eigh(
-            scale[:, None] * weights * scale[None], subset_by_index=[last - 1, last - 1], driver="evx"
-        )
+        matrix = scale[:, None] * weights * scale[None]
+        values, vectors = eigh(matrix, subset_by_index=[last - 1, last - 1])
+        if not len(values):
+            # LAPACK's drivers for a part of the spectrum may find nothing where many eigenvalues are equal (patches joined to nothing).
+            values, vectors = eigh(matrix, driver="evd")
+            values, vectors = values[last - 1 : last], vectors[:, last - 1 : last]
         x = np.full(n, scale[-1] * vectors[-1, 0] if m else 0.0)
         x[keep.cpu().numpy()] = scale[: len(keep)] * vectors[: len(keep), 0]
         return float(1 - values[0]), torch.from_numpy(x)

@@ -4,8 +4,8 @@
     python benchmarks/scene_backbones.py [--pictures 60] [--seed 0] [--weights MODEL.pth]
 
 Pretrains on the scenes' 240 training pictures (LUSS/pass_scenes.yaml; not with --weights), then makes masks, clusters and panoptic labels
-of the validation pictures with each set of features, by MaskCut with the same settings and by the demo's own generator for the
-descriptor that it was tuned for. Prints mask AR, cluster purity (share of the labels' things with IoU of at least 0.5 to an object that
+of the validation pictures with each set of features, by MaskCut with the same settings and by RecursiveCut with those of the demo, which
+were tuned for the descriptor. Prints mask AR, cluster purity (share of the labels' things with IoU of at least 0.5 to an object that
 are of their cluster's most frequent kind) and the labels' PQ, protocol ``hungarian``.
 
 Promise: with MaskCut, PASS's features find more than a random network's (mask AR).
@@ -44,12 +44,14 @@ NETWORK = [
 
 
 def methods(weights: str) -> dict[str, list]:
-    """Returns the settings of each row of the table; tau is each kind of feature's own."""
+    """Returns the settings of each row of the table; tau and radius are each kind of feature's own."""
     return {
         "hand-made, MaskCut": [*MASKCUT, "MASKS.TAU", 0.5],
         "PASS res4, MaskCut": [*MASKCUT, *NETWORK, "FEATURES.RESNET.WEIGHTS", weights],
         "random network, MaskCut": [*MASKCUT, *NETWORK],
-        "hand-made, the demo's RecursiveCut": [],
+        "hand-made, RecursiveCut (the demo)": [],
+        "PASS res4, RecursiveCut": [*NETWORK, "FEATURES.RESNET.WEIGHTS", weights, "MASKS.RECURSIVE.RADIUS", 5.0],
+        "random network, RecursiveCut": [*NETWORK, "MASKS.RECURSIVE.RADIUS", RANDOM_RADIUS],
     }
 
 

@@ -50,8 +50,8 @@ def methods(weights: str) -> dict[str, list]:
         "PASS res4, MaskCut": [*MASKCUT, *NETWORK, "FEATURES.RESNET.WEIGHTS", weights],
         "random network, MaskCut": [*MASKCUT, *NETWORK],
         "hand-made, RecursiveCut (the demo)": [],
-        "PASS res4, RecursiveCut": [*NETWORK, "FEATURES.RESNET.WEIGHTS", weights, "MASKS.RECURSIVE.RADIUS", 5.0],
-        "random network, RecursiveCut": [*NETWORK, "MASKS.RECURSIVE.RADIUS", RANDOM_RADIUS],
+        "PASS res4, RecursiveCut": [*NETWORK, "FEATURES.RESNET.WEIGHTS", weights, "MASKS.RECURSIVE.RADIUS", 5.5],
+        "random network, RecursiveCut": [*NETWORK, "MASKS.RECURSIVE.RADIUS", 1.7],
     }
 
 

@@ -78,6 +78,16 @@ def test_a_smaller_stride_and_uncentred_features_are_options(tmp_path):
         assert dense(torch.rand(1, 3, 64, 96)).min() >= 0  # what a ReLU gives
 
 
+def test_without_weights_they_are_random_but_always_the_same(tmp_path):
+    before = torch.get_rng_state()
+    first = extractor(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)  # and nobody else's random numbers change
+    torch.manual_seed(5)
+    second = extractor(tmp_path)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
 def test_an_image_size_that_does_not_divide_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"\(60, 96\) must be a multiple of the network's stride 8"):
         extractor(tmp_path, "FEATURES.IMAGE_SIZE", (60, 96))

@@ -128,7 +128,9 @@ def _add_features(cfg: CN) -> None:
     cfg.FEATURES.RESNET = CN()
     # The config that the network was trained with (a file, or a name under configs/): its MODEL section describes the backbone.
     cfg.FEATURES.RESNET.CONFIG_FILE = "LUSS/pass_scenes.yaml"
-    cfg.FEATURES.RESNET.WEIGHTS = ""  # a checkpoint of that network; "": random weights, for comparison
+    cfg.FEATURES.RESNET.WEIGHTS = (
+        ""  # a checkpoint of that network; "": random weights, always the same, for comparison
+    )
     cfg.FEATURES.RESNET.OUT_FEATURE = "res4"  # name of the backbone's output
     # Pixels between two features, smaller than the output's own: the stages behind are dilated. 0: the output's own stride.
     cfg.FEATURES.RESNET.STRIDE = 0

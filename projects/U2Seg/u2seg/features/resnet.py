@@ -76,7 +76,10 @@ class ResNetFeatures(FeatureExtractor):
         network_cfg = setup_cfg(settings.CONFIG_FILE)
         network_cfg.MODEL.RESNETS.OUT_FEATURES = [settings.OUT_FEATURE]
         network_cfg.MODEL.RESNETS.NORM = _inference_norm(network_cfg.MODEL.RESNETS.NORM)
-        backbone = build_backbone(network_cfg)
+        with torch.random.fork_rng(devices=[]):
+            # Without a checkpoint the weights are random, but the same ones in every run: one that was killed goes on with them.
+            torch.manual_seed(0)
+            backbone = build_backbone(network_cfg)
         if settings.WEIGHTS:
             load_backbone_weights(backbone, settings.WEIGHTS)
         return {

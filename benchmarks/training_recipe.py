@@ -143,6 +143,23 @@ def run_few(name: str, seed: int, args, folder: Path, start: tuple) -> dict:
     return train(cfg)
 
 
+def settings_of(name: str, args) -> dict:
+    """Returns what a kept result depends on beside its name and seed."""
+    return {
+        "iterations": args.iterations,
+        "start": STARTS.get(name),
+        "threshold": THRESHOLDS.get(name),
+        "merge": MERGES.get(name),
+    }
+
+
+def check_kept(path: Path, name: str, args) -> None:
+    """Ends the run where a result was kept that other settings gave."""
+    kept = read_json(path).get("settings")
+    if kept != settings_of(name, args):
+        sys.exit(f"{path} was made with {kept}, not with {settings_of(name, args)}: choose another --output")
+
+
 def figures_of(scores: dict, protocol: str) -> dict[str, float]:
     return {name: scores[task][protocol][metric] for name, (task, metric) in METRICS.items()}
 
@@ -164,8 +181,11 @@ def main() -> int:
     if args.table == "few":  # they start from these
         wanted = [("copy_paste", seed) for seed in args.seeds] + wanted
     path = lambda name, seed: args.output / "scores" / f"{name}-{seed}.json"  # noqa: E731
+    for name, seed in wanted:
+        if path(name, seed).is_file():
+            check_kept(path(name, seed), name, args)
     for name, seed in [one for one in wanted if not path(*one).is_file()][: args.limit]:
-        write_json(path(name, seed), run(name, seed, args))
+        write_json(path(name, seed), {"settings": settings_of(name, args), **run(name, seed, args)})
     rows, figures = [], {}
     for name in names:
         runs = [figures_of(read_json(path(name, s)), protocol) for s in args.seeds if path(name, s).is_file()]

@@ -139,3 +139,18 @@ def test_the_size_of_no_picture_is_refused(tmp_path):
     for name, reason in (("a.jpg", "not readable as a picture"), ("b.jpg", "no such file")):
         with pytest.raises(ImageReadError, match=reason):
             image_size(tmp_path / name)
+
+
+def test_the_size_of_a_truncated_picture_is_known_or_refused(tmp_path):
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)).save(whole, "JPEG")
+    refused = 0
+    for length in range(0, len(whole.getvalue()), 7):
+        path = tmp_path / "cut.jpg"
+        path.write_bytes(whole.getvalue()[:length])
+        try:
+            assert image_size(path) == (30, 40)
+        except ImageReadError as error:
+            refused += 1
+            assert "not readable as a picture" in str(error) and str(tmp_path) not in str(error)
+    assert refused > 10

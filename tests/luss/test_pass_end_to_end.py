@@ -36,8 +36,13 @@ def run(tmp_path_factory):
             train, test = ("toy_semi", "toy_val") if stage == "distance" else ("toy_train", None)
             sets_of_stage = sets
         write_config(root / f"toy_{stage}.yaml", base, sets_of_stage, train, test)
+    # One thread: sums in another order lead so short a training to another end. Of four ends that were seen, three tell all classes
+    # apart and one, with two threads, merges two of them.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     run_pass(Run(str(root / "toy"), root / "run", tuple(COMMON)))
-    return root
+    yield root
+    torch.set_num_threads(threads)
 
 
 def losses(folder):
@@ -85,9 +90,11 @@ def test_swapped_prediction_learns(run):
 
 @pytest.mark.slow
 def test_clusters_are_better_than_a_random_networks(run, tmp_path):
-    cfg = complete_config(setup_cfg(run / "toy_attention.yaml", [*COMMON, "MODEL.WEIGHTS", str(random_weights(run))]))
-    random = read_json(cluster_pictures(cfg, tmp_path / "random") / "manifest.json")["counts"]
-    learned = read_json(run / "run/clusters/manifest.json")["counts"]
+    counts = []
+    for weights in (random_weights(run), run / "run/pretrain/model_final.pth"):  # attention is random in both
+        cfg = complete_config(setup_cfg(run / "toy_attention.yaml", [*COMMON, "MODEL.WEIGHTS", str(weights)]))
+        counts.append(read_json(cluster_pictures(cfg, tmp_path / weights.stem) / "manifest.json")["counts"])
+    random, learned = counts
     assert learned["accuracy"] > random["accuracy"] + 0.2, (learned, random)
 
 
@@ -103,7 +110,7 @@ def test_the_finetuned_network_has_learned_its_labels(run):
     cfg = setup_cfg(run / "toy_finetune.yaml", COMMON)
     register_datasets(cfg.DATASETS.BY_PATH, ["toy_val"])
     mapper = LussSemanticMapper(cfg, False)
-    agreements, ids = [], set()
+    agreements, counts = [], torch.zeros(5)
     for record in DatasetCatalog.get("toy_val"):
         with torch.no_grad():
             (label,), (output,) = labels([mapper(record)]), finetuned([mapper(record)])
@@ -111,9 +118,9 @@ def test_the_finetuned_network_has_learned_its_labels(run):
         assert label["attention"].min() > 0 and label["attention"].max() < 1
         expected = torch.where(label["attention"] < threshold, 0, label["clusters"])
         agreements.append(float((output["sem_seg_labels"] == expected).float().mean()))
-        ids |= set(expected.unique().tolist())
-    assert len(ids) > 3
-    assert np.mean(agreements) > 0.8
+        counts += torch.bincount(expected.flatten().long(), minlength=5)
+    most_frequent = float(counts.max() / counts.sum())  # what a network that says the same everywhere would reach
+    assert np.mean(agreements) > max(0.8, most_frequent + 0.1), (agreements, counts)
 
 
 @pytest.mark.slow

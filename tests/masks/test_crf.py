@@ -63,6 +63,12 @@ def test_one_point_keeps_its_own_value():
     assert lattice.filter(torch.tensor([[3.0]])).item() == pytest.approx(3 * 1.125 / 1.25)
 
 
+def test_no_columns_and_values_with_gradients_are_fine():
+    lattice = PermutohedralLattice(torch.rand(20, 3))
+    assert lattice.filter(torch.zeros(20, 0)).shape == (20, 0)
+    assert not lattice.filter(torch.ones(20, 5, requires_grad=True)).requires_grad
+
+
 def test_features_too_far_apart_have_a_clear_error():
     with pytest.raises(ValueError, match="divide them by a larger standard deviation"):
         PermutohedralLattice(torch.tensor([[0.0] * 5, [1e5] * 5]))

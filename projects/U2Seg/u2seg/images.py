@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+# Pillow reports broken files by any of these; the set is what its decoders raise on damaged input.
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, IndexError, EOFError, TypeError, KeyError, OverflowError)
 _EXIF_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the tag, and its values that exchange height and width
 
 
@@ -109,8 +111,7 @@ def read_image_rgb(path: str | Path) -> np.ndarray:
         raise ImageReadError("no such file") from error
     except Image.DecompressionBombError as error:
         raise ImageReadError(f"refused as too large: {error}") from error
-    # Pillow reports broken files by any of these; the set is what its decoders raise on damaged input.
-    except (OSError, SyntaxError, ValueError, IndexError, EOFError, TypeError, KeyError, OverflowError) as error:
+    except _DECODER_ERRORS as error:
         if path.is_file() and path.stat().st_size == 0:
             raise ImageReadError("the file is empty (0 bytes)") from error
         raise ImageReadError(f"not readable as a picture: {str(error).replace(str(path), path.name)}") from error
@@ -120,7 +121,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """Returns the (height, width) that :func:`read_image_rgb` would give, from the file's header alone.
 
     Raises:
-        ImageReadError: the file is missing or no picture.
+        ImageReadError: the file is missing, no picture, cut off within its header, or too large to be safe.
     """
     try:
         with Image.open(path) as image:
@@ -128,8 +129,10 @@ def image_size(path: str | Path) -> tuple[int, int]:
             return (image.width, image.height) if sideways else (image.height, image.width)
     except FileNotFoundError as error:
         raise ImageReadError("no such file") from error
-    except UnidentifiedImageError as error:
-        raise ImageReadError("not readable as a picture") from error
+    except Image.DecompressionBombError as error:
+        raise ImageReadError(f"refused as too large: {error}") from error
+    except _DECODER_ERRORS as error:
+        raise ImageReadError(f"not readable as a picture: {str(error).replace(str(path), Path(path).name)}") from error
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -4,6 +4,7 @@ The only place where classes come near this training: nothing learns from them, 
 """
 
 import logging
+import os
 
 import numpy as np
 import torch
@@ -101,9 +102,8 @@ class KnnWatch:
         """
         if isinstance(model, DistributedDataParallel):
             model = model.module
-        numbers, features = self._gathered(*self._features(model))
-        if not comm.is_main_process():
-            return {}
+        own, own_features = self._features(model)
+        numbers = np.sort(np.concatenate([np.array(some, np.int64) for some in comm.all_gather(own)]))
         place = np.full(
             len(self._records), -1, np.int64
         )  # of each picture among the features; -1: it could not be read
@@ -114,6 +114,9 @@ class KnnWatch:
                 f"k-NN accuracy: {len(bank)} of {len(self._bank)} pictures of the bank and {len(queries)} of {len(self._queries)} to "
                 "classify can be read; at least 2 and 1 are needed. Put the files back, or leave LUSS.KNN.TRAIN empty."
             )
+        numbers, features = self._gathered(own, own_features)
+        if not comm.is_main_process():
+            return {}
         in_bank = np.full(len(self._records), -1, np.int64)
         in_bank[bank[:, 0]] = np.arange(len(bank))
         on_device = torch.from_numpy(features).to(model.device)
@@ -173,7 +176,8 @@ def _classes_of_pictures(names: tuple[str, ...]) -> dict[str, tuple[dict, str]]:
         classes = MetadataCatalog.get(name).get("image_classes")
         for record in DatasetCatalog.get(name) if classes else ():
             if "image_class" in record:
-                found.setdefault(record["file_name"], (record, classes[record["image_class"]]))
+                # By the file that a link leads to, so that a picture with two names does not vote for itself.
+                found.setdefault(os.path.realpath(record["file_name"]), (record, classes[record["image_class"]]))
     return found
 
 

@@ -168,7 +168,8 @@ def confirmed_labels_first(new: Objects, old: Objects, settings: CfgNode, score_
     """Returns the old labels that the model sees as well, then confident predictions of objects that they lack.
 
     An old label is confirmed by a prediction of any class that scores ``CONFIRM_THRESH`` or more and has a mask IoU of ``MAX_IOU`` or
-    more with it; it keeps its mask, which a CRF has fitted to the picture and a mask head of 28 x 28 cells has not.
+    more with it; it keeps its mask, which a CRF has fitted to the picture and a mask head of 28 x 28 cells has not. In the panoptic map
+    a smaller new mask still lies before it.
 
     Source: ours.
     """

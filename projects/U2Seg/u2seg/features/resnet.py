@@ -78,7 +78,7 @@ class ResNetFeatures(FeatureExtractor):
         network_cfg.MODEL.RESNETS.NORM = _inference_norm(network_cfg.MODEL.RESNETS.NORM)
         with torch.random.fork_rng(devices=[]):
             # Without a checkpoint the weights are random, but the same ones in every run: one that was killed goes on with them.
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the GPUs as well
             backbone = build_backbone(network_cfg)
         if settings.WEIGHTS:
             load_backbone_weights(backbone, settings.WEIGHTS)

@@ -54,13 +54,16 @@ class PermutohedralLattice:
         self._slice_weights = weights.div_(1 + 2.0**-self.num_dims).T.flatten()
         self._neighbours = _neighbours(unique, starts // self.num_points, strides)
 
+    @torch.no_grad()
     def filter(self, values: Tensor) -> Tensor:
-        """Returns the values filtered by a Gaussian of standard deviation 1, float32 (N, C); not normalised.
+        """Returns the values filtered by a Gaussian of standard deviation 1, float32 (N, C); not normalised, without gradient.
 
         Args:
             values: float32 (N, C). Multiples of 4 columns waste nothing.
         """
         count = values.shape[1]
+        if not count:
+            return values.clone()
         values = F.pad(values, (0, -count % COLUMNS)) if count % COLUMNS else values
         splatted = _sums_of_rows(values, self._splat_points, self._splat_starts, self._splat_weights)
         blocks = [self._blur(block.contiguous()) for block in splatted.split(COLUMNS, dim=1)]

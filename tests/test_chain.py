@@ -1,37 +1,18 @@
 """The whole chain in one call, tiny: with ground truth for scoring, and without any."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from tiny_scenes import CONFIG, FEW_CLUSTERS, render_scenes
 from u2seg.chain import run_chain
 from u2seg.chain_report import write_chain_report
 from u2seg.stages import read_json
 
-RENDER = Path(__file__).parent.parent / "datasets" / "prepare_scenes.py"
-CONFIG = "quick_schedules/scenes.yaml"
-TINY = [
-    *(
-        "MASKS.NUM_WORKERS",
-        "0",
-        "CLUSTERS.NUM_CLUSTERS",
-        "3",
-        "CLUSTERS.NUM_RESTARTS",
-        "1",
-        "SEMANTICS.NUM_CLUSTERS",
-        "3",
-    ),
-    *("MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "2"),
-]
+TINY = [*FEW_CLUSTERS, "MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "2"]
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "2024"  # a folder whose name is a number stays a folder
-    command = [sys.executable, str(RENDER), "--output", str(root), "--train", "4", "--val", "3"]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    return root
+    # A folder whose name is a number stays a folder.
+    return render_scenes(tmp_path_factory.mktemp("data") / "2024", "--train", "4", "--val", "3")
 
 
 def test_photos_without_any_ground_truth_give_labels_a_model_and_a_page(scenes, tmp_path, monkeypatch):

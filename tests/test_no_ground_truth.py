@@ -1,37 +1,21 @@
 """No label reaches label making or training: every ground-truth file is deleted, and nothing changes."""
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_scenes import CONFIG, FEW_CLUSTERS, render_scenes
 from u2seg.chain import train
 from u2seg.config import setup_cfg
 from u2seg.pipeline import make_pseudo_labels
-
-RENDER = Path(__file__).parent.parent / "datasets" / "prepare_scenes.py"
-CONFIG = "quick_schedules/scenes.yaml"
-LABELS = [
-    "MASKS.NUM_WORKERS",
-    "0",
-    "CLUSTERS.NUM_CLUSTERS",
-    "3",
-    "CLUSTERS.NUM_RESTARTS",
-    "1",
-    "SEMANTICS.NUM_CLUSTERS",
-    "3",
-]
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     """Scenes with ground truth for the training pictures too, which the demo's do not have."""
-    root = tmp_path_factory.mktemp("data") / "scenes"
-    command = [sys.executable, str(RENDER), "--output", str(root), "--train", "8", "--val", "2", "--annotate-train"]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    return root
+    return render_scenes(tmp_path_factory.mktemp("data") / "scenes", "--train", "8", "--val", "2", "--annotate-train")
 
 
 @pytest.fixture
@@ -51,10 +35,10 @@ def opened_files():
 
 def label_and_train(scenes: Path, output: Path) -> dict[str, bytes]:
     """Returns every file that label making wrote, and the trained weights' bytes."""
-    labels = make_pseudo_labels(setup_cfg(CONFIG, LABELS), scenes / "train", output / "labels")
+    labels = make_pseudo_labels(setup_cfg(CONFIG, FEW_CLUSTERS), scenes / "train", output / "labels")
     data_set = "DATASETS.BY_PATH.scenes_train"
     opts = [
-        *LABELS,
+        *FEW_CLUSTERS,
         f"{data_set}.ROOT",
         str(labels),
         f"{data_set}.IMAGES",

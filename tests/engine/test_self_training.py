@@ -17,7 +17,6 @@ from u2seg.data import register_dataset
 from u2seg.engine import complete_config, run_self_training
 from u2seg.engine import self_training as module
 from u2seg.engine.self_training import (
-    LABEL_MERGE_REGISTRY,
     Objects,
     confirmed_labels_first,
     mask_ious,
@@ -25,7 +24,6 @@ from u2seg.engine.self_training import (
     relabel,
     self_train,
 )
-from u2seg.registry import get_registered
 
 
 def objects(masks, classes, scores):
@@ -78,11 +76,13 @@ def test_labels_that_the_model_does_not_see_are_not_confirmed():
     assert len(confirmed_labels_first(none, objects([strip(0, 5)], [5], [1]), RULE, 0.7)) == 0
 
 
-def test_unknown_merge_rule_has_a_clear_error():
+def test_unknown_merge_rule_ends_the_run_before_it_writes(run, tmp_path):
+    run.SELF_TRAINING.MERGE = "newest"
     with pytest.raises(
         KeyError, match="Unknown SELF_TRAINING.MERGE 'newest'; registered: confirmed_labels_first, predictions_first"
     ):
-        get_registered(LABEL_MERGE_REGISTRY, "newest", "SELF_TRAINING.MERGE")
+        relabel(run, tmp_path / "out", 0.5)
+    assert not (tmp_path / "out").exists()
 
 
 def slow_iou(a, b):

@@ -128,9 +128,8 @@ def _add_features(cfg: CN) -> None:
     cfg.FEATURES.RESNET = CN()
     # The config that the network was trained with (a file, or a name under configs/): its MODEL section describes the backbone.
     cfg.FEATURES.RESNET.CONFIG_FILE = "LUSS/pass_scenes.yaml"
-    cfg.FEATURES.RESNET.WEIGHTS = (
-        ""  # a checkpoint of that network; "": random weights, always the same, for comparison
-    )
+    # A checkpoint of that network; "": random weights, always the same, for comparison.
+    cfg.FEATURES.RESNET.WEIGHTS = ""
     cfg.FEATURES.RESNET.OUT_FEATURE = "res4"  # name of the backbone's output
     # Pixels between two features, smaller than the output's own: the stages behind are dilated. 0: the output's own stride.
     cfg.FEATURES.RESNET.STRIDE = 0
@@ -405,9 +404,8 @@ def _add_pass(cfg: CN) -> None:
     cfg.LUSS.KNN.TEST = ()
     cfg.LUSS.KNN.K = 20  # neighbours that vote [DINO]
     cfg.LUSS.KNN.TEMPERATURE = 0.07  # a neighbour of cosine s weighs exp(s / T) [InstDisc, DINO]
-    cfg.LUSS.KNN.MAX_PICTURES = (
-        50_000  # of the bank, and of the others; more are drawn from, with LUSS.SEED; 0: all [ours]
-    )
+    # Of the bank, and of the others; more are drawn from, with LUSS.SEED; 0: all [ours].
+    cfg.LUSS.KNN.MAX_PICTURES = 50_000
     cfg.LUSS.THRESHOLD = 0.37  # attention below which a pixel is "other": 0.41 for ImageNet-S 50, 0.40 for 300
     # The single-layer segmentation head: targets are shrunk by this factor before the loss.
     cfg.MODEL.SEM_SEG_HEAD.TARGET_STRIDE = 2

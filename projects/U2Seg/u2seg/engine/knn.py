@@ -104,9 +104,8 @@ class KnnWatch:
             model = model.module
         own, own_features = self._features(model)
         numbers = np.sort(np.concatenate([np.array(some, np.int64) for some in comm.all_gather(own)]))
-        place = np.full(
-            len(self._records), -1, np.int64
-        )  # of each picture among the features; -1: it could not be read
+        # Of each picture among the features; -1: it could not be read.
+        place = np.full(len(self._records), -1, np.int64)
         place[numbers] = np.arange(len(numbers))
         bank, queries = (some[place[some[:, 0]] >= 0] for some in (self._bank, self._queries))
         if len(bank) < 2 or not len(queries):

@@ -59,6 +59,9 @@ class Objects:
         return len(self.masks)
 
 
+LabelMerge = Callable[[Objects, Objects, CfgNode, float], Objects]
+
+
 def self_train(cfg: CfgNode, output: str | Path, rounds: int) -> Path:
     """Returns the last round's checkpoint, after ``rounds`` rounds of labelling and training.
 
@@ -112,6 +115,7 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
     """
     name = cfg.DATASETS.TRAIN[0]
     settings = cfg.SELF_TRAINING
+    merge = get_registered(LABEL_MERGE_REGISTRY, settings.MERGE, "SELF_TRAINING.MERGE")
     records, folder = DatasetCatalog.get(name), output / "panoptic"
     made_by = {
         "weights": cfg.MODEL.WEIGHTS,
@@ -137,6 +141,7 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
             model=_load_model(cfg),
             mapper=build_mapper(cfg, False),
             settings=settings,
+            merge=merge,
             score_thresh=score_thresh,
             space=label_space_of(name),
             old_files=files_of(name, cfg.DATASETS.BY_PATH[name]),
@@ -215,6 +220,7 @@ class _Labeller:
     model: torch.nn.Module
     mapper: Callable[[dict], dict]
     settings: CfgNode
+    merge: LabelMerge
     score_thresh: float
     space: LabelSpace
     old_files: DatasetFiles
@@ -243,8 +249,7 @@ class _Labeller:
         if not self.settings.NEW_SEMANTICS or semantic is None:
             with Image.open(record["sem_seg_file_name"]) as image:
                 semantic = np.asarray(image)
-        merge = get_registered(LABEL_MERGE_REGISTRY, self.settings.MERGE, "SELF_TRAINING.MERGE")
-        objects = merge(new, _old_objects(record), self.settings, self.score_thresh)
+        objects = self.merge(new, _old_objects(record), self.settings, self.score_thresh)
         return objects, _stuff_clusters(semantic)
 
 

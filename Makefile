@@ -12,10 +12,10 @@ $(STAMP): requirements.lock setup.py pyproject.toml tools/setup_env.sh
 	touch $@
 
 demo: $(STAMP)
-	$(PY) tools/run_demo.py --output output/demo
+	$(VENV)/bin/u2seg demo --output output/demo
 
 demo-supervised: $(STAMP)
-	$(PY) tools/run_demo.py --output output/demo --supervised
+	$(VENV)/bin/u2seg demo --output output/demo --supervised
 
 test: $(STAMP)
 	OMP_NUM_THREADS=2 $(PY) -m pytest

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 """Which engine computes AP: ours on segment tables, pycocotools, faster-coco-eval or hotcoco.
 
-    python benchmarks/ap_engines.py [--pictures 100] [--protocols 3]
+    python benchmarks/ap_engines.py [--num-images 100] [--protocols 3]
     python benchmarks/ap_engines.py --ground-truth INSTANCES.json [--results RESULTS.json]
 
-The first form scores 100 detections a picture with boxes and masks in 80 categories, on the pictures of benchmarks/evaluation.py, once
+The first form scores 100 detections an image with boxes and masks in 80 categories, on the images of benchmarks/evaluation.py, once
 for each of --protocols label maps, class-aware, plus once class-agnostic. The second scores a COCO results JSON (run lengths, boxes,
 or both) against a COCO instances JSON, class-aware and class-agnostic. Without --results, the ground truth perturbed is scored:
---detections a picture, each object in turn shifted, eroded and dilated, a fifth of them in a random category, then ellipses anywhere,
+--detections an image, each object in turn shifted, eroded and dilated, a fifth of them in a random category, then ellipses anywhere,
 scores of two digits so that there are ties; all from --seed.
 
 All start from the model's masks as arrays: the engines need them as run lengths and compute the IoUs of every run anew; ours takes
@@ -40,15 +40,15 @@ os.environ.setdefault("RAYON_NUM_THREADS", "1")  # hotcoco's threads
 
 import cv2
 import numpy as np
-from evaluation import Clock, samples, write_truth
+from evaluation import Clock, samples, write_gt
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from u2seg.evaluation.average_precision import accumulate, match_detections
-from u2seg.evaluation.ground_truth import InstanceTruth
-from u2seg.evaluation.pictures import Regions, instance_blocks, picture_tables
+from u2seg.evaluation.metrics.average_precision import accumulate, match_detections
 from u2seg.evaluation.scoring import instance_rows
-from u2seg.evaluation.tables import SegmentTables, TableSpace, concatenate_tables
+from u2seg.evaluation.tables.ground_truth import InstanceGroundTruth
+from u2seg.evaluation.tables.image_tables import Regions, image_tables, instance_blocks
+from u2seg.evaluation.tables.segment_tables import SegmentTables, TableSpace, concatenate_tables
 
 ARRAYS = ("precision", "recall", "scores")
 WRONG_CATEGORIES = 0.2  # share of the perturbed detections
@@ -59,14 +59,14 @@ class Case:
     """What is scored.
 
     Attributes:
-        truth: COCO instances JSON.
+        ground truth: COCO instances JSON.
         maps: int (clusters,) each, category index of every cluster; one class-aware run each.
-        pictures: called with a clock that takes the time of decoding, yields (image id, detections) of every picture.
+        images: called with a clock that takes the time of decoding, yields (image id, detections) of every image.
     """
 
-    truth: Path
+    gt: Path
     maps: list[np.ndarray]
-    pictures: Callable[[Clock], Iterable[tuple[int, Regions]]]
+    images: Callable[[Clock], Iterable[tuple[int, Regions]]]
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,10 @@ class Prepared:
 # --- what is scored --------------------------------------------------------------------------------------------------------------
 
 
-def synthetic_case(folder: Path, options: argparse.Namespace) -> Case:
-    """Returns the pictures of benchmarks/evaluation.py, whose ground truth it writes to ``folder``."""
+def synthetic_case(directory: Path, options: argparse.Namespace) -> Case:
+    """Returns the images of benchmarks/evaluation.py, whose ground truth it writes to ``directory``."""
 
-    def pictures(clock: Clock):
+    def images(clock: Clock):
         for sample in samples(options):
             found = sample.output["instances"]
             boxes = found.pred_boxes.tensor.numpy().astype(float)
@@ -102,36 +102,36 @@ def synthetic_case(folder: Path, options: argparse.Namespace) -> Case:
             labels, scores = found.pred_classes.numpy(), found.scores.numpy().astype(float)
             yield sample.image_id, Regions(labels, boxes, found.pred_masks.numpy(), scores)
 
-    write_truth(folder, options)
+    write_gt(directory, options)
     maps = [np.random.default_rng(seed).permutation(options.things) // 10 for seed in range(options.protocols)]
     maps[0] = np.arange(options.things) // 10
-    return Case(folder / "instances.json", maps, pictures)
+    return Case(directory / "instances.json", maps, images)
 
 
-def file_case(truth: Path, results: Path) -> Case:
+def file_case(gt: Path, results: Path) -> Case:
     """Returns what two COCO files hold; clusters are the categories.
 
     Raises:
-        ValueError: the results are no list of COCO results, or not of the ground truth's pictures and categories.
+        ValueError: the results are no list of COCO results, or not of the ground truth's images and categories.
     """
-    space, found = InstanceTruth(truth).space, json.loads(results.read_text())
-    sizes = {image["id"]: (image["height"], image["width"]) for image in json.loads(truth.read_text())["images"]}
+    space, found = InstanceGroundTruth(gt).space, json.loads(results.read_text())
+    sizes = {image["id"]: (image["height"], image["width"]) for image in json.loads(gt.read_text())["images"]}
     if not isinstance(found, list) or not all("bbox" in row or "segmentation" in row for row in found):
         raise ValueError(f"{results} must hold a list of COCO results, each with bbox or segmentation; make it one")
     for key, known in (("image_id", sizes), ("category_id", space.thing_contiguous_ids)):
         foreign = sorted({row[key] for row in found} - set(known))
         if foreign:
             raise ValueError(
-                f"{results} has {key} {foreign[:5]}, which {truth} lacks; give the ground truth of these results"
+                f"{results} has {key} {foreign[:5]}, which {gt} lacks; give the ground truth of these results"
             )
-    by_picture = defaultdict(list)
+    by_image = defaultdict(list)
     for row in found:
-        by_picture[row["image_id"]].append(row)
+        by_image[row["image_id"]].append(row)
     with_masks = all("segmentation" in row for row in found)
 
-    def pictures(clock: Clock):
+    def images(clock: Clock):
         for image_id, size in sizes.items():
-            rows = by_picture[image_id]
+            rows = by_image[image_id]
             masks = None
             if with_masks:
                 with clock:
@@ -141,18 +141,18 @@ def file_case(truth: Path, results: Path) -> Case:
             scores = np.array([row["score"] for row in rows], float)
             yield image_id, Regions(np.array(labels, int), np.array(boxes, float).reshape(-1, 4), masks, scores)
 
-    return Case(truth, [np.arange(space.num_things)], pictures)
+    return Case(gt, [np.arange(space.num_things)], images)
 
 
-def perturbed_results(truth: Path, per_picture: int, seed: int) -> list[dict]:
-    """Returns COCO results made of a ground truth, ``per_picture`` for each picture; without masks where it has none."""
-    reader, rng, results = InstanceTruth(truth), np.random.default_rng(seed), []
+def perturbed_results(gt: Path, per_image: int, seed: int) -> list[dict]:
+    """Returns COCO results made of a ground truth, ``per_image`` for each image; without masks where it has none."""
+    reader, rng, results = InstanceGroundTruth(gt), np.random.default_rng(seed), []
     categories = reader.space.thing_dataset_ids
-    for image in json.loads(truth.read_text())["images"]:
+    for image in json.loads(gt.read_text())["images"]:
         objects, size = reader.read(image["id"]), (image["height"], image["width"])
         masks = [rectangle(box, size) for box in objects.boxes_xywh] if objects.masks is None else objects.masks
         ways = (shifted, eroded, dilated)
-        for number in range(per_picture):
+        for number in range(per_image):
             way, index = divmod(number, max(len(masks), 1))
             near = way < len(ways) and len(masks) > 0
             mask = ways[way](masks[index], rng) if near else anywhere(size, rng)
@@ -179,9 +179,9 @@ def anywhere(size: tuple[int, int], rng) -> np.ndarray:
     """Returns a filled ellipse of any place and size, bool (height, width)."""
     height, width = size
     canvas = np.zeros(size, np.uint8)
-    centre = int(rng.integers(width)), int(rng.integers(height))
+    center = int(rng.integers(width)), int(rng.integers(height))
     axes = int(rng.integers(1, width // 4 + 2)), int(rng.integers(1, height // 4 + 2))
-    cv2.ellipse(canvas, centre, axes, float(rng.integers(180)), 0, 360, 1, -1)
+    cv2.ellipse(canvas, center, axes, float(rng.integers(180)), 0, 360, 1, -1)
     return canvas.astype(bool)
 
 
@@ -225,19 +225,19 @@ def engines() -> dict:
 
 def prepare(case: Case) -> Prepared:
     """Returns the detections as tables and as COCO results, timed."""
-    reader = InstanceTruth(case.truth)
+    reader = InstanceGroundTruth(case.gt)
     categories = reader.space.thing_dataset_ids
     kinds = ("box", "mask") if reader.has_masks else ("box",)
     tables, encode, decode = Clock(), Clock(), Clock()
     parts, rows = [], []
-    for image_id, found in case.pictures(decode):
+    for image_id, found in case.images(decode):
         if found.masks is None:
             kinds = ("box",)
         with tables:
             objects = reader.read(image_id)
             space = TableSpace("engines", len(case.maps[0]), 1, reader.space, kinds)
             size = (1, 1) if found.masks is None else found.masks.shape[1:]
-            parts.append(picture_tables(space, image_id, size, **instance_blocks(found, objects)))
+            parts.append(image_tables(space, image_id, size, **instance_blocks(found, objects)))
         with encode:
             masks = [None] * len(found.labels) if found.masks is None else [run_lengths(m) for m in found.masks]
         rows += zip(
@@ -262,12 +262,12 @@ def prepare(case: Case) -> Prepared:
     return Prepared(joined, runs, kinds, tables.cpu, encode.cpu, decode.cpu)
 
 
-def run_engine(classes, truth: Path, runs: list[tuple[str, bool, list[dict]]]) -> tuple[float, list[dict]]:
+def run_engine(classes, gt: Path, runs: list[tuple[str, bool, list[dict]]]) -> tuple[float, list[dict]]:
     """Returns CPU seconds and, for each run, the arrays by name."""
     seconds, arrays = 0.0, []
     for kind, use_categories, results in runs:
         with contextlib.redirect_stdout(io.StringIO()):
-            ground_truth = classes[0](str(truth))
+            ground_truth = classes[0](str(gt))
             evaluation = classes[1](ground_truth, ground_truth.loadRes([dict(r) for r in results]), kind)
             evaluation.params.useCats = use_categories
             start = time.process_time()
@@ -297,7 +297,7 @@ def measure(case: Case, repeat: int) -> tuple[dict, dict, Prepared]:
     for _ in range(repeat):
         prepared = prepare(case)
         for engine, classes in engines().items():
-            alone, arrays[engine] = run_engine(classes, case.truth, prepared.runs)
+            alone, arrays[engine] = run_engine(classes, case.gt, prepared.runs)
             seconds[engine]["cpu_s"].append(alone + prepared.encode_s)
             seconds[engine]["runs_s"].append(alone)
             if prepared.decode_s:
@@ -324,15 +324,15 @@ def differences(got: list[dict], want: list[dict]) -> dict[str, float]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ground-truth", type=Path, help="COCO instances JSON; without it, synthetic pictures")
+    parser.add_argument("--ground-truth", type=Path, help="COCO instances JSON; without it, synthetic images")
     parser.add_argument("--results", type=Path, help="COCO results JSON; without it, the ground truth perturbed")
-    parser.add_argument("--detections", type=int, default=100, help="a picture, of a perturbed ground truth")
+    parser.add_argument("--detections", type=int, default=100, help="an image, of a perturbed ground truth")
     parser.add_argument("--seed", type=int, default=0, help="of the perturbation")
     parser.add_argument("--repeat", type=int, default=1, help="rounds of which the fastest counts")
-    parser.add_argument("--pictures", type=int, default=100, help="synthetic ones")
-    parser.add_argument("--protocols", type=int, default=3, help="label maps on synthetic pictures")
-    parser.add_argument("--things", type=int, default=800, help="thing clusters on synthetic pictures")
-    parser.add_argument("--stuff", type=int, default=27, help="stuff clusters on synthetic pictures")
+    parser.add_argument("--num-images", type=int, default=100, help="synthetic ones")
+    parser.add_argument("--protocols", type=int, default=3, help="label maps on synthetic images")
+    parser.add_argument("--things", type=int, default=800, help="thing clusters on synthetic images")
+    parser.add_argument("--stuff", type=int, default=27, help="stuff clusters on synthetic images")
     options = parser.parse_args()
     if options.results and not options.ground_truth:
         parser.error("--results needs --ground-truth, the COCO instances JSON that they are scored against")
@@ -342,16 +342,16 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     options = parse()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        directory = Path(name)
         if options.ground_truth:
             results = options.results
             if not results:
-                results = folder / "results.json"
+                results = directory / "results.json"
                 found = perturbed_results(options.ground_truth, options.detections, options.seed)
                 results.write_text(json.dumps(found))
             case = file_case(options.ground_truth, results)
         else:
-            case = synthetic_case(folder, options)
+            case = synthetic_case(directory, options)
         seconds, arrays, prepared = measure(case, options.repeat)
     print(f"{len(prepared.tables.detections)} detections, {len(prepared.runs)} runs")
     figures = {}

@@ -1,19 +1,19 @@
 #!/usr/bin/env python
 """Scores in one pass over segment tables, against the plain way: files, official tools, and a second pass after matching.
 
-    python benchmarks/evaluation.py [--pictures 500] [--things 800] [--stuff 27]
+    python benchmarks/evaluation.py [--num-images 500] [--things 800] [--stuff 27]
 
 The plain way is what Detectron2's evaluators do, twice: (1) write every prediction as panoptic PNG and RLE; read the PNGs for the
 counts, match. (2) Process every prediction again with the clusters renamed: PNG, RLE of the masks and of the semantic classes,
 confusion matrix; then panopticapi, and pycocotools for boxes and masks, class-aware and class-agnostic. The model's time is in
 neither. Both start from the same outputs of a Panoptic-FPN (100 detections with masks, panoptic map, semantic logits) on synthetic
-pictures of 480 x 640, and run in their own process, one thread each.
+images of 480 x 640, and run in their own process, one thread each.
 
 Promises:
 * at least 10 times faster (CPU time of the process; wall time is shown beside it);
 * PQ and AP are the plain way's, to 1e-9;
 * all protocols together take less than twice what one takes;
-* the tables of 5000 such pictures take less than 1 GB, and grow with the pictures no faster than linearly.
+* the tables of 5000 such images take less than 1 GB, and grow with the images no faster than linearly.
 
 Exits with status 1 when a promise is missed. The last line holds the figures as JSON.
 """
@@ -42,18 +42,18 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from u2seg.data.formats.coco_panoptic import read_panoptic_png, write_panoptic_png
 from u2seg.evaluation import PROTOCOL_REGISTRY, ScoreSettings, evaluate_tables
 from u2seg.evaluation.evaluator import PanopticEvaluator
-from u2seg.evaluation.label_map import LabelMap
-from u2seg.evaluation.matching import hungarian_then_best
-from u2seg.evaluation.protocols import CupsProtocol
-from u2seg.evaluation.tables import concatenate_tables
-from u2seg.panoptic.files import read_panoptic_png, write_panoptic_png
+from u2seg.evaluation.matching.assignment import hungarian_then_best
+from u2seg.evaluation.matching.label_map import LabelMap
+from u2seg.evaluation.matching.protocols import CupsProtocol
+from u2seg.evaluation.tables.segment_tables import concatenate_tables
 
 HEIGHT, WIDTH = 480, 640
 THING_CATEGORIES, STUFF_CATEGORIES = 80, 15
 MIN_SPEEDUP, MAX_PROTOCOL_RATIO, MAX_BYTES = 10.0, 2.0, 10**9
-POOL = 20  # distinct pictures; the others repeat them with other clusters, categories and scores
+POOL = 20  # distinct images; the others repeat them with other clusters, categories and scores
 PROTOCOLS = ("hungarian", "cups", "u2seg_paper", "u2seg_release", "stego", "majority")
 
 
@@ -64,20 +64,20 @@ class CupsDroppingProtocol(CupsProtocol):
     def fit(self, tables) -> LabelMap:
         """Returns the label map of ``cups``, nothing charged."""
         label_map = super().fit(tables)
-        return replace(label_map, charged_to=np.full_like(label_map.charged_to, -1))
+        return replace(label_map, error_category=np.full_like(label_map.error_category, -1))
 
 
 def ellipse(rng) -> np.ndarray:
     """Returns a filled ellipse, bool (HEIGHT, WIDTH)."""
     canvas = np.zeros((HEIGHT, WIDTH), np.uint8)
-    centre = int(rng.integers(30, WIDTH - 30)), int(rng.integers(30, HEIGHT - 30))
+    center = int(rng.integers(30, WIDTH - 30)), int(rng.integers(30, HEIGHT - 30))
     axes = int(rng.integers(8, 120)), int(rng.integers(8, 100))
-    cv2.ellipse(canvas, centre, axes, float(rng.integers(180)), 0, 360, 1, -1)
+    cv2.ellipse(canvas, center, axes, float(rng.integers(180)), 0, 360, 1, -1)
     return canvas.astype(bool)
 
 
-class Picture:
-    """Ground truth and detections of one picture of the pool, without labels."""
+class SyntheticImage:
+    """Ground truth and detections of one image of the pool, without labels."""
 
     def __init__(self, seed: int):
         rng = np.random.default_rng(seed)
@@ -92,26 +92,26 @@ class Picture:
 
 
 class Sample:
-    """One labelled picture and what the model gave for it."""
+    """One labeled image and what the model gave for it."""
 
-    def __init__(self, picture: Picture, image_id: int, things: int, stuff: int):
+    def __init__(self, image: SyntheticImage, image_id: int, things: int, stuff: int):
         rng = np.random.default_rng(image_id)
         self.image_id = image_id
-        categories = rng.integers(THING_CATEGORIES, size=len(picture.objects))
+        categories = rng.integers(THING_CATEGORIES, size=len(image.objects))
         regions = rng.permutation(STUFF_CATEGORIES)[:4]
-        self.truth = np.zeros((HEIGHT, WIDTH), np.int32)
+        self.gt = np.zeros((HEIGHT, WIDTH), np.int32)
         self.segments, self.annotations = [], []
         for number in range(4):
-            self.truth[picture.regions == number] = 1000 + number
+            self.gt[image.regions == number] = 1000 + number
             self.segments.append({"id": 1000 + number, "category_id": 101 + int(regions[number]), "iscrowd": 0})
-        for number, (mask, category) in enumerate(zip(picture.objects, categories)):
-            self.truth[mask] = number + 1
+        for number, (mask, category) in enumerate(zip(image.objects, categories)):
+            self.gt[mask] = number + 1
             self.segments.append({"id": number + 1, "category_id": 1 + int(category), "iscrowd": 0})
             box = [float(v) for v in cv2.boundingRect(mask.astype(np.uint8))]
             self.annotations.append(
                 {"category_id": 1 + int(category), "bbox": box, "area": float(mask.sum()), "mask": mask}
             )
-        ids, areas = np.unique(self.truth, return_counts=True)
+        ids, areas = np.unique(self.gt, return_counts=True)
         area = dict(zip(ids.tolist(), areas.tolist()))
         self.segments = [{**s, "area": area[s["id"]]} for s in self.segments if s["id"] in area]
         # Clusters follow the categories, ten to one, with errors.
@@ -123,16 +123,16 @@ class Sample:
         )
         scores = np.sort(rng.uniform(0.05, 1, 100))[::-1].astype(np.float32)
         instances = Instances((HEIGHT, WIDTH))
-        x, y, w, h = picture.boxes.T
+        x, y, w, h = image.boxes.T
         instances.pred_boxes = Boxes(torch.tensor(np.stack([x, y, x + w, y + h], 1)))
         instances.scores = torch.tensor(scores.copy())
         instances.pred_classes = torch.tensor(labels)
-        instances.pred_masks = torch.from_numpy(picture.masks)
+        instances.pred_masks = torch.from_numpy(image.masks)
         clusters = (regions * 27 // STUFF_CATEGORIES + rng.integers(2, size=4)) % stuff + 1
-        head = clusters[picture.found_regions % 4].astype(np.uint8)
+        head = clusters[image.found_regions % 4].astype(np.uint8)
         panoptic, infos = np.zeros((HEIGHT, WIDTH), np.int32), []
         for index in range(12):
-            free = picture.masks[index] & (panoptic == 0)
+            free = image.masks[index] & (panoptic == 0)
             if free.any():
                 panoptic[free] = len(infos) + 1
                 infos.append({"id": len(infos) + 1, "isthing": True, "category_id": int(labels[index]), "score": 0.9})
@@ -141,28 +141,28 @@ class Sample:
             if free.any():
                 panoptic[free] = len(infos) + 1
                 infos.append({"id": len(infos) + 1, "isthing": False, "category_id": int(cluster)})
-        head = np.where(picture.masks[:12].any(0), 0, head)
+        head = np.where(image.masks[:12].any(0), 0, head)
         logits = torch.zeros(stuff + 1, HEIGHT, WIDTH)
         logits.scatter_(0, torch.from_numpy(head.astype(np.int64))[None], 1.0)
         self.output = {"instances": instances, "panoptic_seg": (torch.from_numpy(panoptic), infos), "sem_seg": logits}
 
 
 def samples(options: argparse.Namespace):
-    """Yields every picture in turn; making them is not timed."""
-    pool = [Picture(seed) for seed in range(POOL)]
-    for image_id in range(1, options.pictures + 1):
+    """Yields every image in turn; making them is not timed."""
+    pool = [SyntheticImage(seed) for seed in range(POOL)]
+    for image_id in range(1, options.num_images + 1):
         yield Sample(pool[image_id % POOL], image_id, options.things, options.stuff)
 
 
-def write_truth(folder: Path, options: argparse.Namespace) -> None:
+def write_gt(directory: Path, options: argparse.Namespace) -> None:
     """Writes the ground truth as COCO's files."""
     things = [{"id": i + 1, "name": f"thing{i}", "isthing": 1} for i in range(THING_CATEGORIES)]
     stuff = [{"id": i + 101, "name": f"stuff{i}", "isthing": 0} for i in range(STUFF_CATEGORIES)]
     images, panoptic, instances = [], [], []
     for sample in samples(options):
         name = f"{sample.image_id:06d}.png"
-        write_panoptic_png(folder / "truth" / name, sample.truth)
-        Image.fromarray(semantic_labels(sample)).save(folder / "truth" / f"semantic_{name}")
+        write_panoptic_png(directory / "gt" / name, sample.gt)
+        Image.fromarray(semantic_labels(sample)).save(directory / "gt" / f"semantic_{name}")
         images.append({"id": sample.image_id, "file_name": name, "height": HEIGHT, "width": WIDTH})
         panoptic.append({"image_id": sample.image_id, "file_name": name, "segments_info": sample.segments})
         for annotation in sample.annotations:
@@ -170,10 +170,10 @@ def write_truth(folder: Path, options: argparse.Namespace) -> None:
             rle["counts"] = rle["counts"].decode()
             rest = {"id": len(instances) + 1, "image_id": sample.image_id, "iscrowd": 0, "segmentation": rle}
             instances.append({**annotation, **rest})
-    (folder / "panoptic.json").write_text(
+    (directory / "panoptic.json").write_text(
         json.dumps({"images": images, "annotations": panoptic, "categories": things + stuff})
     )
-    (folder / "instances.json").write_text(
+    (directory / "instances.json").write_text(
         json.dumps({"images": images, "annotations": instances, "categories": things})
     )
 
@@ -182,7 +182,7 @@ def semantic_labels(sample: Sample) -> np.ndarray:
     """Returns Detectron2's semantic target, uint8 (HEIGHT, WIDTH): 0 things, 1.. stuff."""
     labels = np.zeros((HEIGHT, WIDTH), np.uint8)
     for segment in sample.segments:
-        labels[sample.truth == segment["id"]] = max(segment["category_id"] - 100, 0)
+        labels[sample.gt == segment["id"]] = max(segment["category_id"] - 100, 0)
     return labels
 
 
@@ -200,13 +200,13 @@ class Clock:
         self.wall += time.perf_counter() - self._start[1]
 
 
-def one_pass(folder: Path, options: argparse.Namespace) -> dict:
+def one_pass(directory: Path, options: argparse.Namespace) -> dict:
     """Our way: tables in one pass, then every protocol."""
     clock, one, every = Clock(), Clock(), Clock()
     MetadataCatalog.get("benchmark").set(
-        panoptic_json=str(folder / "panoptic.json"),
-        panoptic_root=str(folder / "truth"),
-        json_file=str(folder / "instances.json"),
+        panoptic_json=str(directory / "panoptic.json"),
+        panoptic_root=str(directory / "gt"),
+        json_file=str(directory / "instances.json"),
     )
     with clock:
         evaluator = PanopticEvaluator(
@@ -226,7 +226,7 @@ def one_pass(folder: Path, options: argparse.Namespace) -> dict:
         results = evaluate_tables(tables, ScoreSettings(("cups_dropping",))).results
     with every:
         evaluate_tables(tables, ScoreSettings(PROTOCOLS))
-    half = concatenate_tables(evaluator._parts[: options.pictures // 2])
+    half = concatenate_tables(evaluator._parts[: options.num_images // 2])
     return {
         "pass_s": clock.cpu,
         "one_protocol_s": one.cpu,
@@ -237,44 +237,44 @@ def one_pass(folder: Path, options: argparse.Namespace) -> dict:
         "peak_growth_mb": peak_memory() - before,
         "table_bytes": tables.nbytes,
         "half_table_bytes": half.nbytes,
-        "PQ": results["panoptic"]["cups_dropping"]["PQ"],
-        "mask_AP": results["instance"]["cups_dropping"]["mask_AP"],
-        "box_AP": results["instance"]["cups_dropping"]["box_AP"],
-        "agnostic_AR": results["instance"]["class_agnostic"]["mask_AR100"],
+        "PQ": results["panoptic_seg"]["cups_dropping"]["PQ"],
+        "mask_AP": results["segm"]["cups_dropping"]["AP"],
+        "box_AP": results["bbox"]["cups_dropping"]["AP"],
+        "agnostic_AR": results["segm"]["class_agnostic"]["AR100"],
     }
 
 
-def plain_way(folder: Path, options: argparse.Namespace) -> dict:
+def plain_way(directory: Path, options: argparse.Namespace) -> dict:
     """Files and official tools, twice over the predictions."""
     clock = Clock()
     before = peak_memory()
-    truth = json.loads((folder / "panoptic.json").read_text())
+    gt = json.loads((directory / "panoptic.json").read_text())
     clusters = {}
     for sample in samples(options):  # first pass: what the clusters cover
         with clock:
-            write_prediction(folder / "first", sample)
+            write_prediction(directory / "first", sample)
             encode(sample.output["instances"])
             sample.output["sem_seg"].argmax(dim=0)
             clusters[sample.image_id] = sample.output["panoptic_seg"][1]
     with clock:
-        counts = count_pixels(folder, truth, clusters, options)
+        counts = count_pixels(directory, gt, clusters, options)
         things = hungarian_then_best(counts[: options.things, :THING_CATEGORIES])
         stuff = hungarian_then_best(counts[options.things :, THING_CATEGORIES:])
     results, annotations, confusion = [], [], np.zeros((STUFF_CATEGORIES + 2,) * 2)
     for sample in samples(options):  # second pass: with categories
         with clock:
-            annotations.append(write_renamed(folder / "second", sample, things, stuff))
+            annotations.append(write_renamed(directory / "second", sample, things, stuff))
             results += detections(sample, things)
-            confusion += semantic_counts(folder, sample, stuff)
+            confusion += semantic_counts(directory, sample, stuff)
     with clock:
-        quality = official_quality(folder, truth, annotations)
-        scores = official_precision(folder, results)
+        quality = official_quality(directory, gt, annotations)
+        scores = official_precision(directory, results)
     return {"cpu_s": clock.cpu, "wall_s": clock.wall, "peak_growth_mb": peak_memory() - before, "PQ": quality, **scores}
 
 
-def write_prediction(folder: Path, sample: Sample) -> None:
+def write_prediction(directory: Path, sample: Sample) -> None:
     """Writes the panoptic map, as Detectron2's evaluator does."""
-    write_panoptic_png(folder / f"{sample.image_id:06d}.png", sample.output["panoptic_seg"][0].numpy())
+    write_panoptic_png(directory / f"{sample.image_id:06d}.png", sample.output["panoptic_seg"][0].numpy())
 
 
 def encode(instances: Instances) -> list[dict]:
@@ -282,13 +282,13 @@ def encode(instances: Instances) -> list[dict]:
     return [mask_utils.encode(np.array(m[:, :, None], order="F", dtype=np.uint8))[0] for m in instances.pred_masks]
 
 
-def count_pixels(folder: Path, truth: dict, clusters: dict, options: argparse.Namespace) -> np.ndarray:
+def count_pixels(directory: Path, gt: dict, clusters: dict, options: argparse.Namespace) -> np.ndarray:
     """Returns joint clusters x joint categories, by np.unique over both maps."""
     counts = np.zeros((options.things + options.stuff, THING_CATEGORIES + STUFF_CATEGORIES), np.int64)
-    for annotation in truth["annotations"]:
+    for annotation in gt["annotations"]:
         name = annotation["file_name"]
-        ids = read_panoptic_png(folder / "truth" / name).astype(np.uint64)
-        found = read_panoptic_png(folder / "first" / name)
+        ids = read_panoptic_png(directory / "gt" / name).astype(np.uint64)
+        found = read_panoptic_png(directory / "first" / name)
         category = {s["id"]: s["category_id"] for s in annotation["segments_info"]}
         infos = {info["id"]: info for info in clusters[annotation["image_id"]]}
         pairs, pixels = np.unique(ids * (1 << 24) + found.astype(np.uint64), return_counts=True)
@@ -303,7 +303,7 @@ def count_pixels(folder: Path, truth: dict, clusters: dict, options: argparse.Na
     return counts
 
 
-def write_renamed(folder: Path, sample: Sample, things: np.ndarray, stuff: np.ndarray) -> dict:
+def write_renamed(directory: Path, sample: Sample, things: np.ndarray, stuff: np.ndarray) -> dict:
     """Writes the map with categories in place of clusters, stuff of one category merged; returns its annotation."""
     panoptic, infos = sample.output["panoptic_seg"]
     renamed, kept = np.zeros((HEIGHT, WIDTH), np.int32), {}
@@ -318,7 +318,7 @@ def write_renamed(folder: Path, sample: Sample, things: np.ndarray, stuff: np.nd
             renamed[panoptic.numpy() == info["id"]] = identifier
             kept[identifier] = {"id": identifier, "category_id": category}
     name = f"{sample.image_id:06d}.png"
-    write_panoptic_png(folder / name, renamed)
+    write_panoptic_png(directory / name, renamed)
     return {"image_id": sample.image_id, "file_name": name, "segments_info": list(kept.values())}
 
 
@@ -341,37 +341,37 @@ def detections(sample: Sample, things: np.ndarray) -> list[dict]:
     ]
 
 
-def semantic_counts(folder: Path, sample: Sample, stuff: np.ndarray) -> np.ndarray:
-    """Returns the confusion matrix of one picture and encodes its prediction, as Detectron2's evaluator does."""
+def semantic_counts(directory: Path, sample: Sample, stuff: np.ndarray) -> np.ndarray:
+    """Returns the confusion matrix of one image and encodes its prediction, as Detectron2's evaluator does."""
     size = STUFF_CATEGORIES + 2
     lookup = np.concatenate([[0], np.where(stuff >= 0, stuff + 1, size - 1)])
     predicted = lookup[sample.output["sem_seg"].argmax(dim=0).numpy()]
-    truth = np.asarray(Image.open(folder / "truth" / f"semantic_{sample.image_id:06d}.png"), dtype=int)
+    gt = np.asarray(Image.open(directory / "gt" / f"semantic_{sample.image_id:06d}.png"), dtype=int)
     for label in np.unique(predicted):
         mask_utils.encode(np.asfortranarray((predicted == label).astype(np.uint8)))
-    return np.bincount((predicted * size + truth).ravel(), minlength=size * size).reshape(size, size)
+    return np.bincount((predicted * size + gt).ravel(), minlength=size * size).reshape(size, size)
 
 
-def official_quality(folder: Path, truth: dict, annotations: list[dict]) -> float:
+def official_quality(directory: Path, gt: dict, annotations: list[dict]) -> float:
     """Returns panopticapi's PQ."""
     from panopticapi.evaluation import pq_compute_single_core
 
-    categories = {category["id"]: category for category in truth["categories"]}
-    pairs = list(zip(truth["annotations"], annotations))
+    categories = {category["id"]: category for category in gt["categories"]}
+    pairs = list(zip(gt["annotations"], annotations))
     with contextlib.redirect_stdout(io.StringIO()):
-        stat = pq_compute_single_core(0, pairs, str(folder / "truth"), str(folder / "second"), categories)
+        stat = pq_compute_single_core(0, pairs, str(directory / "gt"), str(directory / "second"), categories)
     return 100 * stat.pq_average(categories, None)[0]["pq"]
 
 
-def official_precision(folder: Path, results: list[dict]) -> dict:
+def official_precision(directory: Path, results: list[dict]) -> dict:
     """Returns pycocotools' AP for boxes and masks, and class-agnostic AR."""
     scores = {}
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(folder / "instances.json"))
+        gt = COCO(str(directory / "instances.json"))
         plain = [{k: v for k, v in r.items() if k != "bbox"} for r in results]
         for kind, found in (("bbox", results), ("segm", plain)):
             for use_categories in (1, 0):
-                evaluation = COCOeval(truth, truth.loadRes([dict(r) for r in found]), kind)
+                evaluation = COCOeval(gt, gt.loadRes([dict(r) for r in found]), kind)
                 evaluation.params.useCats = use_categories
                 evaluation.evaluate()
                 evaluation.accumulate()
@@ -389,28 +389,28 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def in_own_process(way, folder: Path, options: argparse.Namespace) -> dict:
+def in_own_process(way, directory: Path, options: argparse.Namespace) -> dict:
     """Returns what ``way`` gives, run in a fresh process so that peak memory is its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(way, (folder, options))
+        return pool.apply(way, (directory, options))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--num-images", type=int, default=500)
     parser.add_argument("--things", type=int, default=800)
     parser.add_argument("--stuff", type=int, default=27)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_truth(folder, options)
-        ours, plain = (in_own_process(way, folder, options) for way in (one_pass, plain_way))
+        directory = Path(name)
+        write_gt(directory, options)
+        ours, plain = (in_own_process(way, directory, options) for way in (one_pass, plain_way))
     figures = {
-        "pictures": options.pictures,
+        "images": options.num_images,
         "speedup": plain["cpu_s"] / ours["cpu_s"],
         "speedup_wall": plain["wall_s"] / ours["wall_s"],
         "protocol_ratio": ours["cpu_all_s"] / ours["cpu_s"],
-        "gb_for_5000": ours["table_bytes"] / options.pictures * 5000 / 1e9,
+        "gb_for_5000": ours["table_bytes"] / options.num_images * 5000 / 1e9,
         "growth": ours["table_bytes"] / ours["half_table_bytes"],
         "max_difference": max(abs(ours[key] - plain[key]) for key in ("PQ", "box_AP", "mask_AP")),
         "ours": ours,
@@ -430,7 +430,7 @@ def main() -> int:
         f"at least {MIN_SPEEDUP:g} times faster": figures["speedup"] >= MIN_SPEEDUP,
         "equal scores": figures["max_difference"] < 1e-9,
         "all protocols under twice one": figures["protocol_ratio"] < MAX_PROTOCOL_RATIO,
-        "tables of 5000 pictures under 1 GB": figures["gb_for_5000"] * 1e9 < MAX_BYTES,
+        "tables of 5000 images under 1 GB": figures["gb_for_5000"] * 1e9 < MAX_BYTES,
         "tables grow linearly": figures["growth"] < 2.2,
     }
     for promise, kept in promises.items():

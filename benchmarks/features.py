@@ -1,14 +1,14 @@
 """Keys of a vision transformer's last block: our extractor against the plain way.
 
 The plain way is that of the published MaskCut code: run the whole model with ordinary attention, keep the last block's projections by
-a forward hook. Both sides run in turn in one process on the same pictures, with the same random weights.
+a forward hook. Both sides run in turn in one process on the same images, with the same random weights.
 
 Promises, on a CPU, ViT-S/8 at 480x480 pixels (3600 patches):
 * at least 1.5 times as fast;
 * at most a quarter of the plain way's peak memory above what the loaded model takes;
 * the same keys to 1e-3 of their largest value, where the position embedding is resized in the same way.
 
-    python benchmarks/features.py [--arch dino_vits8] [--size 480] [--pictures 1] [--repeats 3] [--clock cpu]
+    python benchmarks/features.py [--arch dino_vits8] [--size 480] [--num-images 1] [--repeats 3] [--clock cpu]
 
 Exits with status 1 when a promise is missed. The last line holds the figures as JSON.
 """
@@ -24,13 +24,13 @@ from pathlib import Path
 import timm
 import torch
 from u2seg.features.vit import TimmViT, resize_position_embedding
-from u2seg.features.weights import ARCHITECTURES
+from u2seg.features.vit_weights import ARCHITECTURES
 
 MIN_SPEEDUP, MAX_MEMORY_RATIO, MAX_DIFFERENCE = 1.5, 0.25, 1e-3
 
 
 def write_random_weights(arch: str, path: Path) -> None:
-    """Writes weights in the authors' format: timm's random initialisation (the names are the same for DINO)."""
+    """Writes weights in the authors' format: timm's random initialization (the names are the same for DINO)."""
     torch.manual_seed(0)
     torch.save(timm.create_model(ARCHITECTURES[arch].timm_name, num_classes=0).state_dict(), path)
 
@@ -76,7 +76,7 @@ def resident(field: str) -> int:
 def peak_memory(side: str, args) -> None:
     """Prints the bytes by which one forward pass raises the process's peak; run in a process of its own."""
     model = build(side, args.arch, Path(args.weights), args.size)
-    images = torch.rand(args.pictures, 3, args.size, args.size)
+    images = torch.rand(args.num_images, 3, args.size, args.size)
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far; getrusage's would be the parent's
     before = resident("VmRSS")
     model(images)
@@ -85,14 +85,14 @@ def peak_memory(side: str, args) -> None:
 
 def measured_memory(side: str, args, weights: Path) -> int:
     command = [sys.executable, __file__, "--memory-of", side, "--weights", str(weights), "--arch", args.arch]
-    command += ["--size", str(args.size), "--pictures", str(args.pictures)]
+    command += ["--size", str(args.size), "--num-images", str(args.num_images)]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 @torch.no_grad()
 def compare(args, weights: Path) -> dict:
     sides = {side: build(side, args.arch, weights, args.size) for side in ("plain", "ours")}
-    images = torch.rand(args.pictures, 3, args.size, args.size)
+    images = torch.rand(args.num_images, 3, args.size, args.size)
     times = {side: [] for side in sides}
     keys = {}
     clock = time.perf_counter if args.clock == "wall" else time.process_time
@@ -104,14 +104,14 @@ def compare(args, weights: Path) -> dict:
     del sides
     difference = float((keys["plain"] - keys["ours"]).abs().max() / keys["plain"].abs().max())
     memory = {side: measured_memory(side, args, weights) for side in times}
-    seconds = {side: min(values) / args.pictures for side, values in times.items()}
+    seconds = {side: min(values) / args.num_images for side, values in times.items()}
     return {
         "arch": args.arch,
         "size": args.size,
-        "pictures": args.pictures,
+        "images": args.num_images,
         "clock": args.clock,
         "threads": torch.get_num_threads(),
-        "seconds_per_picture": seconds,
+        "seconds_per_image": seconds,
         "speedup": seconds["plain"] / seconds["ours"],
         "peak_bytes": memory,
         "memory_ratio": memory["ours"] / memory["plain"],
@@ -123,13 +123,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="dino_vits8", choices=[a for a in ARCHITECTURES if a.startswith("dino_")])
     parser.add_argument("--size", type=int, default=480)
-    parser.add_argument("--pictures", type=int, default=1)
+    parser.add_argument("--num-images", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
         "--clock",
         default="cpu",
         choices=["cpu", "wall"],
-        help="on a shared machine the wall clock measures the neighbours",
+        help="on a shared machine the wall clock measures the neighbors",
     )
     parser.add_argument("--memory-of", choices=["plain", "ours"], help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
@@ -137,13 +137,13 @@ def main() -> int:
     if args.memory_of:
         peak_memory(args.memory_of, args)
         return 0
-    with tempfile.TemporaryDirectory() as folder:
-        weights = Path(folder) / "weights.pth"
+    with tempfile.TemporaryDirectory() as directory:
+        weights = Path(directory) / "weights.pth"
         write_random_weights(args.arch, weights)
         figures = compare(args, weights)
-    print(f"{'':8}{'s/picture':>12}{'peak MiB':>12}")
+    print(f"{'':8}{'s/image':>12}{'peak MiB':>12}")
     for side in ("plain", "ours"):
-        print(f"{side:8}{figures['seconds_per_picture'][side]:12.2f}{figures['peak_bytes'][side] / 2**20:12.0f}")
+        print(f"{side:8}{figures['seconds_per_image'][side]:12.2f}{figures['peak_bytes'][side] / 2**20:12.0f}")
     promises = {
         f"at least {MIN_SPEEDUP} times as fast": figures["speedup"] >= MIN_SPEEDUP,
         f"at most {MAX_MEMORY_RATIO} of the peak memory": figures["memory_ratio"] <= MAX_MEMORY_RATIO,

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """How fast LUSS scores are computed, against an implementation that follows the protocol word by word.
 
-    python benchmarks/luss_evaluation.py [--classes 919] [--pictures 40] [--sweep-pictures 2]
+    python benchmarks/luss_evaluation.py [--classes 919] [--num-images 40] [--sweep-images 2]
 
-Promises: equal scores (to 1e-5 of 100) and a sweep of 81 attention thresholds at least 10 times faster. Pictures are rendered,
+Promises: equal scores (to 1e-5 of 100) and a sweep of 81 attention thresholds at least 10 times faster. Images are rendered,
 375 x 500 pixels, with objects of random classes; both sides run in this process, on one thread.
 """
 
@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from tabulate import tabulate
-from u2seg.evaluation.luss_counts import boundary_width, count_image, count_sweep
-from u2seg.evaluation.luss_metrics import co_occurrence, one_to_one, score, sweep_scores
-from u2seg.id_maps import LUSS_IGNORE
+from u2seg.luss.data.id_maps import LUSS_IGNORE
+from u2seg.luss.evaluation.luss_counts import boundary_width, count_image, count_sweep
+from u2seg.luss.evaluation.luss_metrics import co_occurrence, one_to_one, score, sweep_scores
 
 RATIO = 0.03
 THRESHOLDS = np.linspace(0, 0.8, 81)
@@ -27,23 +27,23 @@ MIN_SPEEDUP = 10
 
 
 def render(rng: np.random.Generator, num_classes: int, size: tuple[int, int] = (375, 500)):
-    """Returns ground truth, clusters and attention of one picture."""
+    """Returns ground truth, clusters and attention of one image."""
     height, width = size
-    truth = np.zeros(size, np.int32)
+    gt = np.zeros(size, np.int32)
     clusters = cv2.resize(rng.integers(1, num_classes + 1, (6, 8)).astype(np.float32), size[::-1], interpolation=0)
     for label in rng.integers(1, num_classes + 1, 2):
-        centre = tuple(int(v) for v in (rng.integers(width), rng.integers(height)))
+        center = tuple(int(v) for v in (rng.integers(width), rng.integers(height)))
         axes = tuple(int(v) for v in rng.integers(40, 140, 2))
-        cv2.ellipse(truth, centre, axes, float(rng.uniform(0, 180)), 0, 360, int(label), -1)
-        shifted = np.roll(truth == label, rng.integers(-12, 13, 2), (0, 1))
+        cv2.ellipse(gt, center, axes, float(rng.uniform(0, 180)), 0, 360, int(label), -1)
+        shifted = np.roll(gt == label, rng.integers(-12, 13, 2), (0, 1))
         clusters[shifted] = num_classes + 1 - label  # clusters are classes under other names
-    truth[: int(rng.integers(5, 40)), :80] = LUSS_IGNORE
+    gt[: int(rng.integers(5, 40)), :80] = LUSS_IGNORE
     attention = cv2.resize(rng.random((12, 16), np.float32), size[::-1], interpolation=cv2.INTER_LINEAR)
-    return truth, clusters.astype(np.int32), attention
+    return gt, clusters.astype(np.int32), attention
 
 
 class Obvious:
-    """The protocol word by word: erosion of each class, a full confusion matrix for each picture, one run for each threshold."""
+    """The protocol word by word: erosion of each class, a full confusion matrix for each image, one run for each threshold."""
 
     def __init__(self, num_classes: int):
         self.num_ids = num_classes + 1
@@ -61,15 +61,15 @@ class Obvious:
             result[(mask - eroded[1:-1, 1:-1]) > 0] = value + 1
         return result
 
-    def add(self, truth: np.ndarray, predicted: np.ndarray) -> None:
-        """Takes one picture."""
-        valid = truth != LUSS_IGNORE
+    def add(self, gt: np.ndarray, predicted: np.ndarray) -> None:
+        """Takes one image."""
+        valid = gt != LUSS_IGNORE
         n = self.num_ids
-        self.area += np.bincount(predicted[valid] * n + truth[valid], minlength=n * n).reshape(n, n)
-        p, t = self.boundary_labels(predicted)[valid], self.boundary_labels(truth)[valid]
+        self.area += np.bincount(predicted[valid] * n + gt[valid], minlength=n * n).reshape(n, n)
+        p, t = self.boundary_labels(predicted)[valid], self.boundary_labels(gt)[valid]
         self.boundary += np.bincount(p * (n + 1) + t, minlength=(n + 1) ** 2).reshape(n + 1, n + 1)
         for cluster in set(np.unique(predicted[valid]).tolist()) - {0}:
-            for label in set(np.unique(truth[valid]).tolist()) - {0}:
+            for label in set(np.unique(gt[valid]).tolist()) - {0}:
                 self.together[cluster - 1, label - 1] += 1
 
     def scores(self, matched: np.ndarray) -> dict[str, float]:
@@ -104,16 +104,16 @@ def timed(function):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, default=919)
-    parser.add_argument("--pictures", type=int, default=40)
-    parser.add_argument("--sweep-pictures", type=int, default=2)
+    parser.add_argument("--num-images", type=int, default=40)
+    parser.add_argument("--sweep-images", type=int, default=2)
     args = parser.parse_args()
     cv2.setNumThreads(1)
     classes = args.classes
     rng = np.random.default_rng(0)
-    pictures = [render(rng, classes) for _ in range(args.pictures)]
+    images = [render(rng, classes) for _ in range(args.num_images)]
 
     def ours():
-        counts = np.concatenate([count_image(i, c, t, RATIO) for i, (t, c, _) in enumerate(pictures)])
+        counts = np.concatenate([count_image(i, c, t, RATIO) for i, (t, c, _) in enumerate(images)])
         matched = one_to_one(co_occurrence(counts, classes, classes))
         return score(counts, matched, classes).scores, matched, counts.nbytes
 
@@ -121,20 +121,20 @@ def main() -> int:
 
     def obvious():
         one = Obvious(classes)
-        for truth, clusters, _ in pictures:
-            one.add(truth, clusters)
+        for gt, clusters, _ in images:
+            one.add(gt, clusters)
         # Equal matchings may be reached by different ties: the sums are compared, the scores under one matching.
         rows, columns = linear_sum_assignment(-one.together)
         return one.scores(matched), int(one.together[rows, columns].sum()), int(one.together[rows, matched].sum())
 
     (expected, best, reached), obvious_seconds = timed(obvious)
 
-    few = pictures[: args.sweep_pictures]
+    few = images[: args.sweep_images]
 
     def our_sweep():
         rows = np.concatenate([count_sweep(i, c, a, t, THRESHOLDS) for i, (t, c, a) in enumerate(few)])
-        for index, (truth, clusters, _) in enumerate(few):  # the scores at one threshold are had in the same pass
-            count_image(index, clusters, truth, RATIO)
+        for index, (gt, clusters, _) in enumerate(few):  # the scores at one threshold are had in the same pass
+            count_image(index, clusters, gt, RATIO)
         return sweep_scores(rows, THRESHOLDS, classes, classes, one_to_one)
 
     curve, sweep_seconds = timed(our_sweep)
@@ -143,8 +143,8 @@ def main() -> int:
         results = []
         for threshold in THRESHOLDS:
             one = Obvious(classes)
-            for truth, clusters, attention in few:
-                one.add(truth, np.where(attention < threshold, 0, clusters))
+            for gt, clusters, attention in few:
+                one.add(gt, np.where(attention < threshold, 0, clusters))
             results.append(one.scores(one_to_one(one.together))["mIoU"])
         return results
 
@@ -153,13 +153,13 @@ def main() -> int:
     error = max(abs(scores[name] - expected[name]) for name in expected)
     figures = {
         "classes": classes,
-        "ms_per_picture": 1000 * seconds / len(pictures),
-        "obvious_ms_per_picture": 1000 * obvious_seconds / len(pictures),
+        "ms_per_image": 1000 * seconds / len(images),
+        "obvious_ms_per_image": 1000 * obvious_seconds / len(images),
         "speedup": obvious_seconds / seconds,
-        "sweep_ms_per_picture": 1000 * sweep_seconds / len(few),
-        "obvious_sweep_ms_per_picture": 1000 * obvious_sweep_seconds / len(few),
+        "sweep_ms_per_image": 1000 * sweep_seconds / len(few),
+        "obvious_sweep_ms_per_image": 1000 * obvious_sweep_seconds / len(few),
         "sweep_speedup": obvious_sweep_seconds / sweep_seconds,
-        "count_bytes_per_picture": num_bytes / len(pictures),
+        "count_bytes_per_image": num_bytes / len(images),
         "peak_mib": peak_mib(ours),
         "obvious_peak_mib": peak_mib(obvious),
         "largest_difference": error,
@@ -171,10 +171,10 @@ def main() -> int:
         ("and 81 thresholds", "sweep_", "81 runs", "obvious_sweep_", "sweep_"),
     ]
     body = [
-        [what, figures[f"{ours}ms_per_picture"], other, figures[f"{theirs}ms_per_picture"], figures[f"{ratio}speedup"]]
+        [what, figures[f"{ours}ms_per_image"], other, figures[f"{theirs}ms_per_image"], figures[f"{ratio}speedup"]]
         for what, ours, other, theirs, ratio in rows
     ]
-    headers = [f"{classes} classes, ms a picture", "this project", "", "word by word", "ratio"]
+    headers = [f"{classes} classes, ms an image", "this project", "", "word by word", "ratio"]
     body.append(
         [
             "MiB held, 12 scores",

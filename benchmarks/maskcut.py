@@ -1,8 +1,8 @@
 """MaskCut's cut and the dense CRF against the usual dense solve and pydensecrf2, and both against the backbone's forward pass.
 
-Everything runs in turn in one process on the same pictures and the same features: keys of a ViT-S/8 at 480x480 pixels (3600 patches)
+Everything runs in turn in one process on the same images and the same features: keys of a ViT-S/8 at 480x480 pixels (3600 patches)
 with random weights, and the hand-made descriptor's. The reference cut is what the published code does: ``scipy.linalg.eigh`` on the
-generalised problem, float64, once a round; it is timed on its own matrices, painted as in the round.
+generalized problem, float64, once a round; it is timed on its own matrices, removed as in the round.
 
 Promises, on a CPU:
 * three rounds of the cut, affinity included, at least 40 times faster than three dense solves;
@@ -10,11 +10,11 @@ Promises, on a CPU:
 * the CRF of three masks at least 3 times faster than pydensecrf2 (where that is installed), marginals within 0.02, labels 99.5 % equal;
 * cut and CRF together under 15 % of the ViT-S/8 forward pass.
 
-    python benchmarks/maskcut.py [--images FOLDER] [--pictures 4] [--device cpu] [--clock wall]
+    python benchmarks/maskcut.py [--images DIRECTORY] [--num-images 4] [--device cpu] [--clock wall]
 
 Wall time is what counts; on a machine that others load, ``OMP_NUM_THREADS=1 ... --clock cpu`` compares processor time instead.
-On a GPU the same comparison is printed with pictures per second; the share of the forward pass is then no promise. Without --images
-the pictures are rendered. Exits with status 1 when a promise is missed. The last line holds the figures as JSON.
+On a GPU the same comparison is printed with images per second; the share of the forward pass is then no promise. Without --images
+the images are rendered. Exits with status 1 when a promise is missed. The last line holds the figures as JSON.
 """
 
 import argparse
@@ -33,11 +33,11 @@ from u2seg.config import add_u2seg_config
 from u2seg.features import FeatureExtractor
 from u2seg.features.handmade import HandmadeDescriptor
 from u2seg.features.vit import TimmViT
-from u2seg.features.weights import ARCHITECTURES
-from u2seg.images import list_images, read_image_rgb
-from u2seg.masks import DenseCRF, MaskCut
-from u2seg.masks.maskcut import prepare_features, scipy_second_eigenvector
-from u2seg.masks.ncut import BinaryAffinity, second_eigenvectors
+from u2seg.features.vit_weights import ARCHITECTURES
+from u2seg.pseudo_labels.masks import DenseCRF, MaskCut
+from u2seg.pseudo_labels.masks.maskcut import prepare_features, scipy_second_eigenvector
+from u2seg.pseudo_labels.masks.ncut import BinaryAffinity, second_eigenvectors
+from u2seg.utils.image_io import list_images, read_image_rgb
 
 MIN_CUT_SPEEDUP, MAX_VECTOR_ERROR = 40.0, 1e-4
 MIN_CRF_SPEEDUP, MAX_CRF_ERROR, MIN_CRF_AGREEMENT = 3.0, 0.02, 0.995
@@ -46,29 +46,29 @@ SIZE, ROUNDS = 480, 3
 REPEATS = 3  # of what is fast
 
 
-def rendered_picture(seed: int) -> np.ndarray:
-    """Returns uint8 (SIZE, SIZE, 3): smooth colours, discs, and noise of the strength of a photo's texture."""
+def rendered_image(seed: int) -> np.ndarray:
+    """Returns uint8 (SIZE, SIZE, 3): smooth colors, discs, and noise of the strength of a photo's texture."""
     rng = np.random.default_rng(seed)
     coarse = torch.from_numpy(rng.random((1, 3, 6, 6)))
-    picture = torch.nn.functional.interpolate(coarse, (SIZE, SIZE), mode="bicubic")[0].permute(1, 2, 0).numpy() * 200
+    image = torch.nn.functional.interpolate(coarse, (SIZE, SIZE), mode="bicubic")[0].permute(1, 2, 0).numpy() * 200
     y, x = np.mgrid[:SIZE, :SIZE]
     for _ in range(5):
         top, left, radius = rng.integers(60, SIZE - 60), rng.integers(60, SIZE - 60), rng.integers(30, 90)
-        picture[np.hypot(y - top, x - left) < radius] = rng.integers(0, 255, 3)
-    return np.clip(picture + rng.normal(0, 8, picture.shape), 0, 255).astype(np.uint8)
+        image[np.hypot(y - top, x - left) < radius] = rng.integers(0, 255, 3)
+    return np.clip(image + rng.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
 
 
-def load_pictures(args) -> list[np.ndarray]:
+def load_photos(args) -> list[np.ndarray]:
     if not args.images:
-        return [rendered_picture(seed) for seed in range(args.pictures)]
-    names = list_images(args.images)[: args.pictures]
+        return [rendered_image(seed) for seed in range(args.num_images)]
+    names = list_images(args.images)[: args.num_images]
     return [read_image_rgb(Path(args.images) / name) for name in names]
 
 
 def random_vit(device: torch.device) -> FeatureExtractor:
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "random.pth"
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "random.pth"
         torch.save(timm.create_model(ARCHITECTURES["dino_vits8"].timm_name, num_classes=0).state_dict(), path)
         return TimmViT(arch="dino_vits8", weights=str(path), image_size=(SIZE, SIZE)).eval().to(device)
 
@@ -89,15 +89,15 @@ def timed(device: torch.device, function, *args):
 
 
 def median_time(device: torch.device, function, *args):
-    """Returns (median seconds, result) of REPEATS calls: in the pipeline picture follows picture, so that the first call, which
+    """Returns (median seconds, result) of REPEATS calls: in the pipeline image follows image, so that the first call, which
     asks the system for memory, is the exception."""
     runs = [timed(device, function, *args) for _ in range(REPEATS)]
     return statistics.median(seconds for seconds, _ in runs), runs[-1][1]
 
 
-def mask_cut(settings, centre: bool, tau: float) -> MaskCut:
+def mask_cut(settings, center: bool, tau: float) -> MaskCut:
     return MaskCut(
-        centre_features=centre,
+        center_features=center,
         tau=tau,
         eps=settings.EPS,
         rounds=ROUNDS,
@@ -108,25 +108,25 @@ def mask_cut(settings, centre: bool, tau: float) -> MaskCut:
     )
 
 
-def compare_cut(device, features: torch.Tensor, centre: bool, tau: float, settings) -> dict:
+def compare_cut(device, features: torch.Tensor, center: bool, tau: float, settings) -> dict:
     """Returns the seconds of three rounds and of three dense solves, and the first vector's error."""
-    seconds, (found,) = median_time(device, mask_cut(settings, centre, tau), features)
-    prepared = prepare_features(features, centre)
+    seconds, (found,) = median_time(device, mask_cut(settings, center, tau), features)
+    prepared = prepare_features(features, center)
     affinity = BinaryAffinity(prepared, tau)
     joined = affinity.dense(0).cpu().numpy() > 0
-    painted = np.zeros(joined.shape[0], bool)
+    removed = np.zeros(joined.shape[0], bool)
     vector = (
-        second_eigenvectors(affinity, torch.from_numpy(painted)[None].to(device), settings.EPS).vectors[0].cpu().numpy()
+        second_eigenvectors(affinity, torch.from_numpy(removed)[None].to(device), settings.EPS).vectors[0].cpu().numpy()
     )
     reference_seconds, error = 0.0, None
     for index in range(ROUNDS):
-        weights = np.where(joined & ~painted[:, None] & ~painted, 1.0, settings.EPS)
+        weights = np.where(joined & ~removed[:, None] & ~removed, 1.0, settings.EPS)
         elapsed, (expected, _) = timed(device, scipy_second_eigenvector, weights)
         reference_seconds += elapsed
         if index == 0:
             error = vector_error(vector, expected)
         if index < len(found.masks):
-            painted = painted | found.masks[index].ravel()
+            removed = removed | found.masks[index].ravel()
     return {"cut": seconds, "dense": reference_seconds, "error": error}
 
 
@@ -170,10 +170,10 @@ def oracle_marginals(image_rgb: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def warm_up(vit: FeatureExtractor, settings, device) -> None:
-    picture = rendered_picture(99)
-    pixels = vit.preprocess(picture)[None].to(device)
+    image = rendered_image(99)
+    pixels = vit.preprocess(image)[None].to(device)
     mask_cut(settings, True, settings.TAU)(vit(pixels))
-    DenseCRF(picture, device=device).foreground(torch.from_numpy(2.0 * test_masks() - 1).float().to(device))
+    DenseCRF(image, device=device).foreground(torch.from_numpy(2.0 * test_masks() - 1).float().to(device))
 
 
 @torch.inference_mode()
@@ -184,24 +184,24 @@ def measure(args) -> list[dict]:
     add_u2seg_config(cfg)
     device = torch.device(args.device)
     vit = random_vit(device)
-    handmade = HandmadeDescriptor(image_size=(SIZE, SIZE), patch_size=8, colour_weight=1.0, texture_weight=1.0)
+    handmade = HandmadeDescriptor(image_size=(SIZE, SIZE), patch_size=8, color_weight=1.0, texture_weight=1.0)
     warm_up(vit, cfg.MASKS, device)
     rows = []
-    for picture in load_pictures(args):
-        pixels = vit.preprocess(picture)[None].to(device)
+    for image in load_photos(args):
+        pixels = vit.preprocess(image)[None].to(device)
         image_rgb = np.ascontiguousarray((pixels[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy())
         forward, keys = median_time(device, vit, pixels)
-        # Keys of random weights resemble one another; centred, they are spread as a trained model's are.
+        # Keys of random weights resemble one another; centered, they are spread as a trained model's are.
         row = {"forward": forward, **compare_cut(device, keys, True, cfg.MASKS.TAU, cfg.MASKS)}
         by_hand = compare_cut(device, handmade.to(device)(pixels), True, 0.6, cfg.MASKS)
         row.update({f"{name}_by_hand": value for name, value in by_hand.items()}, **compare_crf(device, image_rgb))
         rows.append(row)
-        print(f"picture {len(rows)}: " + ", ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
+        print(f"image {len(rows)}: " + ", ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
     return rows
 
 
 def summary(rows: list[dict]) -> dict:
-    """Returns medians over the pictures; ratios are medians of each picture's own."""
+    """Returns medians over the images; ratios are medians of each image's own."""
 
     def median(value) -> float:
         return statistics.median(value(row) for row in rows)
@@ -211,7 +211,7 @@ def summary(rows: list[dict]) -> dict:
     figures["speedup_cut_by_hand"] = median(lambda row: row["dense_by_hand"] / row["cut_by_hand"])
     figures["max_vector_error"] = max(max(row["error"], row["error_by_hand"]) for row in rows)
     figures["share_of_forward"] = median(lambda row: (row["cut"] + row["crf"]) / row["forward"])
-    figures["pictures_per_second"] = median(lambda row: 1 / (row["forward"] + row["cut"] + row["crf"]))
+    figures["images_per_second"] = median(lambda row: 1 / (row["forward"] + row["cut"] + row["crf"]))
     if "oracle" in rows[0]:
         figures["agreement_crf"] = min(row["crf_agreement"] for row in rows)
         figures.pop("seconds_crf_agreement")
@@ -242,8 +242,8 @@ def broken_promises(figures: dict, device: str) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", help="folder of pictures; without it they are rendered")
-    parser.add_argument("--pictures", type=int, default=4)
+    parser.add_argument("--images", help="directory of images; without it they are rendered")
+    parser.add_argument("--num-images", type=int, default=4)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--clock", choices=_CLOCKS, default="wall", help="cpu: processor time, with OMP_NUM_THREADS=1")
     args = parser.parse_args()

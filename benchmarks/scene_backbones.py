@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """What is a backbone learned from the scenes worth? PASS against the hand-made descriptor and against a random network.
 
-    python benchmarks/scene_backbones.py [--pictures 60] [--seed 0] [--weights MODEL.pth]
+    python benchmarks/scene_backbones.py [--num-images 60] [--seed 0] [--weights MODEL.pth]
 
-Pretrains on the scenes' 240 training pictures (LUSS/pass_scenes.yaml; not with --weights), then makes masks, clusters and panoptic labels
-of the validation pictures with each set of features, by MaskCut with the same settings and by RecursiveCut with those of the demo, which
+Pretrains on the scenes' 240 training images (LUSS/pass_scenes.yaml; not with --weights), then makes masks, clusters and panoptic labels
+of the validation images with each set of features, by MaskCut with the same settings and by RecursiveCut with those of the demo, which
 were tuned for the descriptor. Prints mask AR, cluster purity (share of the labels' things with IoU of at least 0.5 to an object that
 are of their cluster's most frequent kind) and the labels' PQ, protocol ``hungarian``.
 
@@ -22,12 +22,12 @@ from pathlib import Path
 
 import numpy as np
 from pycocotools import mask as coco_mask
-from u2seg.chain import METRICS
 from u2seg.config import setup_cfg
-from u2seg.evaluation.commands import score_panoptic_files
-from u2seg.masks.quality import evaluate_masks
-from u2seg.pipeline import make_pseudo_labels
-from u2seg.stages import read_json
+from u2seg.engine.end_to_end import METRICS
+from u2seg.evaluation.metrics.mask_quality import evaluate_masks
+from u2seg.evaluation.score_files import score_panoptic_files
+from u2seg.pseudo_labels.pipeline import make_pseudo_labels
+from u2seg.utils.files import read_json
 
 ROOT = Path(__file__).parent.parent
 LABELS_CONFIG = "quick_schedules/scenes.yaml"
@@ -55,11 +55,11 @@ def methods(weights: str) -> dict[str, list]:
     }
 
 
-def purity(instances: Path, truth: Path) -> float:
-    """Returns the share of labelled things on an object that are of their cluster's most frequent kind, 0..1."""
-    kinds = _by_picture(truth)
+def purity(instances: Path, gt: Path) -> float:
+    """Returns the share of labeled things on an object that are of their cluster's most frequent kind, 0..1."""
+    kinds = _by_image(gt)
     found = defaultdict(Counter)
-    for name, things in _by_picture(instances).items():
+    for name, things in _by_image(instances).items():
         objects = kinds.get(name, [])
         if not objects:
             continue
@@ -71,7 +71,7 @@ def purity(instances: Path, truth: Path) -> float:
     return sum(max(counts.values()) for counts in found.values()) / total if total else float("nan")
 
 
-def _by_picture(path: Path) -> dict[str, list[tuple[dict, int]]]:
+def _by_image(path: Path) -> dict[str, list[tuple[dict, int]]]:
     content = read_json(path)
     names = {image["id"]: image["file_name"] for image in content["images"]}
     rows = defaultdict(list)
@@ -86,8 +86,8 @@ def _by_picture(path: Path) -> dict[str, list[tuple[dict, int]]]:
 
 
 def pretrain(scenes: Path, output: Path) -> tuple[str, float]:
-    """Returns PASS's weights, learned from the training pictures, and the seconds that it took."""
-    command = [sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", NETWORK_CONFIG]
+    """Returns PASS's weights, learned from the training images, and the seconds that it took."""
+    command = [sys.executable, str(ROOT / "u2seg train"), "--config-file", NETWORK_CONFIG]
     opts = ["DATASETS.BY_PATH.pass_images.ROOT", str(scenes / "train"), "OUTPUT_DIR", str(output)]
     start = time.perf_counter()
     subprocess.run([*command, *opts], check=True)
@@ -96,16 +96,16 @@ def pretrain(scenes: Path, output: Path) -> tuple[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=60, help="validation pictures")
+    parser.add_argument("--num-images", type=int, default=60, help="validation images")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes")
     parser.add_argument("--weights", help="PASS weights, instead of pretraining")
     args = parser.parse_args()
     results = {}
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
         scenes = root / "scenes"
         render = [sys.executable, str(ROOT / "datasets/prepare_scenes.py"), "--output", str(scenes)]
-        subprocess.run([*render, "--val", str(args.pictures), "--seed", str(args.seed)], check=True)
+        subprocess.run([*render, "--val", str(args.num_images), "--seed", str(args.seed)], check=True)
         weights, seconds = (args.weights, 0.0) if args.weights else pretrain(scenes, root / "pass")
         for index, (name, opts) in enumerate(methods(weights).items()):
             labels = root / f"labels{index}"
@@ -120,12 +120,12 @@ def main() -> int:
                 output=root / f"scores{index}",
                 protocols=[PROTOCOL],
             )
-            truth = scenes / "annotations/instances_val.json"
-            quality = evaluate_masks(labels / "masks", truth)["segm"]
-            panoptic = read_json(root / f"scores{index}" / METRICS)["panoptic"][PROTOCOL]
+            gt = scenes / "annotations/instances_val.json"
+            quality = evaluate_masks(labels / "masks", gt)["segm"]
+            panoptic = read_json(root / f"scores{index}" / METRICS)["panoptic_seg"][PROTOCOL]
             results[name] = {
                 "mask AR100": quality["AR100"],
-                "purity": 100 * purity(labels / "panoptic/instances.json", truth),
+                "purity": 100 * purity(labels / "panoptic/instances.json", gt),
                 "PQ": panoptic["PQ"],
                 "PQ_th": panoptic["PQ_th"],
                 "PQ_st": panoptic["PQ_st"],

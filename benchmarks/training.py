@@ -5,12 +5,12 @@
 
 Ours: U2SegTrainer, DropLossCascadeROIHeads with DropLoss off, our mapper and loader. Stock: DefaultTrainer, CascadeROIHeads,
 DatasetMapper. The two take turns, step by step, in one process, so that the machine's other work hits both alike; a step is
-data, forward, backward and optimiser. "small" is the scenes' model, "full" the ResNet-50 with 800 clusters.
+data, forward, backward and optimizer. "small" is the scenes' model, "full" the ResNet-50 with 800 clusters.
 
 Promises:
 * at most 2 % slower than stock (median over pairs of steps of the ratio of CPU time, or of time on a GPU);
 * at most 2 % more memory (peak of a process that runs the one or the other; of the GPU where there is one);
-* the loader alone, with 4 workers, delivers at least twice as many pictures a second as training consumes.
+* the loader alone, with 4 workers, delivers at least twice as many images a second as training consumes.
 
 Exits with status 1 when a promise is missed. The last line holds the figures as JSON.
 """
@@ -39,9 +39,10 @@ from PIL import Image
 from tabulate import tabulate
 from u2seg.config import setup_cfg
 from u2seg.data import build_train_loader
-from u2seg.data.samples import semantic_target
-from u2seg.engine import U2SegTrainer, complete_config
-from u2seg.panoptic.files import read_panoptic_png
+from u2seg.data.formats.coco_panoptic import read_panoptic_png
+from u2seg.data.training_sample import semantic_target
+from u2seg.engine import U2SegTrainer
+from u2seg.modeling import complete_config
 
 MAX_SLOWDOWN, MAX_MEMORY_RATIO, MIN_LOADER_RATIO, LOADER_WORKERS = 1.02, 1.02, 2.0, 4
 CONFIGS = {
@@ -52,12 +53,22 @@ CLUSTERS = {"small": 6, "full": 800}
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def make_data(folder: Path) -> Path:
+def make_data(directory: Path) -> Path:
     """Renders scenes with ground truth, and the stuff PNGs that the stock mapper needs."""
     script = ROOT / "datasets" / "prepare_scenes.py"
-    command = [sys.executable, str(script), "--output", str(folder), "--train", "64", "--val", "1", "--annotate-train"]
+    command = [
+        sys.executable,
+        str(script),
+        "--output",
+        str(directory),
+        "--train",
+        "64",
+        "--val",
+        "1",
+        "--annotate-train",
+    ]
     subprocess.run(command, check=True, capture_output=True)
-    return folder
+    return directory
 
 
 def make_cfg(size: str, device: str, data: Path, output: Path) -> CfgNode:
@@ -83,12 +94,12 @@ def make_cfg(size: str, device: str, data: Path, output: Path) -> CfgNode:
 
 
 def register_stock(data: Path) -> None:
-    """Registers the same pictures with the semantic targets as files."""
+    """Registers the same images with the semantic targets as files."""
     records = DatasetCatalog.get("bench")
-    folder = data / "stuff"
-    folder.mkdir(exist_ok=True)
+    directory = data / "stuff"
+    directory.mkdir(exist_ok=True)
     for record in records:
-        path = folder / Path(record["pan_seg_file_name"]).name
+        path = directory / Path(record["pan_seg_file_name"]).name
         target = semantic_target(read_panoptic_png(record["pan_seg_file_name"]), record["segments_info"])
         Image.fromarray(target).save(path)
         record["sem_seg_file_name"] = str(path)
@@ -150,7 +161,7 @@ def measure_memory(kind: str, args, data: Path, output: Path) -> int:
 
 
 def loader_rate(cfg: CfgNode, batches: int) -> float:
-    """Returns the pictures a second of the loader alone, its start left out."""
+    """Returns the images a second of the loader alone, its start left out."""
     cfg = cfg.clone()
     cfg.DATALOADER.NUM_WORKERS = LOADER_WORKERS
     iterator = iter(build_train_loader(cfg, 0))
@@ -169,8 +180,8 @@ def main() -> int:
     args = parser.parse_args()
     logging.disable(logging.INFO)
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        data, output = make_data(Path(folder) / "scenes"), Path(folder) / "run"
+    with tempfile.TemporaryDirectory() as directory:
+        data, output = make_data(Path(directory) / "scenes"), Path(directory) / "run"
         cfg = make_cfg(args.size, args.device, data, output)
         trainers = {kind: build(kind, cfg, data) for kind in ("ours", "stock")}
         times = {kind: [] for kind in trainers}
@@ -191,8 +202,8 @@ def main() -> int:
         "time_ratio": round(float(np.median(times["ours"] / times["stock"])), 4),
         "peak_memory_mb": {kind: round(value / 2**20, 1) for kind, value in memory.items()},
         "memory_ratio": round(memory["ours"] / memory["stock"], 4),
-        "loader_pictures_per_second": round(loader, 2),
-        "training_pictures_per_second": round(consumed, 2),
+        "loader_images_per_second": round(loader, 2),
+        "training_images_per_second": round(consumed, 2),
         "loader_ratio": round(loader / consumed, 2),
     }
     rows = [[kind, f"{rates[kind]:.3f}", f"{memory[kind] / 2**20:.0f}"] for kind in trainers]

@@ -31,11 +31,12 @@ import torch
 from detectron2.config import CfgNode
 from tabulate import tabulate
 from u2seg.config import setup_cfg
-from u2seg.data.label_splits import make_label_splits
-from u2seg.engine import U2SegTrainer, complete_config
+from u2seg.data.datasets.label_splits import make_label_splits
+from u2seg.engine import U2SegTrainer
 from u2seg.engine.self_training import self_train
-from u2seg.pipeline import make_pseudo_labels
-from u2seg.stages import read_json, write_json
+from u2seg.modeling import complete_config
+from u2seg.pseudo_labels.pipeline import make_pseudo_labels
+from u2seg.utils.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "quick_schedules/scenes.yaml"
@@ -65,10 +66,10 @@ THRESHOLDS = {"self_training_early": 0.7, "self_training": 0.5, "self_training_c
 MERGES = {"self_training_confirmed": "confirmed_labels_first"}
 FEW = ("few_1_random", "few_1_unsupervised", "few_10_random", "few_10_unsupervised")
 METRICS = {
-    "PQ": ("panoptic", "PQ"),
-    "PQ things": ("panoptic", "PQ_th"),
-    "mask AP": ("instance", "mask_AP"),
-    "mask AP50": ("instance", "mask_AP50"),
+    "PQ": ("panoptic_seg", "PQ"),
+    "PQ things": ("panoptic_seg", "PQ_th"),
+    "mask AP": ("segm", "AP"),
+    "mask AP50": ("segm", "AP50"),
 }
 
 
@@ -82,12 +83,12 @@ def prepare(output: Path) -> None:
     make_label_splits(scenes / "annotations" / "panoptic_train.json", output / "splits", (1, 10))
 
 
-def make_cfg(output: Path, seed: int, iterations: int, folder: Path, *opts) -> CfgNode:
+def make_cfg(output: Path, seed: int, iterations: int, directory: Path, *opts) -> CfgNode:
     cfg = setup_cfg(CONFIG)
     sets = cfg.DATASETS.BY_PATH
     sets.scenes_train.ROOT, sets.scenes_train.IMAGES = str(output / "labels"), str(output / "scenes" / "train")
     sets.scenes_val.ROOT = str(output / "scenes")
-    cfg.SEED, cfg.SOLVER.MAX_ITER, cfg.OUTPUT_DIR = seed, iterations, str(folder)
+    cfg.SEED, cfg.SOLVER.MAX_ITER, cfg.OUTPUT_DIR = seed, iterations, str(directory)
     cfg.SOLVER.CHECKPOINT_PERIOD = iterations
     cfg.merge_from_list(list(opts))
     return cfg
@@ -101,9 +102,9 @@ def train(cfg: CfgNode) -> dict:
 
 def run(name: str, seed: int, args) -> dict:
     """Returns the scores of one variant with one seed."""
-    output, folder = args.output, args.output / name / str(seed)
+    output, directory = args.output, args.output / name / str(seed)
     start = ("MODEL.WEIGHTS", str(args.output / STARTS.get(name, "copy_paste") / str(seed) / "model_final.pth"))
-    make = lambda *opts: make_cfg(output, seed, args.iterations, folder, *opts)  # noqa: E731
+    make = lambda *opts: make_cfg(output, seed, args.iterations, directory, *opts)  # noqa: E731
     if name == "plain":
         return train(make())
     if name == "drop_loss":
@@ -117,17 +118,17 @@ def run(name: str, seed: int, args) -> dict:
         rule = ("SELF_TRAINING.SCORE_THRESH", (THRESHOLDS[name],), "SELF_TRAINING.MERGE", merge)
         cfg = complete_config(make(*PASTE, *start, *rule))
         cfg.DATASETS.TEST = ()
-        last = self_train(cfg, folder, 1)
+        last = self_train(cfg, directory, 1)
         cfg = complete_config(make("MODEL.WEIGHTS", str(last)))
         model = U2SegTrainer.build_model(cfg)
         model.load_state_dict(torch.load(last, weights_only=True)["model"])
         return U2SegTrainer.test(cfg, model)
-    return run_few(name, seed, args, folder, start)
+    return run_few(name, seed, args, directory, start)
 
 
-def run_few(name: str, seed: int, args, folder: Path, start: tuple) -> dict:
+def run_few(name: str, seed: int, args, directory: Path, start: tuple) -> dict:
     _, percent, weights = name.split("_")
-    cfg = make_cfg(args.output, seed, args.iterations, folder, "TEST.PROTOCOLS", ("identity",))
+    cfg = make_cfg(args.output, seed, args.iterations, directory, "TEST.PROTOCOLS", ("identity",))
     cfg.DATASETS.BY_PATH["scenes_few"] = CfgNode(
         {
             "FORMAT": "coco_panoptic",

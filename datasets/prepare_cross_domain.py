@@ -1,53 +1,9 @@
 #!/usr/bin/env python
-"""Makes a COCO instances JSON of Clipart1k, Watercolor2k or Comic2k, which have PASCAL VOC's layout.
+"""The same as ``u2seg prepare cross_domain``; ``--help`` says what it makes and from what."""
 
-    python datasets/prepare_cross_domain.py clipart --root DIR/clipart
-    python datasets/prepare_cross_domain.py watercolor --root DIR/watercolor
-    python datasets/prepare_cross_domain.py comic --root DIR/comic
+import sys
 
-The root holds Annotations/*.xml, JPEGImages/*.jpg and ImageSets/Main/{train,test}.txt. Writes annotations/<name>_train_test.json:
-train + test together are what CutLER scores. A further list, ``extra``, has labels of whole pictures and a dummy box of one pixel for
-each: it cannot be scored and is not read. That pixels are counted from 1, as in VOC, is taken from those dummies and from the
-authors' statement that the format is VOC's; the data were not at hand.
-
-Source: Inoue et al., Cross-Domain Weakly-Supervised Object Detection through Progressive Domain Adaptation, CVPR 2018.
-"""
-
-import argparse
-from pathlib import Path
-
-from u2seg.data.voc import VOC_CLASSES, write_voc_boxes
-
-BAM_CLASSES = ("bicycle", "bird", "car", "cat", "dog", "person")
-CLASSES = {"clipart": VOC_CLASSES, "watercolor": BAM_CLASSES, "comic": BAM_CLASSES}
-SPLITS = ("train", "test")
-
-
-def prepare(name: str, root: Path) -> Path:
-    """Returns the COCO JSON that it writes.
-
-    Args:
-        name: key of :data:`CLASSES`.
-        root: the unpacked archive.
-
-    Raises:
-        DatasetFilesError: files are missing.
-        ValueError: a file that is no VOC annotation, or an object of an unknown class.
-    """
-    output = f"annotations/{name}_{'_'.join(SPLITS)}.json"
-    remedy = (
-        f"Unpack the authors' {name}.zip (repository cross-domain-detection on GitHub), so that the folder holds these."
-    )
-    return write_voc_boxes(root, SPLITS, CLASSES[name], output, remedy)
-
-
-def main() -> None:
-    """Runs the conversion and prints the file that it wrote."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=sorted(CLASSES))
-    parser.add_argument("--root", type=Path, required=True)
-    print(prepare(**vars(parser.parse_args())))
-
+from u2seg.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["prepare", "cross_domain", *sys.argv[1:]]))

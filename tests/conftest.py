@@ -24,32 +24,32 @@ def _rle(mask: np.ndarray) -> dict:
 
 @pytest.fixture(scope="session")
 def write_coco_panoptic():
-    """Returns a function that writes a tiny COCO panoptic data set: ``(root, split="train", count=6, size=(48, 64), seed=0)``."""
+    """Returns a function that writes a tiny COCO panoptic dataset: ``(root, split="train", count=6, size=(48, 64), seed=0)``."""
     return _write_coco_panoptic
 
 
 def _write_coco_panoptic(root: Path, split: str = "train", count: int = 6, size=(48, 64), seed: int = 0) -> Path:
-    """Writes pictures of rectangles over sky and ground in COCO's layout; every third picture holds stuff alone."""
+    """Writes images of rectangles over sky and ground in COCO's layout; every third image holds stuff alone."""
     rng = np.random.default_rng(seed)
     height, width = size
     images, panoptic, instances = [], [], []
-    for folder in (root / split, root / f"panoptic_{split}", root / "annotations"):
-        folder.mkdir(parents=True, exist_ok=True)
+    for directory in (root / split, root / f"panoptic_{split}", root / "annotations"):
+        directory.mkdir(parents=True, exist_ok=True)
     for index in range(count):
         image_id = index + 1
         horizon = int(rng.integers(height // 3, height // 2))
         segments = np.where(np.arange(height)[:, None] < horizon, 1, 2) * np.ones((1, width), int)
         segments[:2] = 0  # void
-        picture = rng.integers(0, 40, (height, width, 3))
-        picture[segments == 1] += (90, 120, 200)
-        picture[segments == 2] += (60, 140, 60)
+        image = rng.integers(0, 40, (height, width, 3))
+        image[segments == 1] += (90, 120, 200)
+        image[segments == 2] += (60, 140, 60)
         info = [{"id": 1, "category_id": 7, "iscrowd": 0}, {"id": 2, "category_id": 9, "iscrowd": 0}]
         for number in range(0 if index % 3 == 2 else 2):
             y, x = int(rng.integers(4, height - 20)), int(rng.integers(2, width - 24))
             h, w = int(rng.integers(9, 16)), int(rng.integers(11, 20))
             category = 1 + (index + number) % 2
             segments[y : y + h, x : x + w] = 3 + number
-            picture[y : y + h, x : x + w] = (210, 40 + 60 * category, 30)
+            image[y : y + h, x : x + w] = (210, 40 + 60 * category, 30)
             info.append({"id": 3 + number, "category_id": category, "iscrowd": 0})
         kept = []
         for segment in info:
@@ -64,7 +64,7 @@ def _write_coco_panoptic(root: Path, split: str = "train", count: int = 6, size=
                     {**kept[-1], "id": len(instances) + 1, "image_id": image_id, "segmentation": _rle(mask)}
                 )
         name = f"{image_id:06d}"
-        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(root / split / f"{name}.png")
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(root / split / f"{name}.png")
         rgb = np.stack([segments % 256, segments // 256, np.zeros_like(segments)], axis=2).astype(np.uint8)
         Image.fromarray(rgb).save(root / f"panoptic_{split}" / f"{name}.png")
         images.append({"id": image_id, "file_name": f"{name}.png", "height": height, "width": width})
@@ -78,16 +78,16 @@ def _write_coco_panoptic(root: Path, split: str = "train", count: int = 6, size=
 
 @pytest.fixture(scope="session")
 def tiny_cfg(tmp_path_factory):
-    """Returns a function that makes a complete configuration of a tiny Panoptic-FPN on the tiny data set, on the CPU.
+    """Returns a function that makes a complete configuration of a tiny Panoptic-FPN on the tiny dataset, on the CPU.
 
-    ``tiny_cfg(output_dir, "KEY", value, ...)``; one picture size, a 16-channel FPN, batches of 2, no test set.
+    ``tiny_cfg(output_dir, "KEY", value, ...)``; one image size, a 16-channel FPN, batches of 2, no test set.
     """
     root = _write_coco_panoptic(tmp_path_factory.mktemp("tiny"))
 
     def make(output_dir, *opts):
         from detectron2.config import CfgNode
         from u2seg.config import setup_cfg
-        from u2seg.engine import complete_config
+        from u2seg.modeling import complete_config
 
         cfg = setup_cfg("quick_schedules/Base-Scenes-R18-FPN.yaml")
         cfg.DATASETS.BY_PATH.tiny_train = CfgNode({"FORMAT": "coco_panoptic", "ROOT": str(root), "SPLIT": "train"})

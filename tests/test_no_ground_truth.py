@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_scenes import CONFIG, FEW_CLUSTERS, render_scenes
-from u2seg.chain import train
 from u2seg.config import setup_cfg
-from u2seg.pipeline import make_pseudo_labels
+from u2seg.engine.end_to_end import train
+from u2seg.pseudo_labels.pipeline import make_pseudo_labels
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """Scenes with ground truth for the training pictures too, which the demo's do not have."""
+    """Scenes with ground truth for the training images too, which the demo's do not have."""
     return render_scenes(tmp_path_factory.mktemp("data") / "scenes", "--train", "8", "--val", "2", "--annotate-train")
 
 
@@ -36,12 +36,12 @@ def opened_files():
 def label_and_train(scenes: Path, output: Path) -> dict[str, bytes]:
     """Returns every file that label making wrote, and the trained weights' bytes."""
     labels = make_pseudo_labels(setup_cfg(CONFIG, FEW_CLUSTERS), scenes / "train", output / "labels")
-    data_set = "DATASETS.BY_PATH.scenes_train"
+    dataset = "DATASETS.BY_PATH.scenes_train"
     opts = [
         *FEW_CLUSTERS,
-        f"{data_set}.ROOT",
+        f"{dataset}.ROOT",
         str(labels),
-        f"{data_set}.IMAGES",
+        f"{dataset}.IMAGES",
         str(scenes / "train"),
         "DATASETS.TEST",
         "()",
@@ -54,14 +54,14 @@ def label_and_train(scenes: Path, output: Path) -> dict[str, bytes]:
 
 
 def test_labels_and_model_are_the_same_without_any_ground_truth(scenes, tmp_path, opened_files):
-    with_truth = label_and_train(scenes, tmp_path / "with")
+    with_gt = label_and_train(scenes, tmp_path / "with")
     opened = list(opened_files)
     touched = [name for name in opened if str(scenes) in name and f"{scenes}/train/" not in name]
     assert not touched, f"ground truth was read: {touched[:3]}"
-    assert any(name.startswith(f"{scenes}/train/") for name in opened), "the watch saw no picture being opened"
+    assert any(name.startswith(f"{scenes}/train/") for name in opened), "the monitor saw no image being opened"
 
-    for folder in ("annotations", "panoptic_train", "panoptic_val", "val"):
-        shutil.rmtree(scenes / folder)
-    without_truth = label_and_train(scenes, tmp_path / "without")
-    assert with_truth.keys() == without_truth.keys()
-    assert [name for name in with_truth if with_truth[name] != without_truth[name]] == []
+    for directory in ("annotations", "panoptic_train", "panoptic_val", "val"):
+        shutil.rmtree(scenes / directory)
+    without_gt = label_and_train(scenes, tmp_path / "without")
+    assert with_gt.keys() == without_gt.keys()
+    assert [name for name in with_gt if with_gt[name] != without_gt[name]] == []

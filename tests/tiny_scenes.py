@@ -13,7 +13,7 @@ FEW_CLUSTERS = [
 
 
 def render_scenes(root: Path, *options: str) -> Path:
-    """Runs ``datasets/prepare_scenes.py`` and returns the folder that it filled."""
+    """Runs ``datasets/prepare_scenes.py`` and returns the directory that it filled."""
     command = [sys.executable, str(RENDER), "--output", str(root), *options]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     return root

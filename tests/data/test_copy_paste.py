@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from u2seg.data.copy_paste import CopyPaste, paste, place
-from u2seg.data.samples import Sample, boxes_of_masks
+from u2seg.data.training_sample import Sample, boxes_of_masks
 
 
-def make(masks, classes, colour, sem_value=3):
+def make(masks, classes, color, sem_value=3):
     masks = np.asarray(masks, bool)
     height, width = masks.shape[1:]
-    image = np.full((height, width, 3), colour, np.uint8)
+    image = np.full((height, width, 3), color, np.uint8)
     sem_seg = np.full((height, width), sem_value, np.uint8)
     sem_seg[masks.any(axis=0)] = 0
     return Sample(image, masks, boxes_of_masks(masks), np.asarray(classes, np.int64), sem_seg)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from u2seg.data.label_splits import make_label_splits, read_label_split
+from u2seg.data.datasets.label_splits import make_label_splits, read_label_split
 
 
 @pytest.fixture
@@ -23,13 +23,13 @@ def test_sizes_and_nesting(annotations, tmp_path):
 
 
 def test_the_seed_decides(annotations, tmp_path):
-    def chosen(seed, folder):
-        return read_label_split(make_label_splits(annotations, tmp_path / folder, (10,), seed)[0])
+    def chosen(seed, directory):
+        return read_label_split(make_label_splits(annotations, tmp_path / directory, (10,), seed)[0])
 
     assert chosen(1, "a") == chosen(1, "b") != chosen(2, "c")
 
 
-def test_at_least_one_picture(annotations, tmp_path):
+def test_at_least_one_image(annotations, tmp_path):
     assert len(read_label_split(make_label_splits(annotations, tmp_path, (0.1,))[0])) == 1
 
 
@@ -45,5 +45,5 @@ def test_wrong_input_is_refused(annotations, tmp_path):
     with pytest.raises(ValueError, match=r"expected image_ids .* it holds categories"):
         read_label_split(other)
     other.write_text('{"images": []}')
-    with pytest.raises(ValueError, match="lists no picture"):
+    with pytest.raises(ValueError, match="lists no image"):
         make_label_splits(other, tmp_path)

@@ -10,9 +10,9 @@ from detectron2.data import transforms as T
 from PIL import Image
 from u2seg.config import add_u2seg_config
 from u2seg.data import PanopticMapper, build_mapper, register_dataset
-from u2seg.data.samples import Sample, boxes_of_masks, semantic_target, to_instances
-from u2seg.data.stream import seed_random
-from u2seg.images import ImageReadError
+from u2seg.data.build import seed_random
+from u2seg.data.training_sample import Sample, boxes_of_masks, semantic_target, to_instances
+from u2seg.utils.image_io import ImageReadError
 
 
 def make_cfg(**keys):
@@ -91,15 +91,15 @@ def test_test_samples_carry_the_original_size_even_where_the_dict_lacks_it(dicts
     assert tuple(sample["image"].shape) == (3, 24, 32)
 
 
-def test_grey_pictures_and_polygons(tmp_path):
-    Image.fromarray(np.arange(30, dtype=np.uint8).reshape(5, 6)).save(tmp_path / "grey.png")
+def test_gray_images_and_polygons(tmp_path):
+    Image.fromarray(np.arange(30, dtype=np.uint8).reshape(5, 6)).save(tmp_path / "gray.png")
     annotation = {
         "bbox": [1, 1, 3, 2], "bbox_mode": 1, "category_id": 0, "iscrowd": 0,
         "segmentation": [[1, 1, 4, 1, 4, 3, 1, 3]],
     }  # fmt: skip
     crowd = {**annotation, "iscrowd": 1}
     mapper = PanopticMapper(is_train=True, augmentations=[T.NoOpTransform()], image_format="RGB")
-    sample = mapper.load({"file_name": str(tmp_path / "grey.png"), "annotations": [annotation, crowd]})
+    sample = mapper.load({"file_name": str(tmp_path / "gray.png"), "annotations": [annotation, crowd]})
     assert sample.image.shape == (5, 6, 3) and (sample.image[..., 0] == sample.image[..., 2]).all()
     assert len(sample.masks) == 1  # the crowd is no target
     expected = np.zeros((5, 6), bool)
@@ -112,7 +112,7 @@ def test_errors_name_the_file(tmp_path, dicts):
     mapper = PanopticMapper(make_cfg(), True)
     with pytest.raises(ImageReadError, match=r"nowhere\.png: no such file"):
         mapper({**dicts[0], "file_name": str(tmp_path / "nowhere.png")})
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(ImageReadError, match=r"broken\.png"):
         mapper({**dicts[0], "pan_seg_file_name": str(tmp_path / "broken.png")})
     with pytest.raises(ValueError, match=r"\(48, 64\), its annotation says \(48, 65\)"):
@@ -129,7 +129,7 @@ def test_an_unknown_mapper_is_named_with_the_known_ones():
 def test_boxes_of_masks_on_a_hand_made_case():
     masks = np.zeros((3, 4, 6), bool)
     masks[0, 1, 2] = True  # one pixel: box of area 1
-    masks[1, 0, 5] = masks[1, 3, 0] = True  # two corners: the whole picture
+    masks[1, 0, 5] = masks[1, 3, 0] = True  # two corners: the whole image
     assert boxes_of_masks(masks).tolist() == [[2, 1, 3, 2], [0, 0, 6, 4], [0, 0, 0, 0]]
     assert boxes_of_masks(masks[:0]).shape == (0, 4)
 

@@ -1,4 +1,4 @@
-"""Data sets registered by path: what Detectron2 then sees, and what a wrong path or key says."""
+"""Datasets registered by path: what Detectron2 then sees, and what a wrong path or key says."""
 
 import json
 
@@ -27,7 +27,7 @@ def test_coco_panoptic_gives_dicts_and_metadata_in_contiguous_ids(coco_root):
         (False, 1), (False, 2), (True, 0), (True, 1),
     ]  # fmt: skip
     assert "sem_seg_file_name" not in first
-    assert dicts[2]["annotations"] == []  # a picture of stuff alone stays
+    assert dicts[2]["annotations"] == []  # an image of stuff alone stays
     metadata = MetadataCatalog.get("reg_coco")
     assert metadata.thing_classes == ["box", "disc"]
     assert metadata.stuff_classes == ["things", "sky", "ground"]
@@ -52,20 +52,20 @@ def test_class_agnostic_keeps_stuff_and_makes_one_thing(coco_root):
     assert MetadataCatalog.get("reg_agnostic").thing_classes == ["object"]
 
 
-def test_pseudo_labels_are_read_from_a_run_or_its_panoptic_folder(coco_root, tmp_path):
+def test_pseudo_labels_are_read_from_a_run_or_its_panoptic_directory(coco_root, tmp_path):
     # The same files in the layout of a label run.
-    folder = tmp_path / "labels" / "panoptic"
-    (folder / "stuff").mkdir(parents=True)
-    (folder / "panoptic").symlink_to(coco_root / "panoptic_train")
+    directory = tmp_path / "labels" / "panoptic"
+    (directory / "stuff").mkdir(parents=True)
+    (directory / "panoptic").symlink_to(coco_root / "panoptic_train")
     for kind in ("panoptic", "instances"):
-        (folder / f"{kind}.json").write_text((coco_root / "annotations" / f"{kind}_train.json").read_text())
-    for root in (tmp_path / "labels", folder):
+        (directory / f"{kind}.json").write_text((coco_root / "annotations" / f"{kind}_train.json").read_text())
+    for root in (tmp_path / "labels", directory):
         register_dataset(
             "reg_pseudo", {"FORMAT": "pseudo_labels", "ROOT": str(root), "IMAGES": str(coco_root / "train")}
         )
         record = DatasetCatalog.get("reg_pseudo")[0]
-        assert record["sem_seg_file_name"] == str(folder / "stuff" / "000001.png")
-        assert record["pan_seg_file_name"] == str(folder / "panoptic" / "000001.png")
+        assert record["sem_seg_file_name"] == str(directory / "stuff" / "000001.png")
+        assert record["pan_seg_file_name"] == str(directory / "panoptic" / "000001.png")
 
 
 def test_instances_and_bare_images(coco_root):
@@ -81,29 +81,31 @@ def test_instances_and_bare_images(coco_root):
     assert MetadataCatalog.get("reg_images").get("evaluator_type") is None
 
 
-def test_class_folders_give_classes_by_folder(coco_root, tmp_path):
-    picture = (coco_root / "train" / "000001.png").read_bytes()
+def test_class_directories_give_classes_by_directory(coco_root, tmp_path):
+    image = (coco_root / "train" / "000001.png").read_bytes()
     for name in ("b/1.png", "a/deep/er/1.png", "a/2.png", "loose.png", ".hidden/1.png"):
         path = tmp_path / "sorted" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture)
+        path.write_bytes(image)
     (tmp_path / "sorted/empty").mkdir()
-    register_dataset("reg_classes", {"FORMAT": "class_folders", "ROOT": str(tmp_path / "sorted")})
+    register_dataset("reg_classes", {"FORMAT": "class_directories", "ROOT": str(tmp_path / "sorted")})
     found = [(r["file_name"].split("sorted/")[1], r.get("image_class")) for r in DatasetCatalog.get("reg_classes")]
     assert found == [("a/2.png", 0), ("a/deep/er/1.png", 0), ("b/1.png", 1), ("loose.png", None)]
     assert MetadataCatalog.get("reg_classes").image_classes == ["a", "b", "empty"]
-    with pytest.raises(ValueError, match="one folder for each class .* holds no folder; pictures without classes are"):
-        register_dataset("reg_flat", {"FORMAT": "class_folders", "ROOT": str(coco_root / "train")})
+    with pytest.raises(
+        ValueError, match="one directory for each class .* holds no directory; images without classes are"
+    ):
+        register_dataset("reg_flat", {"FORMAT": "class_directories", "ROOT": str(coco_root / "train")})
 
 
-def test_subset_keeps_the_named_pictures_and_refuses_strangers(coco_root, tmp_path):
+def test_subset_keeps_the_named_images_and_refuses_strangers(coco_root, tmp_path):
     split = tmp_path / "split.json"
     description = {"FORMAT": "coco_panoptic", "ROOT": str(coco_root), "SPLIT": "train", "SUBSET": str(split)}
     split.write_text(json.dumps({"image_ids": [2, 5]}))
     register_dataset("reg_subset", description)
     assert [r["image_id"] for r in DatasetCatalog.get("reg_subset")] == [2, 5]
     split.write_text(json.dumps({"image_ids": [2, 77]}))
-    with pytest.raises(ValueError, match=r"1 of the 2 pictures .* not in the data set, for example ids \[77\]"):
+    with pytest.raises(ValueError, match=r"1 of the 2 images .* not in the dataset, for example ids \[77\]"):
         DatasetCatalog.get("reg_subset")
 
 
@@ -123,7 +125,7 @@ def test_missing_files_show_the_tree_expected_and_what_was_found(coco_root):
     [
         (
             {"FORMAT": "coco"},
-            "FORMAT must be one of class_folders, coco_instances, coco_panoptic, .*pseudo_labels, got 'coco'",
+            "FORMAT must be one of class_directories, coco_instances, coco_panoptic, .*pseudo_labels, got 'coco'",
         ),
         ({"FORMAT": "coco_panoptic", "ROOT": "x"}, "missing: SPLIT; unknown: none"),
         ({"FORMAT": "images", "ROOT": "x", "SPLIT": "y"}, "missing: none; unknown: SPLIT"),
@@ -135,7 +137,7 @@ def test_wrong_descriptions_are_refused(description, message):
 
 
 def test_detectron2s_own_names_are_not_replaced(coco_root):
-    with pytest.raises(ValueError, match="Detectron2 has a data set of that name already"):
+    with pytest.raises(ValueError, match="Detectron2 has a dataset of that name already"):
         register_dataset("coco_2017_val", {"FORMAT": "images", "ROOT": str(coco_root / "train")})
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from u2seg.data import BatchStream, build_train_loader
-from u2seg.data.stream import Partners
+from u2seg.data.build import PasteSourceSampler
 
 
 def take(stream, count):
@@ -18,7 +18,7 @@ def indices(batches):
     return [index for batch in batches for _, index in batch]
 
 
-def test_every_epoch_holds_every_picture_once_in_another_order():
+def test_every_epoch_holds_every_image_once_in_another_order():
     batches = take(BatchStream([10], batch_size=5, seed=0), 6)
     epochs = [indices(batches[i : i + 2]) for i in (0, 2, 4)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 3
@@ -52,8 +52,8 @@ def test_a_batch_holds_one_shape():
         assert len({bool(wide[index]) for _, index in batch}) == 1
 
 
-def test_data_sets_come_in_the_share_asked_for():
-    # 30 and 10 pictures, 1 : 3. An epoch of 40 holds 10 and 30; the small set is gone through three times before any repeats again.
+def test_datasets_come_in_the_share_asked_for():
+    # 30 and 10 images, 1 : 3. An epoch of 40 holds 10 and 30; the small set is gone through three times before any repeats again.
     batches = take(BatchStream([30, 10], batch_size=4, seed=0, ratios=[1, 3]), 10)
     counts = Counter(indices(batches))
     assert sum(count for index, count in counts.items() if index < 30) == 10
@@ -74,14 +74,14 @@ def records(*classes):
 def test_partners_hold_instances_and_are_others():
     dicts = records([1], [], [2], [1, 2])
     rng = np.random.default_rng(0)
-    anything = Partners(dicts, same_cluster=False)
+    anything = PasteSourceSampler(dicts, same_cluster=False)
     assert {anything.choose(dicts[0], 0, rng) for _ in range(100)} == {2, 3}
     assert {anything.choose(dicts[1], 1, rng) for _ in range(100)} == {0, 2, 3}
-    related = Partners(dicts, same_cluster=True)
+    related = PasteSourceSampler(dicts, same_cluster=True)
     assert {related.choose(dicts[0], 0, rng) for _ in range(100)} == {3}
     assert {related.choose(dicts[3], 3, rng) for _ in range(100)} == {0, 2}
     alone = records([1], [2])
-    assert Partners(alone, same_cluster=True).choose(alone[0], 0, rng) == 0
+    assert PasteSourceSampler(alone, same_cluster=True).choose(alone[0], 0, rng) == 0
 
 
 def test_the_loader_pastes_and_is_the_same_with_workers(tiny_cfg, tmp_path):
@@ -102,7 +102,7 @@ def test_the_loader_pastes_and_is_the_same_with_workers(tiny_cfg, tmp_path):
             assert one["image_id"] == other["image_id"]
             assert torch.equal(one["image"], other["image"]) and torch.equal(one["sem_seg"], other["sem_seg"])
     plain = take(build_train_loader(tiny_cfg(tmp_path), 0), 3)
-    # The same pictures in the same order, with more in them; "thing" wherever an instance is.
+    # The same images in the same order, with more in them; "thing" wherever an instance is.
     pairs = [(one, other) for a, b in zip(plain, batches(0)) for one, other in zip(a, b)]
     assert [one["image_id"] for one, _ in pairs] == [other["image_id"] for _, other in pairs]
     assert sum(len(other["instances"]) for _, other in pairs) > sum(len(one["instances"]) for one, _ in pairs)

@@ -1,6 +1,5 @@
-"""Every prepare script on tiny files in its data set's true format."""
+"""Every prepare script on tiny files in its dataset's true format."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,17 +9,21 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from pycocotools import mask as mask_utils
 from u2seg.data import DatasetFilesError
-from u2seg.data.benchmarks import BENCHMARKS, load_benchmark, require_benchmark
-from u2seg.evaluation.ground_truth import InstanceTruth, PanopticTruth
+from u2seg.data.benchmarks import BENCHMARKS, PREPARE
+from u2seg.data.datasets.registration import load_dicts, require_dataset_files
+from u2seg.evaluation.tables.ground_truth import InstanceGroundTruth, PanopticGroundTruth
 
-SCRIPTS = Path(__file__).parents[2] / "datasets"
+ROOT = Path(__file__).parents[2]
 
 
 def script(name: str):
-    spec = importlib.util.spec_from_file_location(f"{name}_script", SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return PREPARE[name.removeprefix("prepare_")]
+
+
+def load_benchmark(name: str, root: Path) -> list[dict]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(root))
+        return load_dicts(name, BENCHMARKS[name])
 
 
 def save(path: Path, pixels: np.ndarray, **options) -> None:
@@ -29,10 +32,10 @@ def save(path: Path, pixels: np.ndarray, **options) -> None:
 
 
 def palette(path: Path, values: np.ndarray) -> None:
-    picture = Image.fromarray(values.astype(np.uint8), "P")
-    picture.putpalette([i // 3 for i in range(768)])
+    image = Image.fromarray(values.astype(np.uint8), "P")
+    image.putpalette([i // 3 for i in range(768)])
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    image.save(path)
 
 
 def text(path: Path, content: str) -> None:
@@ -40,7 +43,7 @@ def text(path: Path, content: str) -> None:
     path.write_text(content)
 
 
-VOC_XML = """<annotation><folder>VOC2007</folder><filename>{name}.jpg</filename>
+VOC_XML = """<annotation><directory>VOC2007</directory><filename>{name}.jpg</filename>
 <size><width>50</width><height>30</height><depth>3</depth></size><segmented>0</segmented>
 <object><name>dog</name><pose>Left</pose><truncated>1</truncated><difficult>0</difficult>
 <bndbox><xmin>1</xmin><ymin>1</ymin><xmax>50</xmax><ymax>30</ymax></bndbox>
@@ -61,18 +64,18 @@ def voc(tmp_path):
 
 def test_voc_boxes_count_from_one_and_include_the_last_pixel(voc):
     path = script("prepare_voc").prepare_boxes(voc, ["trainval", "test"])
-    assert path.name == Path(BENCHMARKS["voc_2007_trainval_test_boxes"].instances).name
+    assert path.name == Path(BENCHMARKS["voc_2007_trainval_test_boxes"]["INSTANCES_JSON"]).name
     content = json.loads(path.read_text())
     assert [(i["file_name"], i["height"], i["width"]) for i in content["images"]] == [
         ("000005.jpg", 30, 50),
         ("000001.jpg", 30, 50),
     ]
     dog, person = content["annotations"][:2]
-    assert dog["bbox"] == [0, 0, 50, 30] and dog["area"] == 1500  # the whole picture
+    assert dog["bbox"] == [0, 0, 50, 30] and dog["area"] == 1500  # the whole image
     assert person["bbox"] == [10, 5, 10, 5] and person["iscrowd"] == 0
     assert [content["categories"][a["category_id"] - 1]["name"] for a in (dog, person)] == ["dog", "person"]
     assert len(content["annotations"]) == 4  # parts are not objects
-    regions = InstanceTruth(path).read(1)
+    regions = InstanceGroundTruth(path).read(1)
     assert regions.masks is None and regions.labels.tolist() == [11, 14]
 
 
@@ -94,7 +97,7 @@ def test_files_that_are_no_voc_annotation_are_named(voc):
         prepare(voc, ["test"])
 
 
-CROSS_DOMAIN_XML = """<annotation verified="yes"><folder>{name}</folder><filename>{picture}</filename>
+CROSS_DOMAIN_XML = """<annotation verified="yes"><directory>{name}</directory><filename>{image}</filename>
 <source><database>Unknown</database></source><size><width>40</width><height>25</height><depth>3</depth></size>
 <segmented>0</segmented><object><name>{kind}</name><pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult>
 <bndbox><xmin>3</xmin><ymin>2</ymin><xmax>12</xmax><ymax>6</ymax></bndbox></object></annotation>"""
@@ -102,12 +105,10 @@ CROSS_DOMAIN_XML = """<annotation verified="yes"><folder>{name}</folder><filenam
 
 def cross_domain_tree(root: Path, kind: str) -> None:
     """A tree of the cross-domain sets: VOC's, with the lists train, test and extra."""
-    for split, picture in (("train", "142090457"), ("test", "9"), ("extra", "77")):
-        text(root / "ImageSets/Main" / f"{split}.txt", f"{picture}\n")
-        text(
-            root / "Annotations" / f"{picture}.xml", CROSS_DOMAIN_XML.format(name=root.name, picture=picture, kind=kind)
-        )
-        save(root / "JPEGImages" / f"{picture}.jpg", np.zeros((25, 40, 3), np.uint8))
+    for split, image in (("train", "142090457"), ("test", "9"), ("extra", "77")):
+        text(root / "ImageSets/Main" / f"{split}.txt", f"{image}\n")
+        text(root / "Annotations" / f"{image}.xml", CROSS_DOMAIN_XML.format(name=root.name, image=image, kind=kind))
+        save(root / "JPEGImages" / f"{image}.jpg", np.zeros((25, 40, 3), np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -126,10 +127,10 @@ def test_cross_domain(tmp_path, name, benchmark, kind, classes):
     assert [a["bbox"] for a in content["annotations"]] == [[2, 1, 10, 5]] * 2
     assert len(content["categories"]) == classes
     assert content["categories"][content["annotations"][0]["category_id"] - 1]["name"] == kind
-    assert not InstanceTruth(path).has_masks
-    pictures = load_benchmark(benchmark, tmp_path)
-    assert [(p["height"], p["width"]) for p in pictures] == [(25, 40)] * 2
-    assert all(Path(p["file_name"]).is_file() for p in pictures)
+    assert not InstanceGroundTruth(path).has_masks
+    images = load_benchmark(benchmark, tmp_path)
+    assert [(p["height"], p["width"]) for p in images] == [(25, 40)] * 2
+    assert all(Path(p["file_name"]).is_file() for p in images)
 
 
 def test_cross_domain_refuses_what_it_cannot_read(tmp_path):
@@ -157,12 +158,10 @@ def test_openimages(tmp_path):
         script("prepare_openimages").prepare(root)
     text(root / "validation-annotations-bbox.csv", OPENIMAGES_CSV)
     save(root / "validation/000595fe6fee6369.jpg", np.zeros((20, 40, 3), np.uint8))
-    with pytest.raises(
-        DatasetFilesError, match=r"\[ \] validation/0001eeaf4aed83f9.jpg   the first of 1 pictures, of 2"
-    ):
+    with pytest.raises(DatasetFilesError, match=r"\[ \] validation/0001eeaf4aed83f9.jpg   the first of 1 images, of 2"):
         script("prepare_openimages").prepare(root)
     text(root / "validation/0001eeaf4aed83f9.jpg", "<html>404</html>")
-    with pytest.raises(ValueError, match="0001eeaf4aed83f9.jpg: not readable as a picture: .*; download it again"):
+    with pytest.raises(ValueError, match="0001eeaf4aed83f9.jpg: not readable as an image: .*; download it again"):
         script("prepare_openimages").prepare(root)
     turned = Image.Exif()
     turned[0x0112] = 6  # stored as 8 x 32, shown as 32 x 8
@@ -207,13 +206,13 @@ def test_voc_segments(tmp_path):
     save(root / "JPEGImages" / "2007_000033.jpg", np.zeros((20, 30, 3), np.uint8))
     text(root / "ImageSets/Segmentation/val.txt", "2007_000033\n")
     path = script("prepare_voc").prepare_segments(root, "val")
-    truth = PanopticTruth(path, root / "panoptic_val")
-    segment_map, segments = truth.read(1)
-    names = truth.space.thing_names + truth.space.stuff_names
+    gt = PanopticGroundTruth(path, root / "panoptic_val")
+    segment_map, segments = gt.read(1)
+    names = gt.space.thing_names + gt.space.stuff_names
     areas = {names[s.label]: s.area for s in segments}
     assert areas == {"dog": 45, "person": 104, "background": 600 - 54 - 104}
     assert (segment_map == 0).sum() == 9
-    instances = InstanceTruth(root / "annotations/instances_val.json", truth.space).read(1)
+    instances = InstanceGroundTruth(root / "annotations/instances_val.json", gt.space).read(1)
     assert instances.masks.sum((1, 2)).tolist() == [45, 104]
 
 
@@ -229,10 +228,10 @@ def test_cityscapes(tmp_path, classes, stuff):
     save(root / "gtFine/val/aachen/aachen_000000_000019_gtFine_instanceIds.png", ids)
     save(root / "leftImg8bit/val/aachen/aachen_000000_000019_leftImg8bit.png", np.zeros((20, 40, 3), np.uint8))
     path = script("prepare_cityscapes").prepare(root, classes=classes)
-    truth = PanopticTruth(path, root / f"panoptic{classes}/panoptic_val")
-    assert (truth.space.num_things, truth.space.num_stuff) == (8, stuff)
-    segment_map, segments = truth.read(1)
-    names = truth.space.thing_names + truth.space.stuff_names
+    gt = PanopticGroundTruth(path, root / f"panoptic{classes}/panoptic_val")
+    assert (gt.space.num_things, gt.space.num_stuff) == (8, stuff)
+    segment_map, segments = gt.read(1)
+    names = gt.space.thing_names + gt.space.stuff_names
     found = sorted((names[s.label], s.area, s.crowd) for s in segments)
     expected = [
         ("car", 15, True),
@@ -258,7 +257,7 @@ def test_kitti(tmp_path):
         "DontCare -1 -1 -10 50.00 10.00 60.00 20.00 -1 -1 -1 -1000 -1000 -1000 -10\n",
     )
     path = script("prepare_kitti").prepare(root)
-    regions = InstanceTruth(path).read(1)
+    regions = InstanceGroundTruth(path).read(1)
     np.testing.assert_allclose(regions.boxes_xywh, [[71.24, 14.30, 9.83, 16.62], [50, 10, 10, 10]])
     assert regions.crowds.tolist() == [False, True]
     text(root / "training/label_2/000000.txt", "Unicorn 1 2 3\n")
@@ -295,9 +294,9 @@ def test_lvis(tmp_path):
     content = json.loads(path.read_text())
     assert content["images"][0]["file_name"] == "val2017/000000397133.jpg"
     assert content["annotations"][0]["iscrowd"] == 0 and content["annotations"][0]["area"] == 6.0
-    assert InstanceTruth(path).has_masks
+    assert InstanceGroundTruth(path).has_masks
     text(tmp_path / "coco.json", json.dumps({**source, "images": [{"id": 1}]}))
-    with pytest.raises(ValueError, match="no LVIS v1 file: picture 1 has no coco_url"):
+    with pytest.raises(ValueError, match="no LVIS v1 file: image 1 has no coco_url"):
         script("prepare_lvis").prepare(tmp_path / "coco.json", tmp_path / "out.json")
 
 
@@ -373,48 +372,43 @@ def test_cocostuff27(tmp_path):
     text(tmp_path / "list.txt", "000000000139\n")
     output = tmp_path / "cocostuff27"
     path = module.prepare(tmp_path / "coco", tmp_path / "coco/stuffthingmaps/val2017", output, tmp_path / "list.txt")
-    segment_map, segments = PanopticTruth(path, output / "panoptic_val").read(1)
-    # Short side 400 to 320: unlabelled 40 rows become 32, sky 160 become 128, trees 160.
+    segment_map, segments = PanopticGroundTruth(path, output / "panoptic_val").read(1)
+    # Short side 400 to 320: unlabeled 40 rows become 32, sky 160 become 128, trees 160.
     assert segment_map.shape == (320, 320)
     assert {module.NAMES[s.id - 1]: s.area for s in segments} == {"sky": 128 * 320, "plant": 160 * 320}
-    with Image.open(output / "val/000000000139.png") as picture:
-        assert picture.size == (320, 320)
+    with Image.open(output / "val/000000000139.png") as image:
+        assert image.size == (320, 320)
     assert [p["height"] for p in load_benchmark("cocostuff27_val", tmp_path)] == [320]
 
 
-def test_missing_files_show_the_tree_and_the_script(tmp_path):
+def test_missing_files_show_the_tree_and_the_command(tmp_path):
     (tmp_path / "VOC2012/JPEGImages").mkdir(parents=True)
     with pytest.raises(DatasetFilesError) as error:
         load_benchmark("voc_2012_val_panoptic", tmp_path)
     message = str(error.value)
-    assert "[x] VOC2012/JPEGImages/   pictures" in message
-    assert "[ ] VOC2012/annotations/panoptic_val.json   COCO panoptic annotations" in message
-    assert "datasets/prepare_voc.py segments" in message and f"{tmp_path} holds VOC2012" in message
-    with pytest.raises(DatasetFilesError, match="is not there"):
+    assert f"[x] {tmp_path}/VOC2012/JPEGImages/   the images: found" in message
+    assert f"[ ] {tmp_path}/VOC2012/annotations/panoptic_val.json   COCO panoptic annotations: missing" in message
+    assert "`u2seg prepare voc segments`" in message and f"{tmp_path}/VOC2012" in message
+    with pytest.raises(DatasetFilesError, match="`u2seg prepare uvo`"):
         load_benchmark("uvo_sparse_val", tmp_path / "nowhere")
-    with pytest.raises(
-        DatasetFilesError, match="with datasets/prepare_cross_domain.py watercolor. See datasets/README.md"
-    ):
+    with pytest.raises(DatasetFilesError, match=r"`u2seg prepare cross_domain watercolor` \(datasets/README.md"):
         load_benchmark("watercolor2k_train_test_boxes", tmp_path)
-    with pytest.raises(DatasetFilesError, match=r"openimages_v6_val.json .*\n.*datasets/prepare_openimages.py"):
-        load_benchmark("openimages_v6_val_boxes", tmp_path)
-    require_benchmark("somebody_elses", tmp_path)  # not ours to check
+    require_dataset_files("somebody_elses")  # not ours to check
 
 
 def test_every_benchmark_is_registered_without_opening_a_file():
-    for name, benchmark in BENCHMARKS.items():
+    for name, description in BENCHMARKS.items():
         assert name in DatasetCatalog.list()
         metadata = MetadataCatalog.get(name)
         assert metadata.evaluator_type == "u2seg_panoptic"
-        assert (metadata.get("panoptic_json") is None) == (benchmark.panoptic is None)
+        assert (metadata.get("panoptic_json") is None) == ("PANOPTIC_JSON" not in description)
 
 
-def test_every_benchmark_has_its_script_and_its_configuration():
-    configs = "".join(p.read_text() for p in (SCRIPTS.parent / "configs/evaluation").glob("*.yaml"))
-    readme = (SCRIPTS / "README.md").read_text()
-    for name, benchmark in BENCHMARKS.items():
-        for word in benchmark.prepared_by.split():
-            if word.startswith("datasets/prepare_"):
-                assert (SCRIPTS.parent / word.rstrip(".")).is_file()
+def test_every_benchmark_has_its_command_and_its_configuration():
+    configs = "".join(p.read_text() for p in (ROOT / "configs/evaluation").glob("*.yaml"))
+    readme = (ROOT / "datasets/README.md").read_text()
+    for name, description in BENCHMARKS.items():
+        if "PREPARED_BY" in description:
+            assert description["PREPARED_BY"].split()[2] in PREPARE
         assert f'"{name}"' in configs, name
         assert f"`{name}`" in readme, name

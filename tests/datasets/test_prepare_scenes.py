@@ -1,23 +1,17 @@
-"""The rendered scenes are a well-formed COCO panoptic data set, reproducible, and hold what they promise."""
+"""The rendered scenes are a well-formed COCO panoptic dataset, reproducible, and hold what they promise."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
-
-SCRIPT = Path(__file__).parents[2] / "datasets" / "prepare_scenes.py"
+from u2seg.data.benchmarks import scenes as scenes_module
 
 
 @pytest.fixture(scope="module")
 def module():
-    spec = importlib.util.spec_from_file_location("prepare_scenes", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scenes_module
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +19,7 @@ def scenes(module, tmp_path_factory):
     return module.prepare_scenes(tmp_path_factory.mktemp("data") / "scenes", 3, 12, seed=0, annotate_train=False)
 
 
-def test_only_validation_pictures_have_ground_truth(scenes):
+def test_only_validation_images_have_ground_truth(scenes):
     assert len(list((scenes / "train").iterdir())) == 3
     assert sorted(path.name for path in (scenes / "annotations").iterdir()) == [
         "instances_val.json",
@@ -53,10 +47,10 @@ def test_ground_truth_is_complete_and_consistent(scenes, module):
             assert thing["area"] == instance["area"] >= 24
             np.testing.assert_array_equal(coco.annToMask(instance).astype(bool), ids == thing["id"])
         seen |= {s["category_id"] for s in row["segments_info"]}
-    assert len(seen) >= 10, "twelve pictures should show nearly all of the twelve kinds"
+    assert len(seen) >= 10, "twelve images should show nearly all of the twelve kinds"
 
 
-def test_a_picture_depends_on_its_number_alone(module, scenes, tmp_path):
+def test_an_image_depends_on_its_number_alone(module, scenes, tmp_path):
     more = module.prepare_scenes(tmp_path / "more", 5, 1, seed=0, annotate_train=True)
     for name in ("000001.jpg", "000003.jpg"):
         assert (more / "train" / name).read_bytes() == (scenes / "train" / name).read_bytes()
@@ -66,15 +60,15 @@ def test_a_picture_depends_on_its_number_alone(module, scenes, tmp_path):
 
 def test_no_threshold_on_one_channel_finds_the_things(module):
     """The best threshold on any RGB channel, chosen with the ground truth, overlaps the things with an IoU below one half."""
-    things, pictures = [], []
+    things, images = [], []
     for number in range(12):
         image, segments, kinds = module.render_scene(np.random.default_rng([7, number]))
-        pictures.append(image)
+        images.append(image)
         things.append(np.array([kind in module.THINGS for kind in kinds])[segments])
-    pictures, things = np.stack(pictures), np.stack(things)
+    images, things = np.stack(images), np.stack(things)
     best = 0.0
     for channel in range(3):
         for level in range(10, 250, 10):
-            for chosen in (pictures[..., channel] > level, pictures[..., channel] < level):
+            for chosen in (images[..., channel] > level, images[..., channel] < level):
                 best = max(best, (chosen & things).sum() / (chosen | things).sum())
     assert best < 0.5

@@ -1,12 +1,12 @@
-"""The picture of training samples, and the pictures of predictions during training."""
+"""The image of training samples, and the images of predictions during training."""
 
 import os
 
 import numpy as np
 from PIL import Image
 from u2seg.engine import U2SegTrainer
-from u2seg.engine.sample_page import _semantic_colours, show_training_samples
-from u2seg.visualization import cluster_colour
+from u2seg.visualization import cluster_color
+from u2seg.visualization.training_samples import _semantic_colors, show_training_samples
 
 
 def test_one_row_a_sample(tiny_cfg, tmp_path):
@@ -17,12 +17,12 @@ def test_one_row_a_sample(tiny_cfg, tmp_path):
     assert one.height == 32 + 248 and three.height == 32 + 3 * 248
 
 
-def test_semantic_colours():
-    colours = _semantic_colours(np.array([[0, 255, 2]]))
-    assert colours.tolist() == [[[255, 255, 255], [0, 0, 0], list(cluster_colour("stuff", 1))]]
+def test_semantic_colors():
+    colors = _semantic_colors(np.array([[0, 255, 2]]))
+    assert colors.tolist() == [[[255, 255, 255], [0, 0, 0], list(cluster_color("stuff", 1))]]
 
 
-def test_pictures_of_predictions_are_drawn_every_so_often(tiny_cfg, tmp_path):
+def test_images_of_predictions_are_drawn_every_so_often(tiny_cfg, tmp_path):
     cfg = tiny_cfg(tmp_path, "TEST.SAMPLE_PERIOD", 2, "TEST.NUM_SAMPLES", 1, "SOLVER.MAX_ITER", 3)
     trainer = U2SegTrainer(cfg)
     trainer.resume_or_load(False)

@@ -14,16 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from u2seg.config import setup_cfg
 from u2seg.data import register_dataset
-from u2seg.engine import complete_config, run_self_training
-from u2seg.engine import self_training as module
-from u2seg.engine.self_training import (
-    Objects,
-    confirmed_labels_first,
-    mask_ious,
-    predictions_first,
-    relabel,
-    self_train,
-)
+from u2seg.engine import run_self_training
+from u2seg.engine.self_training import self_train
+from u2seg.modeling import complete_config
+from u2seg.pseudo_labels import relabel as relabel_module
+from u2seg.pseudo_labels.relabel import Objects, confirmed_labels_first, mask_ious, predictions_first, relabel
 
 
 def objects(masks, classes, scores):
@@ -111,14 +106,14 @@ def test_predictions_first_equals_the_slow_rule(seed):
 def run(tmp_path, write_coco_panoptic):
     """A label run, a configuration that trains on it, and a trained model."""
     root = write_coco_panoptic(tmp_path / "tiny")
-    folder = tmp_path / "labels" / "panoptic"
-    (folder / "stuff").mkdir(parents=True)
-    (folder / "panoptic").symlink_to(root / "panoptic_train")
+    directory = tmp_path / "labels" / "panoptic"
+    (directory / "stuff").mkdir(parents=True)
+    (directory / "panoptic").symlink_to(root / "panoptic_train")
     for kind in ("panoptic", "instances"):
-        (folder / f"{kind}.json").write_text((root / "annotations" / f"{kind}_train.json").read_text())
+        (directory / f"{kind}.json").write_text((root / "annotations" / f"{kind}_train.json").read_text())
     for path in (root / "panoptic_train").iterdir():
         pixels = np.asarray(Image.open(path))[:, :, 0]
-        Image.fromarray(np.array([255, 1, 2, 0, 0], np.uint8)[pixels]).save(folder / "stuff" / path.name)
+        Image.fromarray(np.array([255, 1, 2, 0, 0], np.uint8)[pixels]).save(directory / "stuff" / path.name)
     cfg = setup_cfg("quick_schedules/Base-Scenes-R18-FPN.yaml")
     cfg.DATASETS.BY_PATH["self_train"] = CfgNode(
         {"FORMAT": "pseudo_labels", "ROOT": str(tmp_path / "labels"), "IMAGES": str(root / "train")}
@@ -137,7 +132,7 @@ def run(tmp_path, write_coco_panoptic):
 
 
 class Oracle(torch.nn.Module):
-    """Predicts one square of class 1, at the left of the picture as it is shown, with score 0.9; stuff 2 everywhere."""
+    """Predicts one square of class 1, at the left of the image as it is shown, with score 0.9; stuff 2 everywhere."""
 
     def forward(self, batch):
         height, width = batch[0]["height"], batch[0]["width"]
@@ -150,12 +145,12 @@ class Oracle(torch.nn.Module):
         return [{"instances": instances, "sem_seg": logits}]
 
 
-def contents(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+def contents(directory):
+    return {p.relative_to(directory).as_posix(): p.read_bytes() for p in Path(directory).rglob("*") if p.is_file()}
 
 
 def test_new_labels_hold_predictions_and_old_ones_in_the_usual_files(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_load_model", lambda cfg: Oracle())
+    monkeypatch.setattr(relabel_module, "_load_model", lambda cfg: Oracle())
     labels = relabel(run, tmp_path / "new", 0.7)
     register_dataset(
         "self_new", {"FORMAT": "pseudo_labels", "ROOT": str(labels), "IMAGES": run.DATASETS.BY_PATH.self_train.IMAGES}
@@ -169,22 +164,22 @@ def test_new_labels_hold_predictions_and_old_ones_in_the_usual_files(run, tmp_pa
         assert scores[0] == pytest.approx(0.9) and record["annotations"][0]["category_id"] == 1
         stuff = np.asarray(Image.open(record["sem_seg_file_name"]))
         assert (stuff[21:39, 1:19] == 0).all()
-    # Picture 3 had no label of a thing: it has the predicted one now, and its old stuff elsewhere.
+    # Image 3 had no label of a thing: it has the predicted one now, and its old stuff elsewhere.
     assert len(records[2]["annotations"]) == 1 and set(np.unique(stuff)) <= {0, 1, 2, 255}
 
 
 def test_flip_and_new_semantics(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_load_model", lambda cfg: Oracle())
+    monkeypatch.setattr(relabel_module, "_load_model", lambda cfg: Oracle())
     run.SELF_TRAINING.FLIP = run.SELF_TRAINING.NEW_SEMANTICS = True
     labels = relabel(run, tmp_path / "new", 0.7)
     stuff = np.asarray(Image.open(labels / "panoptic" / "stuff" / "000003.png"))
     expected = np.full((48, 64), 2)
-    expected[20:40, :20] = expected[20:40, 44:] = 0  # the mirrored picture's square comes back at the right
+    expected[20:40, :20] = expected[20:40, 44:] = 0  # the mirrored image's square comes back at the right
     assert (stuff == expected).all()
 
 
-def test_killed_while_labelling_it_goes_on_and_gives_the_same_files(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_load_model", lambda cfg: Oracle())
+def test_killed_while_labeling_it_goes_on_and_gives_the_same_files(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(relabel_module, "_load_model", lambda cfg: Oracle())
     whole = contents(relabel(run, tmp_path / "whole", 0.7))
     seen = []
 
@@ -195,7 +190,7 @@ def test_killed_while_labelling_it_goes_on_and_gives_the_same_files(run, tmp_pat
                 raise KeyboardInterrupt
             return super().forward(batch)
 
-    monkeypatch.setattr(module, "_load_model", lambda cfg: Killed())
+    monkeypatch.setattr(relabel_module, "_load_model", lambda cfg: Killed())
     with pytest.raises(KeyboardInterrupt):
         relabel(run, tmp_path / "cut", 0.7)
     assert contents(relabel(run, tmp_path / "cut", 0.7)) == whole
@@ -220,7 +215,7 @@ def test_two_rounds_and_a_third_call_that_has_nothing_to_do(run, tmp_path, monke
     assert [m["settings"]["score_thresh"] for m in manifests] == [0.0, 0.9]
     assert manifests[1]["settings"]["weights"].endswith("round-1/model/model_final.pth")  # from the last checkpoint
     before = contents(tmp_path / "rounds")
-    monkeypatch.setattr(module, "_load_model", lambda cfg: pytest.fail("predicted again"))
+    monkeypatch.setattr(relabel_module, "_load_model", lambda cfg: pytest.fail("predicted again"))
     assert self_train(run, tmp_path / "rounds", 2) == last
     assert contents(tmp_path / "rounds") == before
     # The command does the same.

@@ -1,4 +1,4 @@
-"""Completing a configuration; optimisers and their learning rates; scoring through the registries."""
+"""Completing a configuration; optimizers and their learning rates; scoring through the registries."""
 
 from types import SimpleNamespace
 
@@ -8,10 +8,13 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from torch import nn
+from u2seg.checkpoint.loading import check_class_counts
 from u2seg.config import setup_cfg
 from u2seg.data import DatasetFilesError
-from u2seg.engine import U2SegTrainer, build_optimizer, check_class_counts, complete_config
-from u2seg.engine.optimizers import lr_factors
+from u2seg.engine import U2SegTrainer
+from u2seg.modeling import complete_config
+from u2seg.solver import build_optimizer
+from u2seg.solver.build import lr_factors
 
 BASE = "quick_schedules/Base-Scenes-R18-FPN.yaml"
 
@@ -54,7 +57,7 @@ def test_evaluation_needs_no_training_files_and_training_does(coco_root, tmp_pat
     assert MetadataCatalog.get("setup_val").thing_classes == ["box", "disc"]
 
 
-def test_an_unregistered_data_set_is_named(coco_root):
+def test_an_unregistered_dataset_is_named(coco_root):
     cfg = described(coco_root, "setup_train")
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("setup_tarin",), ()
     with pytest.raises(ValueError, match=r"setup_tarin, which nobody registered.*setup_train"):
@@ -124,7 +127,7 @@ def test_full_model_clipping_bounds_the_common_norm():
     assert (after - before).norm().item() == pytest.approx(1.0, rel=1e-4)  # CLIP_VALUE 1.0 over all of them together
 
 
-class CountsPictures(DatasetEvaluator):
+class CountsImages(DatasetEvaluator):
     def __init__(self, name, cfg, output_dir):
         self.output_dir = output_dir
 
@@ -136,24 +139,21 @@ class CountsPictures(DatasetEvaluator):
         assert {"panoptic_seg", "instances", "sem_seg"} <= set(outputs[0])
 
     def evaluate(self):
-        scores = {"hungarian": {"PQ": float(self.seen)}}
-        return {"panoptic": scores, "instance": {}, "semantic": {}}
+        return {"panoptic_seg": {"PQ": float(self.seen)}}
 
 
-def test_scoring_runs_one_pass_with_the_evaluator_of_the_data_set(tiny_cfg, tmp_path, coco_root, monkeypatch, caplog):
+def test_scoring_runs_one_pass_with_the_evaluator_of_the_dataset(tiny_cfg, tmp_path, coco_root, monkeypatch):
     from u2seg.data import register_dataset
     from u2seg.evaluation import EVALUATOR_REGISTRY
 
     register_dataset("setup_scored", {"FORMAT": "coco_panoptic", "ROOT": str(coco_root), "SPLIT": "train"})
     register_dataset("setup_bare", {"FORMAT": "images", "ROOT": str(coco_root / "train")})
-    monkeypatch.setitem(EVALUATOR_REGISTRY._obj_map, "u2seg_panoptic", CountsPictures)
+    monkeypatch.setitem(EVALUATOR_REGISTRY._obj_map, "u2seg_panoptic", CountsImages)
     cfg = tiny_cfg(tmp_path)
     cfg.DATASETS.TEST = ("setup_scored",)
     model = U2SegTrainer.build_model(cfg)
-    with caplog.at_level("INFO"):
-        results = U2SegTrainer.test(cfg, model)
-    assert results["panoptic"]["hungarian"]["PQ"] == 6.0  # each picture once
-    assert "hungarian" in caplog.text
+    results = U2SegTrainer.test(cfg, model)
+    assert results["panoptic_seg"]["PQ"] == 6.0  # each image once
     evaluator = U2SegTrainer.build_evaluator(cfg, "setup_scored")
     assert evaluator.output_dir == str(tmp_path / "inference" / "setup_scored")
     with pytest.raises(ValueError, match="'setup_bare' cannot be scored: it has no ground truth"):
@@ -165,12 +165,12 @@ def test_a_run_that_misses_its_expected_results_fails(tiny_cfg, tmp_path, coco_r
     from u2seg.evaluation import EVALUATOR_REGISTRY
 
     register_dataset("setup_expected", {"FORMAT": "coco_panoptic", "ROOT": str(coco_root), "SPLIT": "train"})
-    monkeypatch.setitem(EVALUATOR_REGISTRY._obj_map, "u2seg_panoptic", CountsPictures)
+    monkeypatch.setitem(EVALUATOR_REGISTRY._obj_map, "u2seg_panoptic", CountsImages)
     cfg = tiny_cfg(tmp_path, "SOLVER.MAX_ITER", 1)
     cfg.DATASETS.TEST = ("setup_expected",)
-    cfg.TEST.EXPECTED_RESULTS = [["panoptic/hungarian", "PQ", 6.0, 0.5]]
-    assert U2SegTrainer(cfg).train()["panoptic"]["hungarian"]["PQ"] == 6.0
-    cfg.TEST.EXPECTED_RESULTS = [["panoptic/hungarian", "PQ", 7.0, 0.5]]
+    cfg.TEST.EXPECTED_RESULTS = [["panoptic_seg", "PQ", 6.0, 0.5]]
+    assert U2SegTrainer(cfg).train()["panoptic_seg"]["PQ"] == 6.0
+    cfg.TEST.EXPECTED_RESULTS = [["panoptic_seg", "PQ", 7.0, 0.5]]
     with pytest.raises(SystemExit):
         U2SegTrainer(cfg).train()
 

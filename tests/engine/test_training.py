@@ -10,9 +10,10 @@ import pytest
 import torch
 from detectron2.engine import HookBase
 from torch import nn
-from u2seg.engine import AtomicCheckpointer, NonFiniteLossError, U2SegTrainer
+from u2seg.checkpoint import AtomicCheckpointer
+from u2seg.engine import NonFiniteLossError, U2SegTrainer
 from u2seg.engine.hooks import AveragedWeights
-from u2seg.engine.step import TrainingStep, resolve_precision
+from u2seg.engine.training_step import TrainingStep, resolve_precision
 
 
 class Losses(HookBase):
@@ -140,8 +141,8 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_last_one(tiny_cfg, tmp_
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]  # the half is gone
 
 
-def save_and_be_killed(folder):
-    checkpointer = AtomicCheckpointer(nn.Linear(2, 2), folder)
+def save_and_be_killed(directory):
+    checkpointer = AtomicCheckpointer(nn.Linear(2, 2), directory)
     checkpointer.save("one")
     save = torch.save
 
@@ -238,7 +239,7 @@ def test_averaged_weights_on_a_hand_made_case():
     assert model.weight.item() == 2.0
 
 
-def test_a_runs_folder(tiny_cfg, tmp_path):
+def test_a_runs_directory(tiny_cfg, tmp_path):
     from types import SimpleNamespace
 
     import u2seg.engine.launch as launch

@@ -12,7 +12,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from u2seg.data import BatchStream
 from u2seg.engine import NonFiniteLossError
-from u2seg.engine.step import TrainingStep
+from u2seg.engine.training_step import TrainingStep
 
 SAMPLES = [(float(i % 5) - 2, float(i % 7)) for i in range(12)]
 

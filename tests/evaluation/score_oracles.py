@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from u2seg.panoptic.files import write_panoptic_png
+from u2seg.data.formats.coco_panoptic import write_panoptic_png
 
 
 def categories(num_things: int, num_stuff: int, first: int = 1) -> list[dict]:
@@ -71,9 +71,9 @@ def perturbed(rng, segment_map, infos, cats, strength=0.3):
     return result, infos
 
 
-def write_coco_panoptic(folder: Path, name: str, maps, cats, first_id: int = 1) -> tuple[Path, Path]:
-    """Writes maps [(ids, infos), ...] as COCO panoptic files; returns (json, png folder)."""
-    pngs = folder / name
+def write_coco_panoptic(directory: Path, name: str, maps, cats, first_id: int = 1) -> tuple[Path, Path]:
+    """Writes maps [(ids, infos), ...] as COCO panoptic files; returns (json, png directory)."""
+    pngs = directory / name
     annotations, images = [], []
     for number, (segment_map, infos) in enumerate(maps, first_id):
         write_panoptic_png(pngs / f"{number:012d}.png", segment_map)
@@ -86,21 +86,21 @@ def write_coco_panoptic(folder: Path, name: str, maps, cats, first_id: int = 1) 
                 "width": segment_map.shape[1],
             }
         )
-    path = folder / f"{name}.json"
+    path = directory / f"{name}.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": cats}))
     return path, pngs
 
 
-def official_pq(truth_json, truth_folder, predicted_json, predicted_folder) -> dict:
+def official_pq(gt_json, gt_directory, predicted_json, predicted_directory) -> dict:
     """panopticapi's own numbers, one process (its pool costs more than the work)."""
     from panopticapi.evaluation import pq_compute_single_core
 
-    truth, predicted = json.loads(Path(truth_json).read_text()), json.loads(Path(predicted_json).read_text())
+    gt, predicted = json.loads(Path(gt_json).read_text()), json.loads(Path(predicted_json).read_text())
     by_image = {annotation["image_id"]: annotation for annotation in predicted["annotations"]}
-    pairs = [(annotation, by_image[annotation["image_id"]]) for annotation in truth["annotations"]]
-    cats = {category["id"]: category for category in truth["categories"]}
+    pairs = [(annotation, by_image[annotation["image_id"]]) for annotation in gt["annotations"]]
+    cats = {category["id"]: category for category in gt["categories"]}
     with contextlib.redirect_stdout(io.StringIO()):
-        stat = pq_compute_single_core(0, pairs, str(truth_folder), str(predicted_folder), cats)
+        stat = pq_compute_single_core(0, pairs, str(gt_directory), str(predicted_directory), cats)
         result = {}
         for suffix, isthing in (("", None), ("_th", True), ("_st", False)):
             average, _ = stat.pq_average(cats, isthing)
@@ -109,12 +109,12 @@ def official_pq(truth_json, truth_folder, predicted_json, predicted_folder) -> d
 
 
 def official_coco_eval(
-    truth: dict, detections: list[dict], kind: str, max_detections=(1, 10, 100), use_cats=True
+    gt: dict, detections: list[dict], kind: str, max_detections=(1, 10, 100), use_cats=True
 ) -> COCOeval:
     """pycocotools' COCOeval after accumulate()."""
     with contextlib.redirect_stdout(io.StringIO()):
         ground_truth = COCO()
-        ground_truth.dataset = truth
+        ground_truth.dataset = gt
         ground_truth.createIndex()
         evaluation = COCOeval(ground_truth, ground_truth.loadRes(detections), kind)
         evaluation.params.maxDets = list(max_detections)

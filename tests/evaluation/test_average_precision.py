@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 from score_oracles import official_coco_eval
-from u2seg.evaluation.average_precision import accumulate, match_detections
-from u2seg.evaluation.ground_truth import InstanceTruth
-from u2seg.evaluation.pictures import Regions, instance_blocks, picture_tables
+from u2seg.evaluation.metrics.average_precision import accumulate, match_detections
 from u2seg.evaluation.scoring import instance_rows
-from u2seg.evaluation.tables import TableSpace, concatenate_tables
-from u2seg.label_space import LabelSpace
+from u2seg.evaluation.tables.ground_truth import InstanceGroundTruth
+from u2seg.evaluation.tables.image_tables import Regions, image_tables, instance_blocks
+from u2seg.evaluation.tables.segment_tables import TableSpace, concatenate_tables
+from u2seg.structures.label_space import LabelSpace
 
 NUM_CATEGORIES = 6
 
@@ -49,18 +49,18 @@ def random_case(seed, num_images=40, detections=30):
     rng = np.random.default_rng(seed)
     names = tuple(map(str, range(NUM_CATEGORIES)))
     space = TableSpace("x", NUM_CATEGORIES, 1, LabelSpace(tuple(range(1, 7)), (), names, ()), ("box", "mask"))
-    parts, truth, results = [], {"images": [], "annotations": [], "info": {}}, []
-    truth["categories"] = [{"id": i + 1, "name": str(i)} for i in range(NUM_CATEGORIES)]
+    parts, gt, results = [], {"images": [], "annotations": [], "info": {}}, []
+    gt["categories"] = [{"id": i + 1, "name": str(i)} for i in range(NUM_CATEGORIES)]
     for image_id in range(1, num_images + 1):
         size = tuple(int(v) for v in rng.integers(30, 180, 2))
         objects = random_regions(rng, size, int(rng.integers(0, 8)))
         found = random_regions(rng, size, int(rng.integers(0, detections)), objects)
-        parts.append(picture_tables(space, image_id, size, **instance_blocks(found, objects)))
-        truth["images"].append({"id": image_id, "height": size[0], "width": size[1]})
+        parts.append(image_tables(space, image_id, size, **instance_blocks(found, objects)))
+        gt["images"].append({"id": image_id, "height": size[0], "width": size[1]})
         for k in range(len(objects.labels)):
-            truth["annotations"].append(
+            gt["annotations"].append(
                 {
-                    "id": len(truth["annotations"]) + 1,
+                    "id": len(gt["annotations"]) + 1,
                     "image_id": image_id,
                     "category_id": int(objects.labels[k]) + 1,
                     "bbox": objects.boxes_xywh[k].tolist(),
@@ -79,7 +79,7 @@ def random_case(seed, num_images=40, detections=30):
             }
             for k in range(len(found.labels))
         ]
-    return concatenate_tables(parts), truth, results
+    return concatenate_tables(parts), gt, results
 
 
 def ours(tables, kind, max_detections, one_class=False):
@@ -95,10 +95,10 @@ def ours(tables, kind, max_detections, one_class=False):
 @pytest.mark.parametrize("max_detections", [(1, 10, 100), (1, 2, 5)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_arrays_equal_pycocotools(kind, max_detections, seed):
-    tables, truth, results = random_case(seed)
+    tables, gt, results = random_case(seed)
     if kind == "mask":  # with boxes in the results, pycocotools takes the areas of the boxes
         results = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
-    official = official_coco_eval(truth, results, {"box": "bbox", "mask": "segm"}[kind], max_detections)
+    official = official_coco_eval(gt, results, {"box": "bbox", "mask": "segm"}[kind], max_detections)
     curves = ours(tables, kind, max_detections)
     assert curves.summary()["AP"] > 2
     np.testing.assert_array_equal(curves.precision, official.eval["precision"])
@@ -107,13 +107,13 @@ def test_arrays_equal_pycocotools(kind, max_detections, seed):
 
 @pytest.mark.parametrize("kind", ["box", "mask"])
 def test_class_agnostic_equals_pycocotools_with_one_category(kind):
-    tables, truth, results = random_case(2)
-    truth["categories"] = truth["categories"][:1]
-    for row in [*truth["annotations"], *results]:
+    tables, gt, results = random_case(2)
+    gt["categories"] = gt["categories"][:1]
+    for row in [*gt["annotations"], *results]:
         row["category_id"] = 1
         if kind == "mask" and "score" in row:
             del row["bbox"]
-    official = official_coco_eval(truth, results, {"box": "bbox", "mask": "segm"}[kind])
+    official = official_coco_eval(gt, results, {"box": "bbox", "mask": "segm"}[kind])
     curves = ours(tables, kind, (1, 10, 100), one_class=True)
     np.testing.assert_array_equal(curves.precision, official.eval["precision"])
     np.testing.assert_array_equal(curves.recall, official.eval["recall"])
@@ -122,18 +122,16 @@ def test_class_agnostic_equals_pycocotools_with_one_category(kind):
 def test_objects_marked_ignore_count_as_with_pycocotools(tmp_path):
     # pycocotools overwrites the mark with ``iscrowd``: the object that is not found costs half of the recall.
     box = {"bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0, "image_id": 1, "category_id": 1}
-    truth = {
+    gt = {
         "info": {},
         "images": [{"id": 1, "height": 20, "width": 40}],
         "categories": [{"id": 1, "name": "thing"}],
         "annotations": [{**box, "id": 1}, {**box, "id": 2, "bbox": [20, 0, 10, 10], "ignore": 1}],
     }
-    official = official_coco_eval(
-        truth, [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10], "score": 1.0}], "bbox"
-    )
-    path = tmp_path / "truth.json"
-    path.write_text(json.dumps(truth))
-    assert len(InstanceTruth(path).read(1).labels) == 2
+    official = official_coco_eval(gt, [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10], "score": 1.0}], "bbox")
+    path = tmp_path / "ground truth.json"
+    path.write_text(json.dumps(gt))
+    assert len(InstanceGroundTruth(path).read(1).labels) == 2
     assert official.eval["recall"][0, 0, 0, -1] == 0.5
 
 
@@ -141,13 +139,13 @@ def test_objects_marked_ignore_count_as_with_pycocotools(tmp_path):
 def test_real_ground_truth_perturbed_equals_pycocotools(kind, coco_mini):
     path = coco_mini / "annotations" / "instances_val2017.json"
     content = json.loads(path.read_text())
-    truth = InstanceTruth(path)
+    gt = InstanceGroundTruth(path)
     names = tuple(category["name"] for category in content["categories"])
-    space = TableSpace("mini", len(names), 1, truth.space, ("box", "mask"))
+    space = TableSpace("mini", len(names), 1, gt.space, ("box", "mask"))
     rng = np.random.default_rng(0)
     parts, results = [], []
     for image in content["images"]:
-        objects = truth.read(image["id"])
+        objects = gt.read(image["id"])
         count = len(objects.labels)
         picked = rng.integers(count, size=2 * count) if count else np.zeros(0, int)
         masks = np.array([np.roll(objects.masks[k], tuple(rng.integers(-9, 10, 2)), (0, 1)) for k in picked], bool)
@@ -159,11 +157,11 @@ def test_real_ground_truth_perturbed_equals_pycocotools(kind, coco_mini):
             masks=masks,
             scores=np.round(rng.random(len(picked)), 2),
         )
-        parts.append(picture_tables(space, image["id"], masks.shape[1:], **instance_blocks(found, objects)))
+        parts.append(image_tables(space, image["id"], masks.shape[1:], **instance_blocks(found, objects)))
         for k in range(len(picked)):
             result = {
                 "image_id": image["id"],
-                "category_id": truth.space.thing_dataset_ids[found.labels[k]],
+                "category_id": gt.space.thing_dataset_ids[found.labels[k]],
                 "score": float(found.scores[k]),
                 "bbox": found.boxes_xywh[k].tolist(),
                 "segmentation": mask_utils.encode(np.asfortranarray(masks[k].astype(np.uint8))),

@@ -13,24 +13,25 @@ from detectron2.structures import Boxes, Instances
 from u2seg.config import add_u2seg_config
 from u2seg.evaluation import EVALUATOR_REGISTRY, ScoreSettings, evaluate_tables, format_table, load_tables
 from u2seg.evaluation.evaluator import PanopticEvaluator
-from u2seg.evaluation.ground_truth import PanopticTruth
-from u2seg.evaluation.pictures import regions_of_map
+from u2seg.evaluation.scoring import detectron2_results
+from u2seg.evaluation.tables.ground_truth import PanopticGroundTruth
+from u2seg.evaluation.tables.image_tables import regions_of_map
 
 K, S = 5, 4  # more thing and stuff clusters than the two categories of each kind
 
 
 @pytest.fixture
 def scene(tmp_path, write_coco_panoptic):
-    """A registered data set of six pictures (48, 64); yields (name, ground truth, config)."""
+    """A registered dataset of six images (48, 64); yields (name, ground truth, config)."""
     root = write_coco_panoptic(tmp_path / "data", "val")
     name = f"scores_{tmp_path.name}"
     annotations = root / "annotations"
-    truth = PanopticTruth(annotations / "panoptic_val.json", root / "panoptic_val")
+    gt = PanopticGroundTruth(annotations / "panoptic_val.json", root / "panoptic_val")
     MetadataCatalog.get(name).set(
         panoptic_json=str(annotations / "panoptic_val.json"),
         panoptic_root=str(root / "panoptic_val"),
         json_file=str(annotations / "instances_val.json"),
-        label_space=truth.space,
+        label_space=gt.space,
         evaluator_type="u2seg_panoptic",
     )
     cfg = get_cfg()
@@ -39,14 +40,14 @@ def scene(tmp_path, write_coco_panoptic):
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = S + 1
     cfg.OUTPUT_DIR = str(tmp_path / "out")
     cfg.MODEL.WEIGHTS = ""
-    yield name, truth, cfg
+    yield name, gt, cfg
     MetadataCatalog.pop(name)
 
 
-def perfect_output(truth, image_id, thing_cluster=(3, 1), stuff_cluster=(2, 0)):
+def perfect_output(gt, image_id, thing_cluster=(3, 1), stuff_cluster=(2, 0)):
     """What a model would give that finds everything and numbers categories by the given clusters."""
-    segment_map, segments = truth.read(image_id)
-    num_things = truth.space.num_things
+    segment_map, segments = gt.read(image_id)
+    num_things = gt.space.num_things
     things = [s for s in segments if s.label < num_things]
     regions = regions_of_map(segment_map, things)
     x, y, w, h = regions.boxes_xywh.T.reshape(4, -1)
@@ -77,34 +78,38 @@ def evaluated(name, cfg, outputs):
 
 
 def test_perfect_output_scores_100_under_every_protocol(scene, tmp_path, capsys):
-    name, truth, cfg = scene
-    results = evaluated(name, cfg, {i: perfect_output(truth, i) for i in truth.annotations})
-    for protocol in ("hungarian", "u2seg_paper", "cups"):
-        assert results["panoptic"][protocol]["PQ"] == 100
-        assert results["panoptic"][protocol]["unmatched_segments"] == 0
-        assert results["semantic"][protocol]["mIoU"] == 100
-        for metric in ("box_AP", "mask_AP", "mask_AR100"):
-            assert results["instance"][protocol][metric] == pytest.approx(100)
-    assert results["instance"]["class_agnostic"]["box_AR100"] == pytest.approx(100)
+    name, gt, cfg = scene
+    results = evaluated(name, cfg, {i: perfect_output(gt, i) for i in gt.annotations})
+    for suffix in ("", "/u2seg_paper", "/cups"):  # the first protocol, hungarian, has the task's own key
+        assert results[f"panoptic_seg{suffix}"]["PQ"] == 100
+        assert results[f"panoptic_seg{suffix}"]["unmatched_segments"] == 0
+        assert results[f"sem_seg{suffix}"]["mIoU"] == 100
+        assert results[f"bbox{suffix}"]["AP"] == pytest.approx(100)
+        for metric in ("AP", "AR100"):
+            assert results[f"segm{suffix}"][metric] == pytest.approx(100)
+    assert results["bbox/class_agnostic"]["AR100"] == pytest.approx(100)
 
-    folder = tmp_path / "out" / "inference" / name
-    written = json.loads((folder / "metrics.json").read_text())
-    assert set(written) == {"panoptic", "instance", "semantic"} and written == results
+    directory = tmp_path / "out" / "inference" / name
+    written = json.loads((directory / "metrics.json").read_text())
+    assert (
+        set(written) == {"panoptic_seg", "bbox", "segm", "sem_seg"}
+        and detectron2_results(written, "hungarian") == results
+    )
     assert all(0 <= v <= 100 for task in written.values() for row in task.values() for v in row.values())
-    assert json.loads((folder / "provenance.json").read_text())["protocols"]["hungarian"]["clusters_in_use"] == 4
-    assert json.loads((folder / "label_map_hungarian.json").read_text())["thing_clusters"] == [-1, 1, -1, 0, -1]
-    assert "hungarian" in format_table(results)
+    assert json.loads((directory / "provenance.json").read_text())["protocols"]["hungarian"]["clusters_in_use"] == 4
+    assert json.loads((directory / "label_map_hungarian.json").read_text())["thing_clusters"] == [-1, 1, -1, 0, -1]
+    assert "hungarian" in format_table(written)
 
 
 def test_the_record_names_weights_and_newest_checkpoint(scene, tmp_path):
-    name, truth, cfg = scene
+    name, gt, cfg = scene
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"abc")
     cfg.MODEL.WEIGHTS = str(weights)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/last_checkpoint").write_text("model_final.pth")
     (tmp_path / "out/model_final.pth").write_bytes(b"")
-    evaluated(name, cfg, {1: perfect_output(truth, 1)})
+    evaluated(name, cfg, {1: perfect_output(gt, 1)})
     record = json.loads((tmp_path / "out/inference" / name / "provenance.json").read_text())
     # SHA-256 of "abc" and of nothing: FIPS 180-2, appendix B.
     assert record["weights_sha256"].startswith("ba7816bf") and record["last_checkpoint_sha256"].startswith("e3b0c442")
@@ -115,59 +120,59 @@ def test_the_record_names_weights_and_newest_checkpoint(scene, tmp_path):
 
 
 def test_detectron2s_own_printing_and_expected_results_work(scene):
-    name, truth, cfg = scene
-    results = evaluated(name, cfg, {i: perfect_output(truth, i) for i in truth.annotations})
+    name, gt, cfg = scene
+    results = evaluated(name, cfg, {i: perfect_output(gt, i) for i in gt.annotations})
     print_csv_format(results)
-    cfg.TEST.EXPECTED_RESULTS = [["panoptic", "hungarian/PQ", 100.0, 0.1]]
+    cfg.TEST.EXPECTED_RESULTS = [["panoptic_seg", "PQ", 100.0, 0.1], ["bbox/cups", "AP", 100.0, 0.1]]
     assert verify_results(cfg, results)
-    cfg.TEST.EXPECTED_RESULTS = [["panoptic", "hungarian/PQ", 90.0, 0.1]]
+    cfg.TEST.EXPECTED_RESULTS = [["panoptic_seg/cups", "PQ", 90.0, 0.1]]
     with pytest.raises(SystemExit):
         verify_results(cfg, results)
 
 
 def test_an_instance_only_model_and_ground_truth_are_scored(scene):
-    name, truth, cfg = scene
+    name, gt, cfg = scene
     metadata = MetadataCatalog.get(name)
     cfg.TEST.PROTOCOLS = ("hungarian",)
     evaluator = PanopticEvaluator(name, None, num_things=K, num_stuff=S, settings=ScoreSettings(("hungarian",)))
-    for image_id in truth.annotations:
-        evaluator.process([{"image_id": image_id}], [{"instances": perfect_output(truth, image_id)["instances"]}])
+    for image_id in gt.annotations:
+        evaluator.process([{"image_id": image_id}], [{"instances": perfect_output(gt, image_id)["instances"]}])
     results = evaluator.evaluate()
-    assert results["panoptic"] == {} and results["semantic"] == {}
-    assert results["instance"]["hungarian"]["mask_AP"] == pytest.approx(100)
+    assert set(results) == {"bbox", "segm", "bbox/class_agnostic", "segm/class_agnostic"}
+    assert results["segm"]["AP"] == pytest.approx(100)
     assert metadata.json_file
 
 
 def test_tables_saved_by_the_evaluator_score_the_same(scene, tmp_path):
-    name, truth, cfg = scene
-    outputs = {i: perfect_output(truth, i, thing_cluster=(3, 3)) for i in truth.annotations}
+    name, gt, cfg = scene
+    outputs = {i: perfect_output(gt, i, thing_cluster=(3, 3)) for i in gt.annotations}
     results = evaluated(name, cfg, outputs)
     tables = load_tables(tmp_path / "out" / "inference" / name / "tables.npz")
-    assert evaluate_tables(tables, ScoreSettings.of_config(cfg)).results == results
-    assert results["panoptic"]["hungarian"]["PQ_th"] < 60  # one cluster for two categories
+    assert detectron2_results(evaluate_tables(tables, ScoreSettings.of_config(cfg)).results, "hungarian") == results
+    assert results["panoptic_seg"]["PQ_th"] < 60  # one cluster for two categories
 
 
 def test_cluster_ids_beyond_the_heads_are_refused(scene):
-    name, truth, cfg = scene
-    output = perfect_output(truth, 1, thing_cluster=(K, 0))
+    name, gt, cfg = scene
+    output = perfect_output(gt, 1, thing_cluster=(K, 0))
     with pytest.raises(ValueError, match=r"thing ids must lie in 0\.\.4, the model gave 5"):
         evaluated(name, cfg, {1: output})
 
 
-def test_a_data_set_without_ground_truth_is_refused(scene):
+def test_a_dataset_without_ground_truth_is_refused(scene):
     name, _, cfg = scene
     MetadataCatalog.get("scores_nothing").set(evaluator_type="u2seg_panoptic")
     with pytest.raises(ValueError, match="no ground truth to score against: its metadata needs panoptic_json"):
         evaluated("scores_nothing", cfg, {})
 
 
-def test_no_picture_and_pictures_scored_twice_are_refused(scene):
-    name, truth, cfg = scene
-    with pytest.raises(ValueError, match="no picture of"):
+def test_no_image_and_images_scored_twice_are_refused(scene):
+    name, gt, cfg = scene
+    with pytest.raises(ValueError, match="no image of"):
         evaluated(name, cfg, {})
     evaluator = PanopticEvaluator.from_config(name, cfg)
     for _ in range(2):
-        evaluator.process([{"image_id": 1}], [perfect_output(truth, 1)])
+        evaluator.process([{"image_id": 1}], [perfect_output(gt, 1)])
     with pytest.raises(ValueError, match=r"scored more often: ids \[1\]"):
         evaluator.evaluate()
 
@@ -178,23 +183,23 @@ def test_instance_categories_that_the_panoptic_file_lacks_are_refused(scene):
     content = json.loads(Path(path).read_text())
     content["categories"].append({"id": 77, "name": "unicorn"})
     Path(path).write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"categories with ids \[77\], which the data set's classes lack"):
+    with pytest.raises(ValueError, match=r"categories with ids \[77\], which the dataset's classes lack"):
         evaluated(name, cfg, {})
 
 
-def test_fitting_on_a_data_set_that_was_not_scored_before_is_refused(scene):
-    name, truth, cfg = scene
+def test_fitting_on_a_dataset_that_was_not_scored_before_is_refused(scene):
+    name, gt, cfg = scene
     cfg.TEST.LABEL_MAP.FIT_ON = "my_train"
     with pytest.raises(
-        FileNotFoundError, match="FIT_ON is 'my_train', but .*my_train/tables.npz is not there; put that data set"
+        FileNotFoundError, match="FIT_ON is 'my_train', but .*my_train/tables.npz is not there; put that dataset"
     ):
-        evaluated(name, cfg, {1: perfect_output(truth, 1)})
+        evaluated(name, cfg, {1: perfect_output(gt, 1)})
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_outputs_on_a_gpu_score_as_on_the_cpu(scene):
-    name, truth, cfg = scene
+    name, gt, cfg = scene
 
     def moved(output):
         segment_map, infos = output["panoptic_seg"]
@@ -204,6 +209,6 @@ def test_outputs_on_a_gpu_score_as_on_the_cpu(scene):
             "sem_seg": output["sem_seg"].cuda(),
         }
 
-    on_cpu = {i: perfect_output(truth, i, thing_cluster=(3, 3)) for i in truth.annotations}
+    on_cpu = {i: perfect_output(gt, i, thing_cluster=(3, 3)) for i in gt.annotations}
     expected = evaluated(name, cfg, on_cpu)
     assert evaluated(name, cfg, {i: moved(output) for i, output in on_cpu.items()}) == expected

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 from score_oracles import categories, official_pq, perturbed, random_map, write_coco_panoptic
-from u2seg.evaluation.files import tables_from_panoptic_files
-from u2seg.evaluation.panoptic_quality import match_segments, panoptic_quality
-from u2seg.panoptic.files import read_panoptic_png
+from u2seg.data.formats.coco_panoptic import read_panoptic_png
+from u2seg.evaluation.metrics.panoptic_quality import match_segments, panoptic_quality
+from u2seg.evaluation.tables.panoptic_files import tables_from_panoptic_files
 
 NAMES = [f"{metric}{group}" for group in ("", "_th", "_st") for metric in ("PQ", "SQ", "RQ")]
 
@@ -24,14 +24,14 @@ def test_equals_panopticapi_on_100_random_maps_with_crowd_void_and_missing_class
     rng = np.random.default_rng(seed)
     cats = categories(7, 5)
     present = [c for c in cats if c["id"] != cats[3]["id"]]  # one category is in neither
-    truth, predicted = [], []
+    gt, predicted = [], []
     for _ in range(100):
         size = tuple(rng.integers(20, 60, 2))  # not square
         ids, infos = random_map(rng, size, int(rng.integers(2, 14)), present, crowds=True)
-        truth.append((ids, infos))
+        gt.append((ids, infos))
         predicted.append(perturbed(rng, ids, infos, present))
     files = (
-        *write_coco_panoptic(tmp_path, "truth", truth, cats),
+        *write_coco_panoptic(tmp_path, "gt", gt, cats),
         *write_coco_panoptic(tmp_path, "pred", predicted, cats),
     )
     expected = official_pq(*files)
@@ -42,24 +42,24 @@ def test_equals_panopticapi_on_100_random_maps_with_crowd_void_and_missing_class
 
 
 def test_equals_panopticapi_on_real_ground_truth_perturbed(tmp_path, coco_mini):
-    truth_json = coco_mini / "annotations" / "panoptic_val2017.json"
-    content = json.loads(truth_json.read_text())
+    gt_json = coco_mini / "annotations" / "panoptic_val2017.json"
+    content = json.loads(gt_json.read_text())
     rng = np.random.default_rng(0)
     predicted = []
     for annotation in content["annotations"]:
         ids = read_panoptic_png(coco_mini / "panoptic_val2017" / annotation["file_name"])
         predicted.append(perturbed(rng, ids, annotation["segments_info"], content["categories"], strength=0.2))
-    path, folder = write_coco_panoptic(tmp_path, "pred", predicted, content["categories"])
+    path, directory = write_coco_panoptic(tmp_path, "pred", predicted, content["categories"])
     # panopticapi pairs by id and so do we; the PNG names must be the ground truth's.
     written = json.loads(path.read_text())
     for annotation, original in zip(written["annotations"], content["annotations"]):
-        (folder / annotation["file_name"]).rename(folder / f"x{original['file_name']}")
+        (directory / annotation["file_name"]).rename(directory / f"x{original['file_name']}")
         annotation.update(file_name=f"x{original['file_name']}", image_id=original["image_id"])
     for annotation in written["annotations"]:
-        (folder / annotation["file_name"]).rename(folder / annotation["file_name"][1:])
+        (directory / annotation["file_name"]).rename(directory / annotation["file_name"][1:])
         annotation["file_name"] = annotation["file_name"][1:]
     path.write_text(json.dumps(written))
-    files = (truth_json, coco_mini / "panoptic_val2017", path, folder)
+    files = (gt_json, coco_mini / "panoptic_val2017", path, directory)
     expected = official_pq(*files)
     scores = identity_pq(tables_from_panoptic_files(*files, progress=False))
     assert expected["PQ"] > 10

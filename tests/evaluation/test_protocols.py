@@ -5,18 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from u2seg.evaluation.label_map import load_label_map, save_label_map
-from u2seg.evaluation.matching import best_category, hungarian, hungarian_then_best
-from u2seg.evaluation.pictures import (
-    MapSegment,
-    head_blocks,
-    instance_blocks,
-    label_map_of,
-    panoptic_blocks,
-    picture_tables,
-    regions_of_map,
-)
-from u2seg.evaluation.protocols import (
+from u2seg.evaluation.matching.assignment import best_category, hungarian, hungarian_then_best
+from u2seg.evaluation.matching.label_map import load_label_map, save_label_map
+from u2seg.evaluation.matching.protocols import (
     PAPER_THRESHOLDS,
     RELEASE_THRESHOLDS,
     aliased,
@@ -27,15 +18,24 @@ from u2seg.evaluation.protocols import (
     semantic_votes,
 )
 from u2seg.evaluation.scoring import ScoreSettings, evaluate_tables
-from u2seg.evaluation.tables import TableSpace, save_tables
-from u2seg.label_space import LabelSpace
+from u2seg.evaluation.tables.image_tables import (
+    MapSegment,
+    head_blocks,
+    image_tables,
+    instance_blocks,
+    label_map_of,
+    panoptic_blocks,
+    regions_of_map,
+)
+from u2seg.evaluation.tables.segment_tables import TableSpace, save_tables
+from u2seg.structures.label_space import LabelSpace
 
 # Joint category labels: cat 0, dog 1 (things), sky 2, grass 3 (stuff).
 CATEGORIES = LabelSpace((1, 2), (3, 4), ("cat", "dog"), ("sky", "grass"))
 # Joint cluster labels: things 0, 1, 2; stuff 3, 4, 5 (classes 1, 2, 3 of the semantic head).
 SPACE = TableSpace("toy", 3, 3, CATEGORIES, ("panoptic", "box", "mask", "semantic"))
 
-# Truth: rows 0-3 sky, rows 4-7 grass; a cat of 4 x 3 = 12 pixels at rows 0-3, columns 0-2; a dog of 4 x 3 at rows 4-7,
+# Ground truth: rows 0-3 sky, rows 4-7 grass; a cat of 4 x 3 = 12 pixels at rows 0-3, columns 0-2; a dog of 4 x 3 at rows 4-7,
 # columns 5-7. So sky has 32 - 12 = 20 pixels and grass 20.
 TRUTH = np.zeros((8, 8), np.int32)
 TRUTH[:4], TRUTH[4:] = 3, 4
@@ -43,21 +43,21 @@ TRUTH[:4, :3], TRUTH[4:, 5:] = 1, 2
 TRUTH_SEGMENTS = [MapSegment(1, 0), MapSegment(2, 1), MapSegment(3, 2), MapSegment(4, 3)]
 
 
-def tables_of(predicted_map, segments, space=SPACE, truth_map=TRUTH, truth=TRUTH_SEGMENTS):
-    """Tables of one picture whose detections are the thing segments and whose semantic head agrees with the map."""
+def tables_of(predicted_map, segments, space=SPACE, gt_map=TRUTH, gt=TRUTH_SEGMENTS):
+    """Tables of one image whose detections are the thing segments and whose semantic head agrees with the map."""
     labels = label_map_of(predicted_map, segments)
     head = np.where(labels >= space.num_things, labels - space.num_things + 1, 0)
     head[labels < 0] = -1
-    return picture_tables(
+    return image_tables(
         space,
         1,
         (8, 8),
-        **panoptic_blocks(truth_map, truth, predicted_map, segments),
+        **panoptic_blocks(gt_map, gt, predicted_map, segments),
         **instance_blocks(
             regions_of_map(predicted_map, [s for s in segments if s.label < space.num_things]),
-            regions_of_map(truth_map, [s for s in truth if s.label < 2]),
+            regions_of_map(gt_map, [s for s in gt if s.label < 2]),
         ),
-        **head_blocks(truth_map, {s.id: s.label for s in truth}, head),
+        **head_blocks(gt_map, {s.id: s.label for s in gt}, head),
     )
 
 
@@ -85,7 +85,7 @@ def scores(tables, protocol, **settings):
     return evaluate_tables(tables, ScoreSettings((protocol,), **settings)).results
 
 
-def row(tables, protocol, task="panoptic", **settings):
+def row(tables, protocol, task="panoptic_seg", **settings):
     return scores(tables, protocol, **settings)[task][protocol]
 
 
@@ -93,7 +93,7 @@ def test_hungarian_an_unmatched_cluster_is_false_positive_and_miss(toy):
     label_map = build_protocol("hungarian").fit(toy)
     # Pixels: cluster 1 cat 12; cluster 2 dog 9; cluster 0 dog 3; 3 sky 16; 5 sky 4; 4 grass 20. One-to-one: 0 and 5 are left over.
     assert label_map.panoptic.tolist() == [-1, 0, 1, 2, 3, -1]
-    assert label_map.charged_to.tolist() == [1, -1, -1, -1, -1, 2]
+    assert label_map.error_category.tolist() == [1, -1, -1, -1, -1, 2]
     # cat: IoU 1, PQ 1. dog: IoU 9 / 12 = 0.75, and cluster 0's segment is false: PQ = 0.75 / (1 + 0.5) = 0.5.
     # sky: IoU 16 / 20 = 0.8, cluster 5's segment is false: PQ = 0.8 / 1.5. grass: 1.
     got = row(toy, "hungarian")
@@ -103,12 +103,12 @@ def test_hungarian_an_unmatched_cluster_is_false_positive_and_miss(toy):
     assert got["RQ_th"] == pytest.approx(100 * (1 + 1 / 1.5) / 2)
     assert got["unmatched_segments"] == pytest.approx(100 * 2 / 6)
     # Pixels: right 12 + 9 + 16 + 20 = 57 of 64. IoU: cat 1; dog 9 / 12; sky 16 / 20; grass 1: the seven others are missed only.
-    semantic = row(toy, "hungarian", "semantic")
+    semantic = row(toy, "hungarian", "sem_seg")
     assert semantic["pACC"] == pytest.approx(100 * 57 / 64)
     assert semantic["mIoU"] == pytest.approx(100 * (1 + 0.75 + 0.8 + 1) / 4)
     # Masks: cat AP 1. dog: the 9-pixel mask (score 0.8, IoU 0.75) comes before cluster 0's false one (0.7), which costs nothing:
     # AP is 1 at the thresholds 0.5 ... 0.75 (6 of 10), so 0.6.
-    assert row(toy, "hungarian", "instance")["mask_AP"] == pytest.approx(100 * (1 + 0.6) / 2)
+    assert row(toy, "hungarian", "segm")["AP"] == pytest.approx(100 * (1 + 0.6) / 2)
 
 
 def test_hungarian_a_confident_unmatched_detection_costs_precision():
@@ -116,7 +116,7 @@ def test_hungarian_a_confident_unmatched_detection_costs_precision():
     predicted[7, 5:] = 6
     segments = [MapSegment(1, 1, 0.9), MapSegment(2, 2, 0.5), MapSegment(6, 0, 0.7), MapSegment(3, 3), MapSegment(4, 4)]
     # dog: cluster 0's false one (0.7) precedes the 9-pixel true one (0.5): precision 1/2 at 6 thresholds: AP 0.3.
-    assert row(tables_of(predicted, segments), "hungarian", "instance")["mask_AP"] == pytest.approx(100 * (1 + 0.3) / 2)
+    assert row(tables_of(predicted, segments), "hungarian", "segm")["AP"] == pytest.approx(100 * (1 + 0.3) / 2)
 
 
 def test_a_thing_cluster_that_covers_only_stuff_is_charged_there():
@@ -127,12 +127,12 @@ def test_a_thing_cluster_that_covers_only_stuff_is_charged_there():
     tables = tables_of(predicted, segments)
     for protocol in ("hungarian", "cups", "majority"):
         label_map = build_protocol(protocol).fit(tables)
-        assert label_map.panoptic[0] == -1 and label_map.charged_to.tolist() == [2, -1, -1, -1, -1, -1]
+        assert label_map.panoptic[0] == -1 and label_map.error_category.tolist() == [2, -1, -1, -1, -1, -1]
         # Sky: 4 of its 20 pixels found: IoU 0.2, missed, one false segment of its own cluster and one of cluster 0: PQ 0.
         got = row(tables, protocol)
         assert got["PQ_th"] == 100 and got["PQ_st"] == pytest.approx(100 * (0 + 1) / 2)
         # The things' AP is untouched: the false mask is no cat and no dog.
-        assert row(tables, protocol, "instance")["mask_AP"] == pytest.approx(100)
+        assert row(tables, protocol, "segm")["AP"] == pytest.approx(100)
 
 
 def test_a_thing_cluster_that_only_detections_show_is_charged_where_it_overlaps():
@@ -148,9 +148,9 @@ def test_a_thing_cluster_that_only_detections_show_is_charged_where_it_overlaps(
         detections=np.concatenate([tables.detections, extra]),
         ious=np.concatenate([tables.ious, pair]),
     )
-    assert build_protocol("hungarian").fit(tables).charged_to.tolist() == [1, -1, -1, -1, -1, -1]
+    assert build_protocol("hungarian").fit(tables).error_category.tolist() == [1, -1, -1, -1, -1, -1]
     # Dog: the false one (0.95) before the true one (0.5): precision 1/2 everywhere.
-    assert row(tables, "hungarian", "instance")["mask_AP"] == pytest.approx(100 * (1 + 0.5) / 2)
+    assert row(tables, "hungarian", "segm")["AP"] == pytest.approx(100 * (1 + 0.5) / 2)
 
 
 def test_cups_left_over_clusters_go_to_their_best_category(toy):
@@ -160,7 +160,7 @@ def test_cups_left_over_clusters_go_to_their_best_category(toy):
     got = row(toy, "cups")
     assert got["PQ_th"] == pytest.approx(100 * (1 + 0.5) / 2)
     assert got["PQ_st"] == 100
-    assert row(toy, "cups", "semantic")["pACC"] == 100  # every pixel has its category
+    assert row(toy, "cups", "sem_seg")["pACC"] == 100  # every pixel has its category
 
 
 def test_majority_merges_as_cups_does_here_but_without_one_to_one_first():
@@ -195,7 +195,7 @@ def test_u2seg_paper_votes(toy):
     # Cluster 0 is void: dog has IoU 0.75 and no false positive.
     assert row(toy, "u2seg_paper")["PQ_th"] == pytest.approx(100 * (1 + 0.75) / 2)
     # Semantic classes: things, sky, grass; the head says 0 for every thing: all right.
-    assert row(toy, "u2seg_paper", "semantic") == {"mIoU": 100, "fwIoU": 100, "mACC": 100, "pACC": 100}
+    assert row(toy, "u2seg_paper", "sem_seg") == {"mIoU": 100, "fwIoU": 100, "mACC": 100, "pACC": 100}
 
 
 def test_u2seg_paper_unmatched_stuff_is_wrong_and_with_the_releases_faults_it_vanishes():
@@ -205,10 +205,10 @@ def test_u2seg_paper_unmatched_stuff_is_wrong_and_with_the_releases_faults_it_va
     tables = tables_of(predicted, segments)
     assert build_protocol("u2seg_paper").fit(tables).semantic.labels.tolist() == [0, 1, 2, -1]
     # Right: 24 things + 19 sky + 19 grass of 64.
-    assert row(tables, "u2seg_paper", "semantic")["pACC"] == pytest.approx(100 * 62 / 64)
-    assert row(tables, "u2seg_release", "semantic")["pACC"] == pytest.approx(100 * 62 / 64)
+    assert row(tables, "u2seg_paper", "sem_seg")["pACC"] == pytest.approx(100 * 62 / 64)
+    assert row(tables, "u2seg_release", "sem_seg")["pACC"] == pytest.approx(100 * 62 / 64)
     # In place: key 3 (cluster 5) is written 3 = "none" (two categories + 1), none of the keys after it rewrites that.
-    assert row(tables, "u2seg_release+faults", "semantic")["pACC"] == 100  # the two wrong pixels are not counted
+    assert row(tables, "u2seg_release+faults", "sem_seg")["pACC"] == 100  # the two wrong pixels are not counted
 
 
 def test_aliasing_rewrites_what_was_just_written():
@@ -221,11 +221,11 @@ def test_aliasing_rewrites_what_was_just_written():
 
 def test_u2seg_release_votes_for_every_object_and_for_crowds():
     # The dog's box again as a second object, a crowd of the category cat, one column wider: 4 x 4 = 16 pixels.
-    truth_map = TRUTH.copy()
-    truth_map[4:, 4] = 9
-    truth = [MapSegment(1, 0), MapSegment(2, 1), MapSegment(3, 2), MapSegment(4, 3), MapSegment(9, 0, crowd=True)]
+    gt_map = TRUTH.copy()
+    gt_map[4:, 4] = 9
+    gt = [MapSegment(1, 0), MapSegment(2, 1), MapSegment(3, 2), MapSegment(4, 3), MapSegment(9, 0, crowd=True)]
     segments = [MapSegment(1, 1, 0.9), MapSegment(2, 2, 0.9), MapSegment(3, 3), MapSegment(4, 4)]
-    tables = tables_of(TRUTH, segments, truth_map=truth_map, truth=truth)
+    tables = tables_of(TRUTH, segments, gt_map=gt_map, gt=gt)
     crowd = tables.objects["crowd"]
     tables.objects["box_xywh"][crowd] = [4, 4, 4, 4]
     new = tables.ious[:1].copy()
@@ -250,8 +250,8 @@ def test_stego_matches_the_heads_classes_one_to_one(toy):
     # 1 -> sky, 2 -> grass, 3 -> nothing left that it touches.
     assert label_map.semantic.labels.tolist() in ([0, 2, 3, -1], [1, 2, 3, -1])
     results = scores(toy, "stego")
-    assert results["panoptic"] == {} and list(results["instance"]) == ["class_agnostic"]
-    assert results["semantic"]["stego"]["pACC"] == pytest.approx(100 * (12 + 16 + 20) / 64)
+    assert results["panoptic_seg"] == {} and list(results["segm"]) == ["class_agnostic"]
+    assert results["sem_seg"]["stego"]["pACC"] == pytest.approx(100 * (12 + 16 + 20) / 64)
 
 
 def test_identity_needs_the_categories_own_counts(toy):
@@ -270,7 +270,7 @@ def test_a_saved_label_map_scores_as_the_fit_did(toy, tmp_path):
     with pytest.raises(ValueError, match="maps 3 thing and 3 stuff clusters, the predictions have 4 and 3"):
         load_label_map(tmp_path / "map.json", other)
     renamed = TableSpace("toy", 3, 3, LabelSpace((1, 2), (3, 5), ("cat", "dog"), ("sky", "road")), SPACE.tasks)
-    with pytest.raises(ValueError, match="other categories than those of data set 'toy'"):
+    with pytest.raises(ValueError, match="other categories than those of dataset 'toy'"):
         load_label_map(tmp_path / "map.json", renamed)
 
 
@@ -293,7 +293,7 @@ def test_paper_thresholds_by_benchmark_and_nearest_count():
     assert paper_thresholds(space("coco_2017_val", 800)) == PAPER_THRESHOLDS["coco"][800] == (0.6, 0.4)
     assert paper_thresholds(space("uvo_val", 800)) == (0.4, 0.1)
     assert paper_thresholds(space("voc_2007_trainval_test", 2911)) == (0.5, 0.2)
-    assert paper_thresholds(space("my_pictures", 20)) == (0.6, 0.3)
+    assert paper_thresholds(space("my_images", 20)) == (0.6, 0.3)
 
 
 def test_an_unknown_protocol_is_named_with_those_that_exist():

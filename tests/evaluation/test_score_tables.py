@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 from score_oracles import categories, random_map, write_coco_panoptic
-from u2seg.evaluation.categories import STUFF_SUPERCATEGORIES, semantic_groups, stuff_supercategories
-from u2seg.evaluation.files import tables_from_panoptic_files
-from u2seg.evaluation.pictures import MapSegment, count_pairs, mask_iou, panoptic_blocks
-from u2seg.evaluation.report import format_table, to_csv, to_latex
-from u2seg.evaluation.scoring import Scores, suppress_across_clusters
-from u2seg.evaluation.tables import concatenate_tables, load_tables, with_stuff_groups
-from u2seg.label_space import LabelSpace
+from u2seg.data.datasets.coco_supercategories import STUFF_SUPERCATEGORIES, semantic_groups, stuff_supercategories
+from u2seg.evaluation.score_table import format_table, to_csv, to_latex
+from u2seg.evaluation.scoring import suppress_across_clusters
+from u2seg.evaluation.tables.image_tables import MapSegment, count_pairs, mask_iou, panoptic_blocks
+from u2seg.evaluation.tables.panoptic_files import tables_from_panoptic_files
+from u2seg.evaluation.tables.segment_tables import concatenate_tables, load_tables, with_stuff_groups
+from u2seg.structures.label_space import LabelSpace
 
 
 def test_count_pairs_equals_unique():
@@ -52,33 +52,33 @@ def test_maps_that_do_not_fit_are_refused():
         panoptic_blocks(np.zeros((4, 6), int), [], np.full((4, 6), 5), [MapSegment(4, 0)])
 
 
-def test_files_are_paired_by_png_name_and_missing_pictures_are_named(tmp_path):
+def test_files_are_paired_by_png_name_and_missing_images_are_named(tmp_path):
     rng = np.random.default_rng(0)
     cats = categories(3, 2)
     maps = [random_map(rng, (20, 30), 5, cats) for _ in range(3)]
-    truth = write_coco_panoptic(tmp_path, "truth", maps, cats)
-    path, folder = write_coco_panoptic(tmp_path, "pred", maps, cats)
+    gt = write_coco_panoptic(tmp_path, "gt", maps, cats)
+    path, directory = write_coco_panoptic(tmp_path, "pred", maps, cats)
     content = json.loads(path.read_text())
     for annotation in content["annotations"]:
         annotation["image_id"] += 1000  # another numbering, the same names
     path.write_text(json.dumps(content))
-    tables = tables_from_panoptic_files(*truth, path, folder, progress=False)
+    tables = tables_from_panoptic_files(*gt, path, directory, progress=False)
     assert tables.images["id"].tolist() == [1, 2, 3] and tables.space.num_things == 3
     content["annotations"].pop()
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"no annotation for 1 of the 3 pictures .* for example \['000000000003'\]"):
-        tables_from_panoptic_files(*truth, path, folder, progress=False)
+    with pytest.raises(ValueError, match=r"no annotation for 1 of the 3 images .* for example \['000000000003'\]"):
+        tables_from_panoptic_files(*gt, path, directory, progress=False)
 
 
 def test_stuff_groups_merge_categories(tmp_path):
     cats = categories(2, 3)
     rng = np.random.default_rng(0)
-    files = write_coco_panoptic(tmp_path, "truth", [random_map(rng, (20, 30), 8, cats) for _ in range(4)], cats)
+    files = write_coco_panoptic(tmp_path, "gt", [random_map(rng, (20, 30), 8, cats) for _ in range(4)], cats)
     tables = tables_from_panoptic_files(*files, *files, progress=False)
     ids = [c["id"] for c in cats[2:]]
     grouped = with_stuff_groups(tables, {ids[0]: "soft", ids[1]: "hard", ids[2]: "soft"})
     assert grouped.space.categories.stuff_names == ("soft", "hard")
-    assert set(grouped.truth["label"]) <= {0, 1, 2, 3}
+    assert set(grouped.gt["label"]) <= {0, 1, 2, 3}
     with pytest.raises(ValueError, match=rf"no group for the stuff categories with ids \[{ids[2]}\]"):
         with_stuff_groups(tables, {ids[0]: "soft", ids[1]: "hard"})
 
@@ -98,12 +98,12 @@ def test_only_cocos_own_stuff_is_grouped():
     assert stuff_supercategories(LabelSpace((1,), (92, 93), ("a",), ("b", "c"))) is None
 
 
-def test_suppression_across_clusters_keeps_the_best_of_each_category_and_picture(tmp_path):
+def test_suppression_across_clusters_keeps_the_best_of_each_category_and_image(tmp_path):
     cats = categories(1, 1)
     square = np.zeros((10, 10), np.int32)
     square[2:8, 2:8] = 1
     maps = [(square, [{"id": 1, "category_id": 1, "iscrowd": 0}])] * 2
-    files = write_coco_panoptic(tmp_path, "truth", maps, cats)
+    files = write_coco_panoptic(tmp_path, "gt", maps, cats)
     tables = tables_from_panoptic_files(*files, *files, progress=False)
     double = np.concatenate([tables.detections, tables.detections])
     double["score"] = [0.5, 0.9, 0.6, 0.8]
@@ -113,23 +113,24 @@ def test_suppression_across_clusters_keeps_the_best_of_each_category_and_picture
     assert suppress_across_clusters(tables, np.array([0, 1, -1, 0]), 0.5).tolist() == [0, 1, -1, 0]
 
 
-RESULTS = Scores(
-    panoptic=Scores(hungarian=Scores(PQ=35.25, SQ=70.0, RQ=45.0)),
-    instance=Scores(hungarian=Scores(box_AP=1.5), class_agnostic=Scores(box_AR100=20.0)),
-    semantic=Scores(),
-)
+RESULTS = {
+    "panoptic_seg": {"hungarian": {"PQ": 35.25, "SQ": 70.0, "RQ": 45.0}},
+    "bbox": {"hungarian": {"AP": 1.5}, "class_agnostic": {"AR100": 20.0}},
+    "segm": {},
+    "sem_seg": {},
+}
 
 
 def test_the_table_names_every_protocol_and_marks_what_is_undefined():
     text = format_table(RESULTS)
     assert "hungarian | 35.25 | 70.00 | 45.00" in text
-    assert "class_agnostic |        - |       20.00 |" in text and "Semantic" not in text
-    assert "35.25 [30.0, 40.0]" in format_table(RESULTS, {"panoptic": {"hungarian": {"PQ": [30, 40]}}})
+    assert "class_agnostic |    - |   20.00 |" in text and "Semantic" not in text
+    assert "35.25 [30.0, 40.0]" in format_table(RESULTS, {"panoptic_seg": {"hungarian": {"PQ": [30, 40]}}})
     assert "0.50" in format_table({"luss": {"mIoU": 0.5}})  # rows without a protocol
 
 
 def test_csv_and_latex():
-    assert to_csv(RESULTS).splitlines()[:2] == ["task,protocol,metric,value", "panoptic,hungarian,PQ,35.25"]
+    assert to_csv(RESULTS).splitlines()[:2] == ["task,protocol,metric,value", "panoptic_seg,hungarian,PQ,35.25"]
     latex = to_latex(RESULTS)
     assert r"hungarian & 35.25 & 70.00 & 45.00 \\" in latex and r"class\_agnostic & - & 20.00 \\" in latex
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 from scipy import ndimage
-from u2seg.evaluation.label_map import LabelMap, SemanticMap
-from u2seg.evaluation.pictures import boundary_rows, head_blocks, near_border, picture_tables
-from u2seg.evaluation.protocols import build_protocol
+from u2seg.evaluation.matching.label_map import LabelMap, SemanticMap
+from u2seg.evaluation.matching.protocols import build_protocol
+from u2seg.evaluation.metrics.semantic_scores import semantic_scores
 from u2seg.evaluation.scoring import ScoreSettings, _matched
-from u2seg.evaluation.semantic_scores import semantic_scores
-from u2seg.evaluation.tables import TableSpace, concatenate_tables
-from u2seg.label_space import LabelSpace
+from u2seg.evaluation.tables.image_tables import boundary_rows, head_blocks, image_tables, near_border
+from u2seg.evaluation.tables.segment_tables import TableSpace, concatenate_tables
+from u2seg.structures.label_space import LabelSpace
 
 C = 5
 SPACE = TableSpace("toy", 1, C, LabelSpace((), tuple(range(1, C + 1)), (), tuple("abcde")), ("semantic", "boundary"))
@@ -22,7 +22,7 @@ def blocky(rng, size, high, low=0):
 
 @pytest.fixture(scope="module")
 def case():
-    """Six pictures: truth labels (-1 void; label 4 never occurs), head labels 0..5, and a map of head labels to classes."""
+    """Six images: ground truth labels (-1 void; label 4 never occurs), head labels 0..5, and a map of head labels to classes."""
     rng = np.random.default_rng(0)
     lookup = np.array([-1, 2, 0, 1, 3, -1])
     maps = []
@@ -30,14 +30,14 @@ def case():
         size = tuple(rng.integers(20, 40, 2))
         maps.append((blocky(rng, size, 4, -1), blocky(rng, size, C + 1)))
     parts = [
-        picture_tables(
+        image_tables(
             SPACE,
             i + 1,
-            truth.shape,
-            **head_blocks(truth + 1, {label + 1: label for label in range(C)}, head),
-            head_boundary=boundary_rows(truth, head, 0.04),
+            gt.shape,
+            **head_blocks(gt + 1, {label + 1: label for label in range(C)}, head),
+            head_boundary=boundary_rows(gt, head, 0.04),
         )
-        for i, (truth, head) in enumerate(maps)
+        for i, (gt, head) in enumerate(maps)
     ]
     return maps, lookup, concatenate_tables(parts)
 
@@ -46,47 +46,47 @@ def scored(tables, lookup):
     semantic = SemanticMap("head", lookup, np.arange(C), SPACE.categories.stuff_names)
     nothing = np.full(SPACE.num_clusters, -1)
     return _matched(tables, LabelMap(nothing, nothing, semantic), build_protocol("stego"), ScoreSettings(())).scores()[
-        "semantic"
+        "sem_seg"
     ]
 
 
 def test_equals_a_plain_confusion_matrix(case):
     maps, lookup, tables = case
-    truth = np.concatenate([t.ravel() for t, _ in maps])
+    gt = np.concatenate([t.ravel() for t, _ in maps])
     predicted = np.concatenate([lookup[h].ravel() for _, h in maps])
     ious, accuracies, frequency = [], [], []
     for label in range(C):
-        hit = ((truth == label) & (predicted == label)).sum()
-        if (truth == label).any():
-            ious.append(hit / ((truth == label) | ((predicted == label) & (truth >= 0))).sum())
-            accuracies.append(hit / (truth == label).sum())
-            frequency.append((truth == label).sum() / (truth >= 0).sum())
+        hit = ((gt == label) & (predicted == label)).sum()
+        if (gt == label).any():
+            ious.append(hit / ((gt == label) | ((predicted == label) & (gt >= 0))).sum())
+            accuracies.append(hit / (gt == label).sum())
+            frequency.append((gt == label).sum() / (gt >= 0).sum())
     scores = scored(tables, lookup)
     assert scores["mIoU"] == pytest.approx(100 * np.mean(ious))
     assert scores["mACC"] == pytest.approx(100 * np.mean(accuracies))
     assert scores["fwIoU"] == pytest.approx(100 * np.dot(ious, frequency))
-    assert scores["pACC"] == pytest.approx(100 * ((truth == predicted) & (truth >= 0)).sum() / (truth >= 0).sum())
+    assert scores["pACC"] == pytest.approx(100 * ((gt == predicted) & (gt >= 0)).sum() / (gt >= 0).sum())
 
 
 def test_boundary_iou_equals_masks_minus_their_erosion_where_no_clusters_merge(case):
     maps, lookup, tables = case
-    both, in_truth, in_predicted = np.zeros(C), np.zeros(C), np.zeros(C)
-    for truth, head in maps:
-        distance = max(1, round(0.04 * np.hypot(*truth.shape)))
+    both, in_gt, in_predicted = np.zeros(C), np.zeros(C), np.zeros(C)
+    for gt, head in maps:
+        distance = max(1, round(0.04 * np.hypot(*gt.shape)))
         square = np.ones((2 * distance + 1,) * 2, bool)
         for label in range(C):
-            g, p = truth == label, lookup[head] == label
-            g = g & ~ndimage.binary_erosion(g, square)  # outside of the picture counts as background
-            p = p & ~ndimage.binary_erosion(p, square) & (truth >= 0)
+            g, p = gt == label, lookup[head] == label
+            g = g & ~ndimage.binary_erosion(g, square)  # outside of the image counts as background
+            p = p & ~ndimage.binary_erosion(p, square) & (gt >= 0)
             both[label] += (g & p).sum()
-            in_truth[label] += g.sum()
+            in_gt[label] += g.sum()
             in_predicted[label] += p.sum()
-    occurs = in_truth > 0
-    expected = (both / (in_truth + in_predicted - both + 1e-12))[occurs].mean()
+    occurs = in_gt > 0
+    expected = (both / (in_gt + in_predicted - both + 1e-12))[occurs].mean()
     assert scored(tables, lookup)["boundary_IoU"] == pytest.approx(100 * expected)
 
 
-def test_near_border_of_one_label_is_the_picture_edge():
+def test_near_border_of_one_label_is_the_image_edge():
     near = near_border(np.zeros((7, 9), int), 2)
     assert near.sum() == 7 * 9 - 3 * 5
 

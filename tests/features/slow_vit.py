@@ -61,9 +61,9 @@ def resize_matrix(size, learned, step):
     """Returns the (size, learned) matrix of a bicubic resize that samples at (i + 0.5) * step - 0.5, borders repeated."""
     matrix = torch.zeros(size, learned, dtype=torch.float64)
     for i in range(size):
-        centre = (i + 0.5) * step - 0.5
-        for tap in range(math.floor(centre) - 1, math.floor(centre) + 3):
-            matrix[i, min(max(tap, 0), learned - 1)] += cubic(centre - tap)
+        center = (i + 0.5) * step - 0.5
+        for tap in range(math.floor(center) - 1, math.floor(center) + 3):
+            matrix[i, min(max(tap, 0), learned - 1)] += cubic(center - tap)
     return matrix
 
 
@@ -80,8 +80,8 @@ def positions_of(state, rows, columns, offset):
 
 
 def layer_norm(x, weight, bias, eps):
-    centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight + bias
+    centered = x - x.mean(-1, keepdim=True)
+    return centered / (centered.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight + bias
 
 
 def rotary_angles(rows, columns, head_dim):
@@ -103,7 +103,7 @@ def rotate(heads, angles, num_prefix):
 
 
 class SlowViT:
-    """Runs one picture batch and keeps everything: q, k, v and output of every block, and the normalised CLS token."""
+    """Runs one image batch and keeps everything: q, k, v and output of every block, and the normalized CLS token."""
 
     def __init__(self, state, family, *, patch_size, heads=6, offset=0.1):
         self.state = {key: value.double() for key, value in state.items()}

@@ -6,9 +6,9 @@ from u2seg.features import FEATURE_EXTRACTOR_REGISTRY, HandmadeDescriptor, build
 from u2seg.features.handmade import rgb_to_lab
 
 
-def descriptor(height=48, width=64, patch_size=8, colour=1.0, texture=1.0):
+def descriptor(height=48, width=64, patch_size=8, color=1.0, texture=1.0):
     return HandmadeDescriptor(
-        image_size=(height, width), patch_size=patch_size, colour_weight=colour, texture_weight=texture
+        image_size=(height, width), patch_size=patch_size, color_weight=color, texture_weight=texture
     )
 
 
@@ -24,7 +24,7 @@ def descriptor(height=48, width=64, patch_size=8, colour=1.0, texture=1.0):
         ((0.5, 0.5, 0.5), (53.39, 0, 0)),
     ],
 )
-def test_lab_of_known_colours(rgb, lab):
+def test_lab_of_known_colors(rgb, lab):
     image = torch.tensor(rgb, dtype=torch.float32).view(1, 3, 1, 1)
     torch.testing.assert_close(rgb_to_lab(image).flatten(), torch.tensor(lab, dtype=torch.float32), atol=0.02, rtol=0)
 
@@ -35,7 +35,7 @@ def test_shape_follows_the_grid():
     assert features.shape == (3, model.num_channels, 6, 8) == (3, 8, *model.grid_size)
 
 
-def test_a_plain_picture_has_its_colour_and_no_texture():
+def test_a_plain_image_has_its_color_and_no_texture():
     image = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, 48, 64)
     features = descriptor()(image)
     torch.testing.assert_close(
@@ -58,12 +58,12 @@ def test_stripes_answer_in_their_orientation():
 
 def test_weights_scale_their_channels():
     image = torch.rand(1, 3, 48, 64)
-    plain, weighted = descriptor()(image), descriptor(colour=2.0, texture=3.0)(image)
+    plain, weighted = descriptor()(image), descriptor(color=2.0, texture=3.0)(image)
     torch.testing.assert_close(weighted[:, :3], 2 * plain[:, :3])
     torch.testing.assert_close(weighted[:, 3:], 3 * plain[:, 3:])
 
 
-def test_turning_the_picture_turns_the_features():
+def test_turning_the_image_turns_the_features():
     # Upside down, gradients change their sign, which orientations modulo pi do not see.
     image = torch.rand(1, 3, 48, 64)
     model = descriptor()

@@ -42,13 +42,13 @@ def extractor(tmp_path, *opts):
 
 @pytest.mark.parametrize("build", [backbone_of, lambda: detectron_resnet(18), lambda: detectron_resnet(50)])
 def test_dilation_adds_features_between_and_changes_none(build):
-    pictures = torch.rand(1, 3, 64, 96)
+    images = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
-        plain = build()(pictures)["res5"]
+        plain = build()(images)["res5"]
         backbone = build()
         own = backbone.output_shape()["res5"].stride
         dilate_to_stride(backbone, "res5", own // 4)
-        dense = backbone(pictures)["res5"]
+        dense = backbone(images)["res5"]
     assert dense.shape[2:] == (64 // (own // 4), 96 // (own // 4))
     torch.testing.assert_close(dense[:, :, ::4, ::4], plain, atol=5e-4, rtol=1e-3)  # float32, sums in another order
 
@@ -58,11 +58,11 @@ def test_impossible_strides_are_refused():
         dilate_to_stride(backbone_of(), "res5", 12)
 
 
-def test_features_have_the_interfaces_shape_and_are_centred(tmp_path):
+def test_features_have_the_interfaces_shape_and_are_centered(tmp_path):
     features = extractor(tmp_path)
     assert (features.patch_size, features.num_channels, features.grid_size) == (8, 32, (8, 12))
-    picture = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
-    batch = torch.stack([features.preprocess(picture)] * 2)
+    image = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
+    batch = torch.stack([features.preprocess(image)] * 2)
     with torch.no_grad():
         output = features(batch)
         embedding = features.embed(batch)
@@ -71,7 +71,7 @@ def test_features_have_the_interfaces_shape_and_are_centred(tmp_path):
     assert embedding.shape == (2, 32) and embedding.abs().max() > 1e-3
 
 
-def test_a_smaller_stride_and_uncentred_features_are_options(tmp_path):
+def test_a_smaller_stride_and_uncentered_features_are_options(tmp_path):
     dense = extractor(tmp_path, "FEATURES.RESNET.STRIDE", 4, "FEATURES.RESNET.CENTER", False)
     assert dense.grid_size == (16, 24)
     with torch.no_grad():
@@ -113,7 +113,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     ):
         load_backbone_weights(backbone_of("MODEL.SMALL_RESNET.WIDTH", 16), str(tmp_path / "w.pth"))
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="holds no ResNet under Detectron2's names.*convert_pass"):
+    with pytest.raises(ValueError, match="holds no ResNet under Detectron2's names.*u2seg convert pass"):
         load_backbone_weights(backbone_of(), str(tmp_path / "other.pth"))
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         load_backbone_weights(backbone_of(), str(tmp_path / "none.pth"))

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from slow_vit import SlowViT, authors_state_dict, resize_matrix
 from u2seg.config import add_u2seg_config
 from u2seg.features import build_feature_extractor
-from u2seg.features import weights as weights_module
+from u2seg.features import vit_weights as weights_module
 from u2seg.features.vit import TimmViT, resize_position_embedding
-from u2seg.features.weights import ARCHITECTURES, Architecture, WeightsError, check_digest, read_state_dict
+from u2seg.features.vit_weights import ARCHITECTURES, Architecture, WeightsError, check_digest, read_state_dict
 
 # name -> how the authors' file is laid out, and the patch size
 MODELS = {
@@ -100,7 +100,7 @@ def test_registers_of_dinov2(tmp_path):
 
 
 @torch.no_grad()
-def test_pictures_do_not_depend_on_their_batch(weight_file):
+def test_images_do_not_depend_on_their_batch(weight_file):
     model = extractor("dino_vits16", weight_file("dino_vits16"), (64, 96))
     batch = images(64, 96, count=3)
     alone = torch.cat([model(image[None]) for image in batch])
@@ -199,7 +199,7 @@ def test_bad_settings(change, message, weight_file):
         TimmViT(**{**settings, "weights": str(weight_file("dino_vits16")), **change})
 
 
-def test_bad_picture_size(weight_file):
+def test_bad_image_size(weight_file):
     model = extractor("dino_vits16", weight_file("dino_vits16"), (64, 96))
     with pytest.raises(ValueError, match=r"\(B, 3, 64, 96\), got \(2, 3, 96, 64\)"):
         model(images(96, 64))
@@ -313,19 +313,19 @@ def published(monkeypatch, url, checksum):
 
 
 def test_download_is_cached_and_checked(server, monkeypatch, weight_file, tmp_path):
-    folder, address = server
+    directory, address = server
     content = weight_file("dino_vits16").read_bytes()
-    (folder / "w.pth").write_bytes(content)
+    (directory / "w.pth").write_bytes(content)
     published(monkeypatch, f"{address}/w.pth", "sha256:" + hashlib.sha256(content).hexdigest()[:16])
     extractor("dino_vits16", "", (64, 64))
-    (folder / "w.pth").unlink()
+    (directory / "w.pth").unlink()
     extractor("dino_vits16", "", (64, 64))  # from the cache
     assert (tmp_path / "cache" / "w.pth").read_bytes() == content
 
 
 def test_a_damaged_download_is_refused(server, monkeypatch, weight_file):
-    folder, address = server
-    (folder / "w.pth").write_bytes(weight_file("dino_vits16").read_bytes() + b"x")
+    directory, address = server
+    (directory / "w.pth").write_bytes(weight_file("dino_vits16").read_bytes() + b"x")
     published(monkeypatch, f"{address}/w.pth", "md5:cf0f22")
     with pytest.raises(WeightsError, match="damaged or was exchanged: expected md5 cf0f22..., got"):
         extractor("dino_vits16", "", (64, 64))

@@ -1,4 +1,4 @@
-"""Tiny PASS models for the tests of this room."""
+"""Tiny PASS models for the tests of LUSS."""
 
 import pytest
 import torch

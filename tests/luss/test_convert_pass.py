@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 from detectron2.modeling import build_model
-from u2seg.checkpoints import CheckpointError
+from u2seg.checkpoint.reading import CheckpointError
 from u2seg.config import setup_cfg
 from u2seg.luss.convert import convert_pass, export_backbone, pass_to_detectron2
 
@@ -53,12 +53,12 @@ def test_the_backbone_differs_by_nothing(depth):
         "attention.bias", "swapped.queue", "swapped.num_queued", "swapped.iteration",
         "projector.out_norm.weight", "projector.out_norm.bias",  # ones and zeros here, absent there
     }  # fmt: skip
-    pictures = torch.rand(1, 3, 64, 96)
+    images = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
-        x = network.maxpool(network.relu(network.bn1(network.conv1(pictures))))
+        x = network.maxpool(network.relu(network.bn1(network.conv1(images))))
         for stage in ("layer1", "layer2", "layer3", "layer4"):
             x = getattr(network, stage)(x)
-        found = model.backbone(pictures)["res5"]
+        found = model.backbone(images)["res5"]
         assert torch.equal(found, x)
         normalized = torch.nn.functional.normalize(x, dim=1)
         expected = torch.sigmoid(heads["fbg"].eval()(normalized))

@@ -8,10 +8,11 @@ from luss_toy import SYNSETS, make_toy
 from PIL import Image
 from u2seg.config import setup_cfg
 from u2seg.data import build_mapper, register_datasets
-from u2seg.data.imagenet_s import COUNTS, MERGED_919, ImageNetS, imagenet_s_records
-from u2seg.data.luss_store import INDEX, LabelStore, threshold_labels, write_label_shard
-from u2seg.id_maps import LUSS_IGNORE, read_id_map, write_id_map
-from u2seg.stages import shard_path, write_json
+from u2seg.luss.data.id_maps import LUSS_IGNORE, read_id_map, write_id_map
+from u2seg.luss.data.imagenet_s import COUNTS, MERGED_919, ImageNetS, imagenet_s_records
+from u2seg.luss.data.label_store import INDEX, LabelStore, threshold_labels, write_label_shard
+from u2seg.utils.files import write_json
+from u2seg.utils.manifest import shard_path
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["flat", "sorted"])
@@ -30,7 +31,7 @@ def test_every_split_is_found_where_the_lists_say(toy):
     assert [r["image_class"] for r in records["train"]] == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
     for record in records["val"]:
         labels = set(np.unique(read_id_map(record["sem_seg_file_name"]))) - {0, LUSS_IGNORE}
-        # The mask's folder is the class in this set; its id is the synset's line, counted from 1.
+        # The mask's directory is the class in this set; its id is the synset's line, counted from 1.
         assert labels == {SYNSETS.index(record["sem_seg_file_name"].split("/")[-2]) + 1}
     assert "sem_seg_file_name" not in records["test"][0] and "image_class" not in records["val"][0]
     assert len({r["image_id"] for r in records["train"]}) == 12
@@ -44,9 +45,9 @@ def test_registered_classes_are_named_by_synset(toy):
     assert len(DatasetCatalog.get("toy_val")) == 6
 
 
-def test_a_wrong_number_of_pictures_is_refused(toy, monkeypatch):
+def test_a_wrong_number_of_images_is_refused(toy, monkeypatch):
     monkeypatch.setitem(COUNTS, 4, {"val": 752})
-    with pytest.raises(ValueError, match="split val of ImageNet-S 4 has 752 pictures, 6 were found"):
+    with pytest.raises(ValueError, match="split val of ImageNet-S 4 has 752 images, 6 were found"):
         imagenet_s_records(toy["val"])
 
 
@@ -57,7 +58,7 @@ def test_published_counts_and_merges():
     assert len(MERGED_919) == 5 and not set(MERGED_919) & set(MERGED_919.values())
 
 
-def test_pictures_of_merged_synsets_take_their_targets_class(tmp_path):
+def test_images_of_merged_synsets_take_their_targets_class(tmp_path):
     target, source = "n04355933", "n04356056"
     synsets = sorted({target, *(f"n9{i:07d}" for i in range(918))})
     (tmp_path / "lists/categories").mkdir(parents=True)
@@ -66,14 +67,14 @@ def test_pictures_of_merged_synsets_take_their_targets_class(tmp_path):
         (tmp_path / "imagenet/train" / synset).mkdir(parents=True)
     for synset in (target, source):
         Image.new("RGB", (4, 4)).save(tmp_path / "imagenet/train" / synset / f"{synset}_0.JPEG")
-    pictures = ImageNetS(919, "train", tmp_path / "imagenet", tmp_path / "lists", None)
-    assert [r["image_class"] for r in pictures._train()] == [synsets.index(target)] * 2
+    images = ImageNetS(919, "train", tmp_path / "imagenet", tmp_path / "lists", None)
+    assert [r["image_class"] for r in images._train()] == [synsets.index(target)] * 2
 
 
 def test_missing_parts_are_told(toy, tmp_path):
     with pytest.raises(FileNotFoundError, match="no list file.*LUSSeg/ImageNet-S"):
         imagenet_s_records({**toy["val"], "LISTS": str(tmp_path)})
-    with pytest.raises(FileNotFoundError, match="no picture ILSVRC2012_val_00000000.JPEG: looked for"):
+    with pytest.raises(FileNotFoundError, match="no image ILSVRC2012_val_00000000.JPEG: looked for"):
         imagenet_s_records({**toy["val"], "IMAGES": str(tmp_path)})
     with pytest.raises(ValueError, match="split val of ImageNet-S needs MASKS.*validation-segmentation"):
         imagenet_s_records({key: value for key, value in toy["val"].items() if key != "MASKS"})
@@ -98,30 +99,30 @@ def test_large_ids_survive_crop_resize_and_flip(tmp_path):
         assert sample["image"].shape == (3, 32, 32) and sample["sem_seg"].shape == (32, 32)
         assert sample["sem_seg"].dtype == torch.int64
         seen |= set(sample["sem_seg"].unique().tolist())
-        # Picture and map are cut alike: away from the four borders the grey value is the id's.
-        grey = sample["image"][0].int()
-        assert ((grey - sample["sem_seg"] % 251).abs() < 8).float().mean() > 0.8
+        # Image and map are cut alike: away from the four borders the gray value is the id's.
+        gray = sample["image"][0].int()
+        assert ((gray - sample["sem_seg"] % 251).abs() < 8).float().mean() > 0.8
     assert seen == {0, 255, 256, 919, 1000}
 
 
-def test_whole_pictures_for_inference(tmp_path):
+def test_whole_images_for_inference(tmp_path):
     Image.new("RGB", (150, 100)).save(tmp_path / "a.jpg")
     sample = mapper(False)({"file_name": str(tmp_path / "a.jpg"), "image_id": 1})
     assert sample["image"].shape == (3, 64, 96) and (sample["height"], sample["width"]) == (100, 150)
     assert "sem_seg" not in sample
 
 
-def test_masks_are_drawn_on_unrotated_pictures(tmp_path):
+def test_masks_are_drawn_on_unrotated_images(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees for display
     Image.new("RGB", (90, 60)).save(tmp_path / "a.jpg", exif=exif)
     write_id_map(tmp_path / "a.png", np.zeros((60, 90), int))
     record = {"file_name": str(tmp_path / "a.jpg")}
-    labelled = mapper(False)({**record, "sem_seg_file_name": str(tmp_path / "a.png")})
-    assert (labelled["height"], labelled["width"]) == (60, 90)
+    labeled = mapper(False)({**record, "sem_seg_file_name": str(tmp_path / "a.png")})
+    assert (labeled["height"], labeled["width"]) == (60, 90)
     assert mapper(False)(record)["height"] == 90
     write_id_map(tmp_path / "b.png", np.zeros((90, 60), int))
-    with pytest.raises(ValueError, match=r"\(90, 60\), its picture \(60, 90\)"):
+    with pytest.raises(ValueError, match=r"\(90, 60\), its image \(60, 90\)"):
         mapper(True)({**record, "sem_seg_file_name": str(tmp_path / "b.png")})
 
 

@@ -11,10 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import binary_erosion
 from scipy.optimize import linear_sum_assignment
-from u2seg.evaluation.luss import LussEvaluator, label_map_of
-from u2seg.evaluation.luss_counts import boundary_mask, boundary_width, count_image, count_sweep
-from u2seg.evaluation.luss_metrics import MATCHERS, co_occurrence, identity, majority, one_to_one, score, sweep_scores
-from u2seg.id_maps import LUSS_IGNORE, read_id_map, write_id_map
+from u2seg.luss.data.id_maps import LUSS_IGNORE, read_id_map, write_id_map
+from u2seg.luss.evaluation.luss_counts import boundary_mask, boundary_width, count_image, count_sweep
+from u2seg.luss.evaluation.luss_evaluator import LussEvaluator, label_map_of
+from u2seg.luss.evaluation.luss_metrics import (
+    MATCHERS,
+    co_occurrence,
+    identity,
+    majority,
+    one_to_one,
+    score,
+    sweep_scores,
+)
 
 RATIO = 0.03
 
@@ -33,23 +41,23 @@ def slow_boundary(labels, width):
 
 
 def slow_ious(pairs, num_labels):
-    """IoU of labels 0..num_labels-1 over (prediction, truth) arrays, and whether each has ground truth."""
+    """IoU of labels 0..num_labels-1 over (prediction, ground truth) arrays, and whether each has ground truth."""
     ious, present = [], []
     for label in range(num_labels):
         true = sum(int(((p == label) & (t == label)).sum()) for p, t in pairs)
         predicted = sum(int((p == label).sum()) for p, _ in pairs)
-        truth = sum(int((t == label).sum()) for _, t in pairs)
-        ious.append(true / (predicted + truth - true + 1e-10))
-        present.append(truth > 0)
+        gt = sum(int((t == label).sum()) for _, t in pairs)
+        ious.append(true / (predicted + gt - true + 1e-10))
+        present.append(gt > 0)
     return np.array(ious), np.array(present)
 
 
 def slow_match(images, num_clusters, num_classes):
     together = np.zeros((num_clusters, num_classes))
-    for predicted, truth in images:
-        valid = truth != LUSS_IGNORE
+    for predicted, gt in images:
+        valid = gt != LUSS_IGNORE
         for cluster in set(predicted[valid].tolist()) - {0}:
-            for label in set(truth[valid].tolist()) - {0}:
+            for label in set(gt[valid].tolist()) - {0}:
                 together[cluster - 1, label - 1] += 1
     rows, columns = linear_sum_assignment(-together)
     return {0: 0, **{int(r) + 1: int(c) + 1 for r, c in zip(rows, columns)}}
@@ -60,11 +68,11 @@ def slow_scores(images, match, num_classes):
     flat, boundary, accuracy, f_beta = [], [], [], []
     bins = {name: [] for name in ("S", "MS", "ML", "L")}
     boundary_bins = {name: [] for name in bins}
-    for predicted, truth in mapped:
-        valid = truth != LUSS_IGNORE
-        width = max(1, round(RATIO * math.sqrt(truth.shape[0] ** 2 + truth.shape[1] ** 2)))
-        p, t = predicted[valid], truth[valid]
-        pb, tb = slow_boundary(predicted, width)[valid], slow_boundary(truth, width)[valid]
+    for predicted, gt in mapped:
+        valid = gt != LUSS_IGNORE
+        width = max(1, round(RATIO * math.sqrt(gt.shape[0] ** 2 + gt.shape[1] ** 2)))
+        p, t = predicted[valid], gt[valid]
+        pb, tb = slow_boundary(predicted, width)[valid], slow_boundary(gt, width)[valid]
         flat.append((p, t))
         boundary.append((pb, tb))
         areas = {c: int((p == c).sum()) for c in range(1, num_classes + 1)}
@@ -95,7 +103,7 @@ def slow_scores(images, match, num_classes):
     return {name: 100 * float(value) for name, value in result.items()}
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------------------
+# --- images --------------------------------------------------------------------------------------------------------------------
 
 
 def random_images(count=12, num_classes=5, seed=0, ignore=True):
@@ -106,14 +114,14 @@ def random_images(count=12, num_classes=5, seed=0, ignore=True):
     for _ in range(count):
         height, width = int(rng.integers(20, 40)), int(rng.integers(30, 60))
         coarse = rng.integers(0, num_classes + 1, (4, 5)) * (rng.random((4, 5)) < 0.6)
-        truth = np.kron(coarse, np.ones((height // 4 + 1, width // 5 + 1), int))[:height, :width]
-        predicted = np.roll(renamed[truth], tuple(rng.integers(-3, 4, 2)), axis=(0, 1))
+        gt = np.kron(coarse, np.ones((height // 4 + 1, width // 5 + 1), int))[:height, :width]
+        predicted = np.roll(renamed[gt], tuple(rng.integers(-3, 4, 2)), axis=(0, 1))
         noise = np.kron(rng.random((4, 5)) < 0.2, np.ones((height // 4 + 1, width // 5 + 1), bool))[:height, :width]
         predicted = np.where(noise, rng.integers(0, num_classes + 1), predicted)
         if ignore:
-            truth = truth.copy()
-            truth[: int(rng.integers(1, 6)), int(rng.integers(0, 10)) :] = LUSS_IGNORE
-        images.append((predicted, truth))
+            gt = gt.copy()
+            gt[: int(rng.integers(1, 6)), int(rng.integers(0, 10)) :] = LUSS_IGNORE
+        images.append((predicted, gt))
     return images
 
 
@@ -159,12 +167,12 @@ def test_all_scores_equal_the_slow_restatement(seed):
         assert found[name] == pytest.approx(value, abs=1e-5, nan_ok=True), name
 
 
-def test_a_picture_counted_by_hand():
-    # 2 x 4 pixels: truth 1 1 0 i / 1 1 0 0, prediction 2 2 2 2 / 2 0 0 0; cluster 2 is class 1, i is left out.
-    truth = np.array([[1, 1, 0, LUSS_IGNORE], [1, 1, 0, 0]])
+def test_an_image_counted_by_hand():
+    # 2 x 4 pixels: ground truth 1 1 0 i / 1 1 0 0, prediction 2 2 2 2 / 2 0 0 0; cluster 2 is class 1, i is left out.
+    gt = np.array([[1, 1, 0, LUSS_IGNORE], [1, 1, 0, 0]])
     predicted = np.array([[2, 2, 2, 2], [2, 0, 0, 0]])
-    found = score(counts_of([(predicted, truth)]), np.array([1, 0]), 2).scores
-    # Class 1: 3 true, 4 predicted, 4 in truth: 3 / 5. Other: 2 true, 3 predicted, 3 in truth: 2 / 4. Class 2: 0.
+    found = score(counts_of([(predicted, gt)]), np.array([1, 0]), 2).scores
+    # Class 1: 3 true, 4 predicted, 4 in ground truth: 3 / 5. Other: 2 true, 3 predicted, 3 in ground truth: 2 / 4. Class 2: 0.
     assert found["mIoU"] == pytest.approx(100 * (3 / 5 + 2 / 4 + 0) / 3)
     assert found["Acc"] == 100
     precision, recall = 3 / 4, 3 / 4
@@ -198,11 +206,11 @@ def test_predicting_other_everywhere_has_no_foreground_and_no_accuracy():
     assert found["F-beta"] == 0 and found["Acc"] == 0 and found["mIoU"] > 0
 
 
-def test_co_occurrence_counts_pictures_and_not_pixels():
-    truth = np.array([[1, 1, 2], [0, LUSS_IGNORE, 0]])
+def test_co_occurrence_counts_images_and_not_pixels():
+    gt = np.array([[1, 1, 2], [0, LUSS_IGNORE, 0]])
     predicted = np.array([[3, 3, 3], [1, 2, 0]])
-    together = co_occurrence(counts_of([(predicted, truth)] * 2), 3, 2)
-    # Clusters 1 and 3 are seen with both classes in two pictures; cluster 2 lies on an ignored pixel only.
+    together = co_occurrence(counts_of([(predicted, gt)] * 2), 3, 2)
+    # Clusters 1 and 3 are seen with both classes in two images; cluster 2 lies on an ignored pixel only.
     assert together.tolist() == [[2, 2], [0, 0], [2, 2]]
 
 
@@ -260,21 +268,21 @@ def test_ids_of_every_byte_survive_the_png(tmp_path):
         write_id_map(tmp_path / "b.png", np.array([[70000]]))
 
 
-def evaluator(folder, images, num_classes=5, **changes):
-    truth = {}
+def evaluator(directory, images, num_classes=5, **changes):
+    gt = {}
     for index, (_, t) in enumerate(images):
-        write_id_map(folder / f"truth/{index}.png", t)
-        truth[f"n00/{index}.JPEG"] = str(folder / f"truth/{index}.png")
+        write_id_map(directory / f"ground truth/{index}.png", t)
+        gt[f"n00/{index}.JPEG"] = str(directory / f"ground truth/{index}.png")
     options = {
         "matching": "hungarian",
         "boundary_ratio": RATIO,
         "thresholds": np.linspace(0, 0.8, 5),
         "num_things": 0,
-        "output_dir": folder / "out",
+        "output_dir": directory / "out",
         "submission": False,
         "protocol": "test",
     }
-    return LussEvaluator(truth, [f"n0{i}" for i in range(num_classes)], **{**options, **changes})
+    return LussEvaluator(gt, [f"n0{i}" for i in range(num_classes)], **{**options, **changes})
 
 
 def run(one, images, **extra):
@@ -288,11 +296,11 @@ def run(one, images, **extra):
 def test_the_evaluator_gives_the_functions_scores_and_writes_them(tmp_path):
     images = random_images()
     one = evaluator(tmp_path, images)
-    found = run(one, images)["luss"]["hungarian"]
+    found = run(one, images)["luss"]
     assert found == pytest.approx(scores_of(images, 5), nan_ok=True)
     assert json.loads((tmp_path / "out/metrics.json").read_text())["luss"]["hungarian"]["mIoU"] == found["mIoU"]
     saved = evaluator(tmp_path, images, matching=str(tmp_path / "out/match.json"))
-    assert run(saved, images)["luss"]["saved match"] == pytest.approx(found, nan_ok=True)
+    assert run(saved, images)["luss"] == pytest.approx(found, nan_ok=True)
 
 
 def test_two_processes_give_the_scores_of_one(tmp_path, monkeypatch):
@@ -300,26 +308,28 @@ def test_two_processes_give_the_scores_of_one(tmp_path, monkeypatch):
     whole = run(evaluator(tmp_path, images), images)
     halves = [evaluator(tmp_path, images) for _ in range(2)]
     for index, (predicted, _) in enumerate(images):
-        # The last picture goes to both, as loaders do that fill up their last batch.
+        # The last image goes to both, as loaders do that fill up their last batch.
         for half in halves if index == len(images) - 1 else [halves[index % 2]]:
             half.process([{"file_name": f"n00/{index}.JPEG"}], [{"sem_seg_labels": torch.from_numpy(predicted)}])
     gathered = []
-    monkeypatch.setattr("u2seg.evaluation.luss.comm.gather", lambda own, dst: gathered.append(own) or gathered)
+    monkeypatch.setattr(
+        "u2seg.luss.evaluation.luss_evaluator.comm.gather", lambda own, dst: gathered.append(own) or gathered
+    )
     halves[0]._gathered()
-    assert halves[1].evaluate()["luss"]["hungarian"] == pytest.approx(whole["luss"]["hungarian"], nan_ok=True)
+    assert halves[1].evaluate()["luss"] == pytest.approx(whole["luss"], nan_ok=True)
 
 
 def test_a_model_that_gives_attention_is_swept(tmp_path):
     images = random_images()
     rng = np.random.default_rng(0)
     attention = [torch.from_numpy(rng.random(t.shape)) for _, t in images]
-    found = run(evaluator(tmp_path, images), images, attention=attention)["luss"]["hungarian"]
+    found = run(evaluator(tmp_path, images), images, attention=attention)["luss"]
     curve = json.loads((tmp_path / "out/provenance.json").read_text())["sweep"]
     assert len(curve) == 5 and curve[0]["mIoU"] == pytest.approx(found["mIoU"])  # threshold 0 changes nothing
     assert found["sweep-best-mIoU"] == max(row["mIoU"] for row in curve)
 
 
-def test_a_submission_holds_matched_ids_by_folder(tmp_path):
+def test_a_submission_holds_matched_ids_by_directory(tmp_path):
     images = random_images(count=3)
     one = evaluator(tmp_path, images, submission=True)
     run(one, images)
@@ -359,7 +369,7 @@ def test_wrong_inputs_are_told(tmp_path):
     one = evaluator(tmp_path, images)
     with pytest.raises(ValueError, match="score at native size"):
         one.process([{"file_name": "n00/0.JPEG"}], [{"sem_seg_labels": torch.zeros(5, 7, dtype=torch.long)}])
-    with pytest.raises(KeyError, match="no ground truth in this data set"):
+    with pytest.raises(KeyError, match="no ground truth in this dataset"):
         one.process([{"file_name": "n00/9.JPEG"}], [{"sem_seg_labels": torch.zeros(5, 7, dtype=torch.long)}])
     with pytest.raises(RuntimeError, match="never called"):
         one.evaluate()
@@ -369,5 +379,5 @@ def test_wrong_inputs_are_told(tmp_path):
         LussEvaluator({}, ["crane", "crane"], matching="none", boundary_ratio=RATIO, thresholds=np.zeros(0), num_things=0,
                       output_dir=None, submission=False, protocol="")  # fmt: skip
     few = evaluator(tmp_path, [(np.zeros((4, 5), int), np.full((4, 5), 7))])
-    with pytest.raises(ValueError, match=r"class id 7; this data set has ids 0\.\.5"):
+    with pytest.raises(ValueError, match=r"class id 7; this dataset has ids 0\.\.5"):
         few.process([{"file_name": "n00/0.JPEG"}], [{"sem_seg_labels": torch.zeros(4, 5, dtype=torch.long)}])

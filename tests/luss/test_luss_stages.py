@@ -6,13 +6,14 @@ import torch
 from detectron2.modeling import build_model
 from luss_toy import make_toy, write_config
 from u2seg.config import setup_cfg
-from u2seg.data import LabelStore
-from u2seg.engine import complete_config
-from u2seg.luss.clustering import cluster_pictures, cluster_quality, read_embeddings
+from u2seg.luss.clustering import cluster_images, cluster_quality, read_embeddings
+from u2seg.luss.data import LabelStore
 from u2seg.luss.distance_matching import build_bank
-from u2seg.luss.pseudo_labels import write_pseudo_labels
+from u2seg.luss.pixel_labels import write_pseudo_labels
 from u2seg.luss.recipe import Run, run_pass
-from u2seg.stages import StageMismatchError, read_json
+from u2seg.modeling import complete_config
+from u2seg.utils.files import read_json
+from u2seg.utils.manifest import StageMismatchError
 
 SMALL = ["MODEL.DEVICE", "cpu", "MODEL.SMALL_RESNET.WIDTH", 8, "MODEL.PASS.HIDDEN_DIM", 16, "DATALOADER.NUM_WORKERS", 0]
 
@@ -33,7 +34,7 @@ def config(toy, split="train", *opts, name="LUSS/pass_tiny_attention.yaml"):
 
 
 def test_quality_by_hand():
-    # Two clusters, two classes, one picture of four in the wrong one.
+    # Two clusters, two classes, one image of four in the wrong one.
     quality = cluster_quality(np.array([1, 1, 0, 0]), np.array([0, 0, 1, 0]))
     assert quality["accuracy"] == 0.75
     # H(cluster) = ln 2, H(class) = 0.5623, I = 0.2158: NMI 0.2158 / 0.6277.
@@ -43,28 +44,28 @@ def test_quality_by_hand():
 
 def test_clusters_are_made_once_and_the_same_again(toy, tmp_path, monkeypatch):
     cfg = config(toy)
-    first = cluster_pictures(cfg, tmp_path / "a")
+    first = cluster_images(cfg, tmp_path / "a")
     numbers, vectors = read_embeddings(first)
     assert numbers.tolist() == list(range(20)) and vectors.shape == (20, 64)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     assert np.load(first / "centroids.npy").shape == (4, 64)
-    cluster_pictures(cfg, tmp_path / "c")
+    cluster_images(cfg, tmp_path / "c")
     assert np.array_equal(np.load(first / "centroids.npy"), np.load(tmp_path / "c/centroids.npy"))
     monkeypatch.setattr("u2seg.luss.clustering.load_model", lambda *_: pytest.fail("a finished stage needs no model"))
-    cluster_pictures(cfg, first)
+    cluster_images(cfg, first)
 
 
 def test_other_settings_are_refused(toy, tmp_path):
-    cluster_pictures(config(toy), tmp_path / "a")
-    with pytest.raises(StageMismatchError, match="NUM_CLUSTERS: asked for 3, the folder has 4"):
-        cluster_pictures(config(toy, "train", "LUSS.NUM_CLUSTERS", 3), tmp_path / "a")
+    cluster_images(config(toy), tmp_path / "a")
+    with pytest.raises(StageMismatchError, match="NUM_CLUSTERS: asked for 3, the directory has 4"):
+        cluster_images(config(toy, "train", "LUSS.NUM_CLUSTERS", 3), tmp_path / "a")
 
 
 def test_an_interrupted_clustering_goes_on(toy, tmp_path, monkeypatch):
     cfg = config(toy)
     from u2seg.luss import clustering
 
-    whole = cluster_pictures(cfg, tmp_path / "whole")
+    whole = cluster_images(cfg, tmp_path / "whole")
     real, done = clustering._embed_shard, []
 
     def dies_in_the_second(*args):
@@ -75,17 +76,17 @@ def test_an_interrupted_clustering_goes_on(toy, tmp_path, monkeypatch):
 
     monkeypatch.setattr(clustering, "_embed_shard", dies_in_the_second)
     with pytest.raises(KeyboardInterrupt):
-        cluster_pictures(cfg, tmp_path / "killed")
+        cluster_images(cfg, tmp_path / "killed")
     computed = []
     monkeypatch.setattr(clustering, "_embed_shard", lambda *args: computed.append(args[-1].name) or real(*args))
-    resumed = cluster_pictures(cfg, tmp_path / "killed")
+    resumed = cluster_images(cfg, tmp_path / "killed")
     assert computed == ["shard-000001.npz", "shard-000002.npz"]
     assert np.array_equal(np.load(whole / "centroids.npy"), np.load(resumed / "centroids.npy"))
 
 
 def test_pseudo_labels_are_the_models_coarse_maps(toy, tmp_path):
     root, _ = toy
-    clusters = cluster_pictures(config(toy), tmp_path / "clusters")
+    clusters = cluster_images(config(toy), tmp_path / "clusters")
     cfg = config(toy, "train", "LUSS.CENTROIDS", str(clusters / "centroids.npy"))
     store = LabelStore(write_pseudo_labels(cfg, tmp_path / "labels"))
     assert len(store) == 20 and store.num_clusters == 4 and list(store.numbers()) == list(range(20))
@@ -98,18 +99,18 @@ def test_pseudo_labels_are_the_models_coarse_maps(toy, tmp_path):
     assert write_pseudo_labels(cfg, tmp_path / "labels") == tmp_path / "labels"  # done: nothing is computed
 
 
-def test_pictures_that_cannot_be_read_are_recorded(toy, tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
+def test_images_that_cannot_be_read_are_recorded(toy, tmp_path):
+    directory = tmp_path / "images"
+    directory.mkdir()
     root, splits = toy
     sources = sorted((root / "data/imagenet/train").rglob("*.JPEG"))
     for index, source in enumerate(sources):
-        (folder / f"{index:02d}.jpg").write_bytes(b"" if index == 3 else source.read_bytes())
-    given = ["DATASETS.BY_PATH.pass_images.ROOT", str(folder), "MASKS.MAX_FAILURES", 0.1]
+        (directory / f"{index:02d}.jpg").write_bytes(b"" if index == 3 else source.read_bytes())
+    given = ["DATASETS.BY_PATH.pass_images.ROOT", str(directory), "MASKS.MAX_FAILURES", 0.1]
     cfg = complete_config(
         setup_cfg("LUSS/pass_tiny_attention.yaml", [*SMALL, *given, "MODEL.WEIGHTS", str(root / "w.pth")])
     )
-    clusters = cluster_pictures(cfg, tmp_path / "clusters")
+    clusters = cluster_images(cfg, tmp_path / "clusters")
     assert len(read_embeddings(clusters)[0]) == 19
     assert '"03.jpg"' in (clusters / "failures.json").read_text()
     cfg.LUSS.CENTROIDS = str(clusters / "centroids.npy")
@@ -119,10 +120,10 @@ def test_pictures_that_cannot_be_read_are_recorded(toy, tmp_path):
     assert '"03.jpg"' in reason and "0 bytes" in reason
 
 
-def test_the_bank_holds_one_vector_for_each_class_of_a_picture(toy, tmp_path):
+def test_the_bank_holds_one_vector_for_each_class_of_an_image(toy, tmp_path):
     cfg = config(toy, "train_semi", name="LUSS/pass_tiny_distance.yaml")
     bank = np.load(build_bank(cfg, tmp_path / "bank.npz"))
-    # Eight pictures, "other" and one class each.
+    # Eight images, "other" and one class each.
     assert bank["features"].shape == (16, 64) and sorted(set(bank["labels"].tolist())) == [0, 1, 2, 3, 4]
     assert (bank["labels"] == 0).sum() == 8
 

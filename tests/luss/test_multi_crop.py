@@ -1,4 +1,4 @@
-"""Views and the points that two of them share, on pictures whose pixels are their own coordinates."""
+"""Views and the points that two of them share, on images whose pixels are their own coordinates."""
 
 import numpy as np
 import pytest
@@ -7,34 +7,34 @@ import torch.nn.functional as F
 from detectron2.config import get_cfg
 from PIL import Image
 from u2seg.config import add_u2seg_config
-from u2seg.data.multi_crop import CropBox, CropKind, MultiCropMapper, overlap_grids
+from u2seg.luss.data.multi_crop import CropBox, CropKind, MultiCropMapper, overlap_grids
 
 
-def view_of(picture, box, size):
-    """Cuts a float picture (C, H, W) as the mapper does, by bilinear sampling at the view's pixel centres."""
-    centres = (torch.arange(size) + 0.5) / size
-    x = box.x0 + centres * (box.x1 - box.x0)
-    y = box.y0 + centres * (box.y1 - box.y0)
+def view_of(image, box, size):
+    """Cuts a float image (C, H, W) as the mapper does, by bilinear sampling at the view's pixel centers."""
+    centers = (torch.arange(size) + 0.5) / size
+    x = box.x0 + centers * (box.x1 - box.x0)
+    y = box.y0 + centers * (box.y1 - box.y0)
     if box.flipped:
         x = x.flip(0)
-    height, width = picture.shape[1:]
+    height, width = image.shape[1:]
     grid = torch.stack(torch.meshgrid(2 * y / height - 1, 2 * x / width - 1, indexing="ij")[::-1], dim=-1)
-    return F.grid_sample(picture[None], grid[None].float(), align_corners=False, padding_mode="border")[0]
+    return F.grid_sample(image[None], grid[None].float(), align_corners=False, padding_mode="border")[0]
 
 
 @pytest.mark.parametrize("flips", [(False, False), (True, False), (True, True)])
 def test_both_views_show_the_same_points(flips):
     height, width = 96, 150
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    picture = torch.stack([x, y])
+    image = torch.stack([x, y])
     first, second = CropBox(10, 20, 90, 80, flips[0]), CropBox(40, 5, 140, 75, flips[1])
     grids, overlaps = overlap_grids(first, second, 7)
     assert overlaps
     seen = [
-        F.grid_sample(view_of(picture, box, 64)[None], grid[None], align_corners=False, padding_mode="border")[0]
+        F.grid_sample(view_of(image, box, 64)[None], grid[None], align_corners=False, padding_mode="border")[0]
         for box, grid in zip((first, second), grids)
     ]
-    # The overlap is x 40..90, y 20..75; its outermost points lie on a crop's edge, half a pixel beyond the last centre.
+    # The overlap is x 40..90, y 20..75; its outermost points lie on a crop's edge, half a pixel beyond the last center.
     expected_x, expected_y = torch.linspace(40, 90, 7), torch.linspace(20, 75, 7)
     for points in seen:
         torch.testing.assert_close(points[0, 1:-1, 1:-1], expected_x[None, 1:-1].expand(5, 5), atol=0.5, rtol=0)
@@ -53,7 +53,7 @@ def mapper(**changes):
         "flip_probability": 0.5,
         "jitter": (0.4, 0.4, 0.4, 0.1),
         "jitter_probability": 0.8,
-        "grey_probability": 0.2,
+        "gray_probability": 0.2,
         "blur_probability": 0.5,
         "blur_radius": (0.1, 1.0),
         "grid_points": 7,
@@ -62,17 +62,17 @@ def mapper(**changes):
 
 
 @pytest.fixture
-def picture_file(tmp_path):
+def image_file(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (40, 70, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     return str(tmp_path / "a.png")
 
 
-def test_views_have_their_sizes_and_depend_on_the_seed_alone(picture_file):
+def test_views_have_their_sizes_and_depend_on_the_seed_alone(image_file):
     samples = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
-        samples.append(mapper()({"file_name": picture_file, "image_id": 1}))
+        samples.append(mapper()({"file_name": image_file, "image_id": 1}))
     sample = samples[0]
     assert [tuple(view.shape) for view in sample["views"]] == [(3, 32, 32)] * 2 + [(3, 16, 16)] * 3
     assert all(view.dtype == torch.uint8 for view in sample["views"])
@@ -82,9 +82,9 @@ def test_views_have_their_sizes_and_depend_on_the_seed_alone(picture_file):
     assert not all(torch.equal(a, b) for a, b in zip(sample["views"], samples[2]["views"]))
 
 
-def test_an_undistorted_view_shows_its_box(picture_file):
-    plain = mapper(jitter_probability=0, grey_probability=0, blur_probability=0)
-    image = Image.open(picture_file).convert("RGB")
+def test_an_undistorted_view_shows_its_box(image_file):
+    plain = mapper(jitter_probability=0, gray_probability=0, blur_probability=0)
+    image = Image.open(image_file).convert("RGB")
     torch.manual_seed(0)
     view, box = plain.random_view(image, CropKind(2, 32, 0.2, 0.5))
     shown = image.resize((32, 32), Image.Resampling.BILINEAR, box=(box.x0, box.y0, box.x1, box.y1))

@@ -1,4 +1,4 @@
-"""PASS from pictures to scores on a toy: what is learned, and that every stage hands over to the next."""
+"""PASS from images to scores on a toy: what is learned, and that every stage hands over to the next."""
 
 import json
 import math
@@ -10,13 +10,14 @@ from detectron2.data import DatasetCatalog
 from luss_toy import SIZE, make_toy, write_config
 from u2seg.config import setup_cfg
 from u2seg.data import register_datasets
-from u2seg.data.luss_mapper import LussSemanticMapper
-from u2seg.engine import U2SegTrainer, complete_config
-from u2seg.luss.clustering import cluster_pictures
+from u2seg.engine import U2SegTrainer
+from u2seg.luss.clustering import cluster_images
+from u2seg.luss.data.semantic_mapper import LussSemanticMapper
 from u2seg.luss.distance_matching import build_bank
-from u2seg.luss.pictures import load_model
+from u2seg.luss.image_list import load_model
 from u2seg.luss.recipe import Run, run_pass
-from u2seg.stages import read_json
+from u2seg.modeling import complete_config
+from u2seg.utils.files import read_json
 
 BASES = {stage: f"LUSS/pass_tiny_{stage}.yaml" for stage in ("pretrain", "attention", "finetune", "distance")}
 COMMON = ["MODEL.DEVICE", "cpu", "SEED", 1]
@@ -24,7 +25,7 @@ COMMON = ["MODEL.DEVICE", "cpu", "SEED", 1]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The whole recipe on 512 pictures of 64 pixels; about a minute and a half on two cores."""
+    """The whole recipe on 512 images of 64 pixels; about a minute and a half on two cores."""
     root = tmp_path_factory.mktemp("pass")
     splits = make_toy(root / "data", train=512, semi=40, val=80)
     labels = {"FORMAT": "luss_pseudo_labels", "ROOT": str(root / "run/labels"), "IMAGES": splits["train"]["IMAGES"]}
@@ -45,8 +46,8 @@ def run(tmp_path_factory):
     torch.set_num_threads(threads)
 
 
-def losses(folder):
-    lines = (folder / "metrics.json").read_text().splitlines()
+def losses(directory):
+    lines = (directory / "metrics.json").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -60,7 +61,7 @@ def score(root, stage, weights, *opts):
     cfg.DATASETS.TEST = ["toy_val"]
     complete_config(cfg)
     model = load_model(cfg, cfg.MODEL.META_ARCHITECTURE)
-    return next(iter(U2SegTrainer.test(cfg, model)["luss"].values()))["mIoU"]
+    return U2SegTrainer.test(cfg, model)["luss"]["mIoU"]
 
 
 def load(root, stage, *opts, name=None):
@@ -93,15 +94,15 @@ def test_clusters_are_better_than_a_random_networks(run, tmp_path):
     counts = []
     for weights in (random_weights(run), run / "run/pretrain/model_final.pth"):  # attention is random in both
         cfg = complete_config(setup_cfg(run / "toy_attention.yaml", [*COMMON, "MODEL.WEIGHTS", str(weights)]))
-        counts.append(read_json(cluster_pictures(cfg, tmp_path / weights.stem) / "manifest.json")["counts"])
+        counts.append(read_json(cluster_images(cfg, tmp_path / weights.stem) / "manifest.json")["counts"])
     random, learned = counts
     assert learned["accuracy"] > random["accuracy"] + 0.2, (learned, random)
 
 
 @pytest.mark.slow
 def test_the_finetuned_network_has_learned_its_labels(run):
-    # On pictures that it has not seen, it agrees with what the clusterer says of them. That either resembles the truth is not to be
-    # had of every seed: on so small a network all cells see the whole picture, and attention tells classes apart, not pixels.
+    # On images that it has not seen, it agrees with what the clusterer says of them. That either resembles the ground truth is not to be
+    # had of every seed: on so small a network all cells see the whole image, and attention tells classes apart, not pixels.
     labels = load(
         run, "attention", "LUSS.CENTROIDS", str(run / "run/clusters/centroids.npy"), name="PASSPixelClusterer"
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from u2seg.modeling.pass_losses import (
+from u2seg.luss.modeling.pass_losses import (
     code_cross_entropy,
     code_entropy,
     pixel_agreement_loss,
@@ -62,9 +62,9 @@ def test_iterations_below_one_are_refused():
         sinkhorn_codes(torch.zeros(2, 2), 0.05, 0)
 
 
-def _codes_of_rank(rank, folder, scores):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save(sinkhorn_codes(scores[rank::2], 0.05, 3), folder / f"{rank}.pt")
+def _codes_of_rank(rank, directory, scores):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2)
+    torch.save(sinkhorn_codes(scores[rank::2], 0.05, 3), directory / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -95,7 +95,7 @@ def test_pixel_agreement_by_hand_and_without_gradient_to_the_target():
 
 
 def test_points_are_sampled_where_the_grid_says():
-    feature_map = torch.arange(6.0).view(1, 1, 2, 3)  # cell centres: x -2/3, 0, 2/3; y -1/2, 1/2
+    feature_map = torch.arange(6.0).view(1, 1, 2, 3)  # cell centers: x -2/3, 0, 2/3; y -1/2, 1/2
     grid = torch.tensor([[[[-2 / 3, -0.5], [2 / 3, 0.5]]]])
     sampled = sample_points(feature_map, grid, torch.tensor([True]), "border")
     torch.testing.assert_close(sampled.flatten(), torch.tensor([0.0, 5.0]))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
-from u2seg.modeling.pass_heads import CollapseMonitor, SwappedPrediction
-from u2seg.modeling.pass_meta_arch import run_by_size
+from u2seg.luss.modeling.pass_heads import CollapseMonitor, SwappedPrediction
+from u2seg.luss.modeling.pass_meta_arch import run_by_size
 
 
 def build(cfg, *changes):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from u2seg.config import setup_cfg
 from u2seg.luss.distance_matching import masked_means
-from u2seg.modeling.pass_segmentor import PixelLinearHead, knn_vote, resize_argmax
+from u2seg.luss.modeling.pass_segmentor import PixelLinearHead, knn_vote, resize_argmax
 
 
 @given(st.integers(0, 1000), st.integers(1, 9), st.integers(1, 9), st.integers(1, 40), st.integers(1, 40))
@@ -70,8 +70,8 @@ def tiny(name, *opts):
     return build_model(setup_cfg(name, [*small, *opts]))
 
 
-def test_a_segmentor_learns_sixteen_pictures_by_heart():
-    # Squares of one of two bright colours on black, classes 1 and 2; at the network's stride, so that it can draw their edges.
+def test_a_segmentor_learns_sixteen_images_by_heart():
+    # Squares of one of two bright colors on black, classes 1 and 2; at the network's stride, so that it can draw their edges.
     generator = torch.Generator().manual_seed(0)
     samples = []
     for index in range(16):
@@ -90,8 +90,8 @@ def test_a_segmentor_learns_sixteen_pictures_by_heart():
         optimizer.step()
     with torch.no_grad():
         predicted = torch.stack([r["sem_seg_labels"] for r in model.eval()(samples)])
-    truth = torch.stack([s["sem_seg"] for s in samples])
-    ious = [((predicted == c) & (truth == c)).sum() / ((predicted == c) | (truth == c)).sum() for c in range(3)]
+    gt = torch.stack([s["sem_seg"] for s in samples])
+    ious = [((predicted == c) & (gt == c)).sum() / ((predicted == c) | (gt == c)).sum() for c in range(3)]
     assert float(torch.stack(ious).mean()) > 0.95
 
 
@@ -134,14 +134,14 @@ def test_votes_by_hand():
     labels = torch.tensor([2, 1, 1, 0])
     queries = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     vote = {"num_ids": 3, "temperature": 0.07}
-    assert knn_vote(queries, bank, labels, neighbours=1, **vote).tolist() == [2, 1]
-    # Two neighbours: label 2 weighs exp(1 / T), label 1 exp(0.994 / T): the nearer one wins.
-    assert knn_vote(queries, bank, labels, neighbours=2, **vote).tolist() == [2, 1]
+    assert knn_vote(queries, bank, labels, neighbors=1, **vote).tolist() == [2, 1]
+    # Two neighbors: label 2 weighs exp(1 / T), label 1 exp(0.994 / T): the nearer one wins.
+    assert knn_vote(queries, bank, labels, neighbors=2, **vote).tolist() == [2, 1]
     # All four, nearly without a temperature: label 1 has two votes.
-    assert knn_vote(queries, bank, labels, neighbours=10, num_ids=3, temperature=100.0).tolist() == [1, 1]
+    assert knn_vote(queries, bank, labels, neighbors=10, num_ids=3, temperature=100.0).tolist() == [1, 1]
 
 
-def test_the_bank_finds_its_own_pictures_again():
+def test_the_bank_finds_its_own_images_again():
     generator = torch.Generator().manual_seed(0)
     means = F.normalize(torch.randn(4, 16, generator=generator), dim=1)
     labels = torch.kron(torch.tensor([[0, 1], [2, 3]]), torch.ones(8, 8, dtype=torch.long))
@@ -152,7 +152,7 @@ def test_the_bank_finds_its_own_pictures_again():
     np.testing.assert_allclose(np.linalg.norm(bank, axis=1), 1, rtol=1e-5)
     found = knn_vote(
         F.normalize(features.flatten(1).T, dim=1), torch.from_numpy(bank), torch.from_numpy(ids),
-        num_ids=4, neighbours=1, temperature=0.07,
+        num_ids=4, neighbors=1, temperature=0.07,
     )  # fmt: skip
     valid = labels.flatten() != 1000
     assert (found == labels.flatten())[valid].float().mean() > 0.95

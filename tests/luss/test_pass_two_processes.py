@@ -1,4 +1,4 @@
-"""Two processes over gloo: LUSS's scores, the k-NN watch and pretraining give what one process gives."""
+"""Two processes over gloo: LUSS's scores, the k-NN monitor and pretraining give what one process gives."""
 
 import pytest
 import torch
@@ -10,16 +10,17 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from luss_toy import make_toy, write_config
 from torch.utils.data import DataLoader
-from u2seg.checkpoints import load_weights
+from u2seg.checkpoint.loading import load_weights
 from u2seg.config import setup_cfg
 from u2seg.data import BatchStream
-from u2seg.engine import U2SegTrainer, complete_config
-from u2seg.engine.knn import build_knn_watch
-from u2seg.engine.optimizers import build_optimizer
-from u2seg.engine.step import TrainingStep
-from u2seg.evaluation.luss import LussEvaluator
+from u2seg.engine import U2SegTrainer
+from u2seg.engine.training_step import TrainingStep
 from u2seg.luss.distance_matching import build_bank
-from u2seg.stages import read_json
+from u2seg.luss.engine.knn_accuracy import build_knn_monitor
+from u2seg.luss.evaluation.luss_evaluator import LussEvaluator
+from u2seg.modeling import complete_config
+from u2seg.solver.build import build_optimizer
+from u2seg.utils.files import read_json
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(),
@@ -36,11 +37,11 @@ def _work(rank, meeting, work, arguments, results):
     dist.destroy_process_group()
 
 
-def in_two_processes(folder, work, *arguments):
+def in_two_processes(directory, work, *arguments):
     """Returns what ``work(*arguments)`` returns in each of two processes, which are forked: fresh ones spend seconds on imports."""
     with mp.Manager() as manager:
         results = manager.dict()
-        arguments = (str(folder / "meeting"), work, arguments, results)
+        arguments = (str(directory / "meeting"), work, arguments, results)
         mp.start_processes(_work, arguments, nprocs=2, start_method="fork")
         return [results[rank] for rank in range(2)]
 
@@ -50,7 +51,7 @@ def in_two_processes(folder, work, *arguments):
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """Nine pictures to score, so that one process gets five, weights, and the bank for distance matching."""
+    """Nine images to score, so that one process gets five, weights, and the bank for distance matching."""
     root = tmp_path_factory.mktemp("two")
     splits = make_toy(root / "data", train=12, semi=8, val=9)
     torch.manual_seed(0)
@@ -90,7 +91,7 @@ def test_two_processes_give_the_counts_and_scores_of_one(toy, tmp_path):
     main, other = in_two_processes(tmp_path, score, cfg, tmp_path / "two")
     assert other[0] == {} and len(other[1]) < len(main[1])  # only the main process has all
     assert sorted(main[1].tolist()) == sorted(counts.tolist())
-    assert main[0] == whole and whole["luss"]["none"]["mIoU"] > 0
+    assert main[0] == whole and whole["luss"]["mIoU"] > 0
     for name in ("metrics.json", "classes.json", "match.json"):
         assert read_json(tmp_path / "two" / name) == read_json(tmp_path / "one" / name)
     written = [
@@ -103,23 +104,23 @@ def test_two_processes_give_the_counts_and_scores_of_one(toy, tmp_path):
 # --- k-NN ------------------------------------------------------------------------------------------------------------------------
 
 
-def watched(cfg):
+def monitored(cfg):
     """Returns the accuracy and what the main process gathered: numbers and features."""
     torch.manual_seed(0)
-    watch = build_knn_watch(cfg)
-    gather, kept = watch._gathered, []
-    watch._gathered = lambda *own: kept.append(gather(*own)) or kept[0]
-    return watch(build_model(cfg)), kept[0]
+    monitor = build_knn_monitor(cfg)
+    gather, kept = monitor._gathered, []
+    monitor._gathered = lambda *own: kept.append(gather(*own)) or kept[0]
+    return monitor(build_model(cfg)), kept[0]
 
 
 @pytest.mark.parametrize("count", [11, 2])
 def test_two_processes_watch_the_accuracy_of_one(toy, tmp_path, count):
     root, splits = toy
     write_config(root / "knn.yaml", "LUSS/pass_tiny_pretrain.yaml", {"toy": splits["train"]}, "toy")
-    opts = ("LUSS.KNN.TRAIN", ("toy",), "LUSS.KNN.MAX_PICTURES", count, "LUSS.RESIZE", 64, "LUSS.CENTER_CROP", 64)
+    opts = ("LUSS.KNN.TRAIN", ("toy",), "LUSS.KNN.MAX_IMAGES", count, "LUSS.RESIZE", 64, "LUSS.CENTER_CROP", 64)
     cfg = complete_config(setup_cfg(root / "knn.yaml", [*SMALL, *opts, "LUSS.BATCH_SIZE", 4]))
-    whole, (numbers, features) = watched(cfg)
-    main, other = in_two_processes(tmp_path, watched, cfg)
+    whole, (numbers, features) = monitored(cfg)
+    main, other = in_two_processes(tmp_path, monitored, cfg)
     assert main[0] == whole and other[0] == {}
     assert main[1][0].tolist() == numbers.tolist() == list(range(count))
     torch.testing.assert_close(torch.from_numpy(main[1][1]), torch.from_numpy(features))
@@ -166,7 +167,7 @@ def pretrain(cfg):
     ("norm", "queue_length", "optimizer", "lr"), [("LN", 16, "LARC", 1.0), ("naiveSyncBN", 12, "SGD", 0.01)]
 )
 def test_two_halves_of_a_batch_pretrain_as_the_whole_does(tiny_cfg, tmp_path, norm, queue_length, optimizer, lr):
-    """SyncBN needs a GPU: a norm without statistics stands in, and Detectron2's own synchronised one, which runs on a CPU."""
+    """SyncBN needs a GPU: a norm without statistics stands in, and Detectron2's own synchronized one, which runs on a CPU."""
     opts = ("MODEL.RESNETS.NORM", norm, "MODEL.PASS.QUEUE_LENGTH", queue_length)
     tiny_cfg.merge_from_list(
         [*opts, "MODEL.PASS.FREEZE_PROTOTYPES_ITERS", 1, "SOLVER.OPTIMIZER", optimizer, "SOLVER.BASE_LR", lr]
@@ -177,7 +178,7 @@ def test_two_halves_of_a_batch_pretrain_as_the_whole_does(tiny_cfg, tmp_path, no
     for rank, (own_codes, own_state) in enumerate(halves):
         # The queue is full after two steps: later codes depend on it.
         torch.testing.assert_close(own_codes, codes[:, :, rank::2], atol=1e-3, rtol=1e-3)
-        # The synchronised norm does not count batches, and takes running variances with n where one process takes n - 1.
+        # The synchronized norm does not count batches, and takes running variances with n where one process takes n - 1.
         same = {
             name: value for name, value in state.items() if not name.endswith(("running_var", "num_batches_tracked"))
         }

@@ -6,7 +6,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 from u2seg.data import build_train_loader
-from u2seg.modeling.activation_checkpointing import checkpoint_residual_blocks
+from u2seg.modeling.backbone.activation_checkpointing import checkpoint_residual_blocks
 
 
 def step(cfg, checkpointed):

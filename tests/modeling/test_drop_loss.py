@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 from u2seg.data import build_train_loader
-from u2seg.modeling.drop_loss import DropLossOutputLayers, drop_loss, drop_loss_weights
+from u2seg.modeling.roi_heads.drop_loss import DropLossOutputLayers, drop_loss, drop_loss_weights
 
 
 def slow_iou(a, b):
@@ -19,9 +19,9 @@ def slow_iou(a, b):
     return inter / (area(a) + area(b) - inter) if inter else 0.0
 
 
-def slow_drop_loss(scores, classes, boxes_of_pictures, targets_of_pictures, thresh):
+def slow_drop_loss(scores, classes, boxes_of_images, targets_of_images, thresh):
     total, row = 0.0, 0
-    for boxes, targets in zip(boxes_of_pictures, targets_of_pictures):
+    for boxes, targets in zip(boxes_of_images, targets_of_images):
         for box in boxes:
             best = max((slow_iou(box, target) for target in targets), default=0.0)
             if best > thresh:
@@ -33,8 +33,8 @@ def slow_drop_loss(scores, classes, boxes_of_pictures, targets_of_pictures, thre
 
 
 def test_weights_on_a_hand_made_case():
-    # Picture 1: the first box is the target itself, the second overlaps it by 1x10 of 100 + 100 - 10 (IoU 0.0526), the third lies
-    # apart. Picture 2 has no target.
+    # Image 1: the first box is the target itself, the second overlaps it by 1x10 of 100 + 100 - 10 (IoU 0.0526), the third lies
+    # apart. Image 2 has no target.
     boxes = [torch.tensor([[0.0, 0, 10, 10], [9, 0, 19, 10], [50, 50, 60, 60]]), torch.tensor([[0.0, 0, 5, 5]])]
     targets = [Boxes(torch.tensor([[0.0, 0, 10, 10]])), Boxes(torch.zeros(0, 4))]
     assert drop_loss_weights(boxes, targets, 0.01).tolist() == [1, 1, 0, 0]

@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
-from u2seg.label_space import LabelSpace
-from u2seg.visualization import cluster_colour, contiguous_segments, draw_panoptic
-from u2seg.visualization.panoptic import _legend_entries, _Segment
+from u2seg.structures.label_space import LabelSpace
+from u2seg.visualization import cluster_color, contiguous_segments, draw_panoptic
+from u2seg.visualization.panoptic_drawing import _legend_entries, _Segment
 
 THINGS = ["1", "2", "3"]
 STUFF = ["things", "4", "5"]
 
 
 def scene():
-    """A 40 x 60 grey picture: a thing on the left, stuff on the right, void in the middle."""
+    """A 40 x 60 gray image: a thing on the left, stuff on the right, void in the middle."""
     image = np.full((40, 60, 3), 100, np.uint8)
     panoptic = np.zeros((40, 60), np.int32)
     panoptic[:, :20] = 7
@@ -30,21 +30,21 @@ def plain(image, panoptic, segments, **options):
 def test_tints_are_mixtures_and_void_stays():
     image, panoptic, segments = scene()
     drawn = plain(image, panoptic, segments)
-    # Inside the thing: half picture, half colour. Stuff: 55 % and 45 %.
-    assert drawn[20, 10].tolist() == np.rint(0.5 * 100 + 0.5 * np.array(cluster_colour("thing", 2))).tolist()
+    # Inside the thing: half image, half color. Stuff: 55 % and 45 %.
+    assert drawn[20, 10].tolist() == np.rint(0.5 * 100 + 0.5 * np.array(cluster_color("thing", 2))).tolist()
     # Stuff cluster 0 has contiguous id 1, since 0 is "things".
-    expected = np.rint(0.55 * 100 + 0.45 * np.array(cluster_colour("stuff", 0)))
+    expected = np.rint(0.55 * 100 + 0.45 * np.array(cluster_color("stuff", 0)))
     assert np.abs(drawn[20, 50] - expected).max() <= 1
     assert (drawn[:, 20:40] == 100).all()
 
 
-def test_other_colours_on_request():
+def test_other_colors_on_request():
     image, panoptic, segments = scene()
-    colours = {
-        "thing_colours": [(0, 0, 0), (0, 0, 0), (255, 0, 0)],
-        "stuff_colours": [(0, 0, 0), (0, 0, 255), (0, 0, 0)],
+    colors = {
+        "thing_colors": [(0, 0, 0), (0, 0, 0), (255, 0, 0)],
+        "stuff_colors": [(0, 0, 0), (0, 0, 255), (0, 0, 0)],
     }
-    drawn = plain(image, panoptic, segments, **colours)
+    drawn = plain(image, panoptic, segments, **colors)
     assert drawn[20, 10].tolist() == [178, 50, 50]  # half of 100 and half of 255, to even: 177.5
     assert drawn[20, 50].tolist() == [55, 55, 170]  # 0.55 * 100 and 0.45 * 255 = 114.75
 
@@ -65,7 +65,7 @@ def test_touching_things_of_one_cluster_are_parted():
     assert (drawn[20, 10] != drawn[30, 10]).any()
 
 
-def test_names_and_legend_leave_the_picture_size():
+def test_names_and_legend_leave_the_image_size():
     image, panoptic, segments = scene()
     drawn = draw_panoptic(image, panoptic, segments, THINGS, STUFF, min_side=160)
     assert drawn.dtype == np.uint8
@@ -87,14 +87,14 @@ def test_does_not_change_its_arguments():
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 90), (90, 1), (2, 3)])
-def test_tiny_pictures(shape):
+def test_tiny_images(shape):
     image = np.zeros((*shape, 3), np.uint8)
     segments = [{"id": 1, "isthing": True, "category_id": 0}]
     drawn = draw_panoptic(image, np.ones(shape, np.uint8), segments, THINGS, STUFF, min_side=20)
     assert drawn.shape[1] >= shape[1]
 
 
-def test_empty_map_is_the_picture_itself():
+def test_empty_map_is_the_image_itself():
     image, panoptic, _ = scene()
     assert (plain(image, np.zeros_like(panoptic), []) == image).all()
 
@@ -117,7 +117,7 @@ def test_legend_counts_segments_of_one_name():
         segment(4, True, "dog", 1),
     ]
     texts = [text for *_, text in _legend_entries(segments, 1000)]
-    assert texts == ["cat x2 (2%)", "dog (<1%)", "sky (3%)", "unlabelled (95%)"]
+    assert texts == ["cat x2 (2%)", "dog (<1%)", "sky (3%)", "unlabeled (95%)"]
 
 
 def test_many_segments_fill_a_legend_that_stays_bounded():
@@ -133,7 +133,7 @@ def test_many_segments_fill_a_legend_that_stays_bounded():
     [
         ({"image_rgb": np.zeros((3, 40, 60), np.uint8)}, r"uint8 of shape \(H, W, 3\), got uint8 \(3, 40, 60\)"),
         ({"image_rgb": np.zeros((40, 60, 3), np.float32)}, "got float32"),
-        ({"panoptic_map": np.zeros((60, 40), int)}, r"shape \(40, 60\) to match the picture, got \(60, 40\)"),
+        ({"panoptic_map": np.zeros((60, 40), int)}, r"shape \(40, 60\) to match the image, got \(60, 40\)"),
         (
             {"segments_info": [{"id": 7, "isthing": True, "category_id": 3}]},
             r"segment 7 has thing category_id 3, .* 0\.\.2",

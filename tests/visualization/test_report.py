@@ -4,8 +4,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from u2seg.images import ImageReadError
-from u2seg.visualization import Curves, Row, Table, picture_grid, save_picture, training_curves, write_report
+from u2seg.utils.image_io import ImageReadError
+from u2seg.visualization import Curves, Row, Table, image_grid, save_image, training_curves, write_report
 from u2seg.visualization.curves import _ticks, curves_svg
 
 VOID_TAGS = {"meta", "img", "path", "circle", "link", "br"}
@@ -36,12 +36,12 @@ class Page(HTMLParser):
         self.text += data
 
 
-def picture(value=0):
+def image(value=0):
     return np.full((20, 30, 3), value, np.uint8)
 
 
 def test_report_is_whole_and_refers_to_nothing_outside(tmp_path):
-    save_picture(tmp_path / "photo.png", picture(200))
+    save_image(tmp_path / "photo.png", image(200))
     path = write_report(
         tmp_path / "report" / "index.html",
         title="A <run>",
@@ -54,10 +54,10 @@ def test_report_is_whole_and_refers_to_nothing_outside(tmp_path):
             Table("As text", text="| a |\n| < |"),
         ],
         curves=[Curves("Loss", {"a": [(0, 1.0), (10, 0.5)], "b": [(0, 2.0), (10, float("nan"))]}, smooth=3)],
-        rows=iter([Row('one "quoted"', {"picture": tmp_path / "photo.png", "label": picture(9)})]),
+        rows=iter([Row('one "quoted"', {"image": tmp_path / "photo.png", "label": image(9)})]),
     )
     page = Page(path.read_text())
-    assert sorted(set(page.references)) == ["pictures/0000-0.jpg", "pictures/0000-1.jpg"]
+    assert sorted(set(page.references)) == ["images/0000-0.jpg", "images/0000-1.jpg"]
     for name, value in zip(sorted(set(page.references)), (200, 9)):
         assert np.abs(np.asarray(Image.open(path.parent / name)).astype(int) - value).max() <= 2
     assert "script" not in page.tags and "http" not in path.read_text()
@@ -70,7 +70,7 @@ def test_empty_report(tmp_path):
     assert "Nothing" in page.text and "img" not in page.tags
 
 
-def test_unreadable_picture_names_the_reason(tmp_path):
+def test_unreadable_image_names_the_reason(tmp_path):
     with pytest.raises(ImageReadError, match="no such file"):
         write_report(tmp_path / "index.html", title="x", rows=[Row("r", {"p": tmp_path / "missing.jpg"})])
     assert not (tmp_path / "index.html").exists()
@@ -135,13 +135,13 @@ def test_ticks(low, high, expected):
     assert _ticks(low, high) == pytest.approx(expected)
 
 
-def test_picture_grid():
+def test_image_grid():
     wide, tall = np.full((10, 40, 3), 50, np.uint8), np.full((40, 10, 3), 90, np.uint8)
-    grid = picture_grid([[wide, tall], [wide]], cell_width=20, gap=2)
+    grid = image_grid([[wide, tall], [wide]], cell_width=20, gap=2)
     # Row 1 is 80 high (the tall one scaled to width 20), row 2 is 5 high; gaps of 2 everywhere.
     assert grid.shape == (2 + 80 + 2 + 5 + 2, 2 + 20 + 2 + 20 + 2, 3)
     assert grid[3, 3].tolist() == [50] * 3 and grid[50, 30].tolist() == [90] * 3 and grid[50, 10].tolist() == [255] * 3
-    with_captions = picture_grid([[wide]], ["a"], cell_width=20, gap=2)
+    with_captions = image_grid([[wide]], ["a"], cell_width=20, gap=2)
     assert (with_captions[:24] < 100).any()
-    with pytest.raises(ValueError, match="at least one picture"):
-        picture_grid([[]])
+    with pytest.raises(ValueError, match="at least one image"):
+        image_grid([[]])

@@ -1,34 +1,30 @@
-"""U2Seg for Detectron2: unsupervised instance, semantic and panoptic segmentation.
+"""U2Seg for Detectron2: unsupervised instance, semantic and panoptic segmentation; LUSS/PASS beside it.
 
-``import u2seg`` makes the project's meta-architectures and heads known to Detectron2's registries: at once where
-``detectron2.modeling`` is loaded already, otherwise at the moment when it is. Nothing else happens at import; names are
-loaded when they are first used, so that ``import u2seg`` costs milliseconds.
+``import u2seg`` registers the project's configuration keys, datasets, mappers, models, evaluators and hooks. It opens no file.
 """
 
-from importlib import import_module
-
-from u2seg import _registration
+from u2seg.config import add_u2seg_config, get_config_file, setup_cfg
+from u2seg.engine import U2SegTrainer
+from u2seg.evaluation import score_panoptic_files, score_saved_tables
+from u2seg.modeling import complete_config
+from u2seg.predictor import Prediction, Predictor
+from u2seg.pseudo_labels import make_pseudo_labels
+from u2seg.utils.image_io import read_image_rgb
 from u2seg.version import __version__
 
-_PUBLIC = {
-    "Predictor": "u2seg.inference",
-    "add_u2seg_config": "u2seg.config",
-    "complete_config": "u2seg.engine",
-    "get_config_file": "u2seg.config",
-    "read_image_rgb": "u2seg.images",
-    "setup_cfg": "u2seg.config",
-}
+from u2seg import luss as _luss  # noqa: F401 isort:skip - registers LUSS and PASS
 
-__all__ = ["__version__", *_PUBLIC]
-
-_registration.register_with_detectron2()
-
-
-def __getattr__(name: str):
-    if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module 'u2seg' has no attribute {name!r}; public names: {', '.join(__all__)}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__all__ = [
+    "Prediction",
+    "Predictor",
+    "U2SegTrainer",
+    "__version__",
+    "add_u2seg_config",
+    "complete_config",
+    "get_config_file",
+    "make_pseudo_labels",
+    "read_image_rgb",
+    "score_panoptic_files",
+    "score_saved_tables",
+    "setup_cfg",
+]

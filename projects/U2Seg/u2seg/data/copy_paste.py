@@ -1,4 +1,4 @@
-"""Copy-paste: instances of a second picture, rescaled and shifted, laid over the first; runs in the loader's workers.
+"""Copy-paste: instances of a second image, rescaled and shifted, laid over the first; runs in the loader's workers.
 
 Source: U2Seg, section 3.4, equation 4 (between instances of one cluster); CutLER, section 3.3 (any instances). CutLER pastes in the
 trainer's process, after collation, and leaves the semantic target as it was; here both are otherwise.
@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+from detectron2.config import CfgNode
 
-from u2seg.data.samples import Sample, boxes_of_masks
-from u2seg.label_space import THING_LABEL
+from u2seg.data.training_sample import Sample, boxes_of_masks
+from u2seg.structures.label_space import THING_LABEL
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class CopyPaste:
     Attributes:
         probability: of pasting into a sample, 0..1.
         same_cluster: paste only instances of a cluster that the target holds.
-        scale_range: the source picture, aspect ratio kept, is made to fit this share of the target's sides, drawn uniformly.
+        scale_range: the source image, aspect ratio kept, is made to fit this share of the target's sides, drawn uniformly.
         max_ioy: an instance is refused where it would cover at least this share of an instance that is there.
         max_instances: pasted at most; 0: no limit. How many are tried is drawn uniformly from 1 to what there is.
     """
@@ -41,7 +42,7 @@ class CopyPaste:
             raise ValueError(f"INPUT.COPY_PASTE.PROBABILITY must be in 0..1, got {self.probability}")
 
     @classmethod
-    def from_config(cls, cfg) -> "CopyPaste":
+    def from_config(cls, cfg: CfgNode) -> "CopyPaste":
         """Returns the copy-paste that ``INPUT.COPY_PASTE`` describes."""
         keys = cfg.INPUT.COPY_PASTE
         return cls(keys.PROBABILITY, keys.SAME_CLUSTER, tuple(keys.SCALE_RANGE), keys.MAX_IOY, keys.MAX_INSTANCES)
@@ -90,7 +91,7 @@ def place(
         rng: draws the shift; the whole source stays inside the canvas where it fits.
 
     Returns:
-        The picture, uint8 (H, W, 3), and the masks of the chosen instances, bool (n, H, W).
+        The image, uint8 (H, W, 3), and the masks of the chosen instances, bool (n, H, W).
     """
     height, width = size
     factor = scale * min(height / source.size[0], width / source.size[1])

@@ -1,21 +1,14 @@
-"""Training: the trainer, its steps, hooks, optimisers and checkpoints."""
+"""Training: the trainer, its steps and hooks, self-training, a whole run from photos to scores."""
 
-from u2seg.engine.checkpoint import AtomicCheckpointer
+from u2seg.engine.hooks import HOOK_REGISTRY
 from u2seg.engine.launch import run_self_training, run_training
-from u2seg.engine.optimizers import OPTIMIZER_REGISTRY, build_optimizer
-from u2seg.engine.setup import check_class_counts, checkpoint_class_counts, complete_config
-from u2seg.engine.step import NonFiniteLossError
 from u2seg.engine.trainer import U2SegTrainer
+from u2seg.engine.training_step import NonFiniteLossError
 
 __all__ = [
-    "OPTIMIZER_REGISTRY",
-    "AtomicCheckpointer",
+    "HOOK_REGISTRY",
     "NonFiniteLossError",
     "U2SegTrainer",
-    "build_optimizer",
-    "check_class_counts",
-    "checkpoint_class_counts",
-    "complete_config",
     "run_self_training",
     "run_training",
 ]

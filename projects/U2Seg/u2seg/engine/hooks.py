@@ -1,4 +1,4 @@
-"""What happens beside training: averaged weights, pictures of predictions."""
+"""What happens beside training: averaged weights, images of predictions."""
 
 import logging
 from contextlib import contextmanager
@@ -6,16 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 
+from u2seg.checkpoint.checkpointer import require_finite, save_to_disk
 from u2seg.data import build_mapper
-from u2seg.engine.checkpoint import require_finite, save_to_disk
-from u2seg.stages import atomic_path
+from u2seg.utils.files import atomic_path
+from u2seg.utils.registry import NamedRegistry
 
 logger = logging.getLogger(__name__)
+
+HOOK_REGISTRY = NamedRegistry("HOOK")
+HOOK_REGISTRY.__doc__ = """
+What else happens while a model trains, chosen by ``HOOKS``: an entry is called as ``(cfg, trainer)`` and returns a Detectron2
+``HookBase``, or None where the configuration asks for nothing. It runs after the evaluation and before the writers.
+"""
 
 
 class AveragedWeights:
@@ -77,7 +85,7 @@ class EMAHook(HookBase):
     """Updates the averaged weights after every step, and writes ``model_ema.pth`` at the end."""
 
     def __init__(self, average: AveragedWeights, output_dir: str):
-        """Keeps the average and the run's folder."""
+        """Keeps the average and the run's directory."""
         self._average = average
         self._path = Path(output_dir) / "model_ema.pth"
 
@@ -90,18 +98,18 @@ class EMAHook(HookBase):
                 save_to_disk({"model": self._average.weights}, temporary)
 
 
-class SamplePictures(HookBase):
-    """Draws predictions on a few pictures every so often, into ``OUTPUT_DIR/samples`` and TensorBoard."""
+class VisualizationHook(HookBase):
+    """Draws predictions on a few images every so often, into ``OUTPUT_DIR/samples`` and TensorBoard."""
 
-    def __init__(self, cfg):
-        """Reads period and number of pictures from ``cfg.TEST``."""
+    def __init__(self, cfg: CfgNode):
+        """Reads period and number of images from ``cfg.TEST``."""
         self._cfg = cfg
         self._period = cfg.TEST.SAMPLE_PERIOD
-        self._folder = Path(cfg.OUTPUT_DIR) / "samples"
+        self._directory = Path(cfg.OUTPUT_DIR) / "samples"
         self._samples = None
 
     def after_step(self) -> None:
-        """Draws the pictures where it is time to."""
+        """Draws the images where it is time to."""
         if (self.trainer.iter + 1) % self._period == 0 or self.trainer.iter + 1 == self.trainer.max_iter:
             self._draw()
 
@@ -124,10 +132,10 @@ class SamplePictures(HookBase):
             model.train(was_training)
 
     def _save(self, sample: dict, image: np.ndarray) -> None:
-        from u2seg.visualization import save_picture
+        from u2seg.visualization import save_image
 
         stem = Path(sample["file_name"]).stem
-        save_picture(self._folder / f"{stem}_{self.trainer.iter + 1:07d}.png", image)
+        save_image(self._directory / f"{stem}_{self.trainer.iter + 1:07d}.png", image)
         self.trainer.storage.put_image(f"predictions/{stem}", image.transpose(2, 0, 1))
 
     def _load(self) -> list[dict]:
@@ -143,8 +151,8 @@ class SamplePictures(HookBase):
         return (*self._cfg.DATASETS.TEST, *self._cfg.DATASETS.TRAIN)[0]
 
 
-def _rgb(sample: dict, cfg) -> np.ndarray:
-    """Returns the picture of a test sample, uint8 (H, W, 3) in RGB, at the size of its prediction."""
+def _rgb(sample: dict, cfg: CfgNode) -> np.ndarray:
+    """Returns the image of a test sample, uint8 (H, W, 3) in RGB, at the size of its prediction."""
     import cv2
 
     image = sample["image"].numpy().transpose(1, 2, 0)

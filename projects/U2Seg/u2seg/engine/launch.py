@@ -1,27 +1,28 @@
-"""One training or evaluation run, as ``tools/train_net.py`` starts it in every process."""
+"""One training or evaluation run, as ``u2seg train`` starts it in every process."""
 
 from collections import OrderedDict
 from pathlib import Path
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from u2seg.checkpoints import load_weights
+from u2seg.checkpoint.checkpointer import AtomicCheckpointer
+from u2seg.checkpoint.loading import load_weights
 from u2seg.config import find_config_file, setup_cfg
-from u2seg.engine.checkpoint import AtomicCheckpointer
 from u2seg.engine.self_training import self_train
-from u2seg.engine.setup import complete_config
-from u2seg.engine.trainer import U2SegTrainer
-from u2seg.stages import write_json
+from u2seg.engine.trainer import U2SegTrainer, verify_expected_results
+from u2seg.modeling.build import complete_config
+from u2seg.utils.files import write_json
 from u2seg.version import __version__
 
 
 def run_training(args) -> OrderedDict:
     """Returns the scores of one run; trains before unless ``args.eval_only``.
 
-    The run's folder, ``OUTPUT_DIR``, then holds ``config.yaml`` (everything resolved), ``run.json`` (version, seed, weights),
+    The run's directory, ``OUTPUT_DIR``, then holds ``config.yaml`` (everything resolved), ``run.json`` (version, seed, weights),
     ``log.txt``, ``metrics.json`` (one line of losses every 20 iterations), TensorBoard's file, checkpoints and ``inference/``.
 
     Args:
@@ -46,18 +47,20 @@ def run_training(args) -> OrderedDict:
     return trainer.train()
 
 
-def _evaluate(cfg, resume: bool) -> OrderedDict:
+def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:
     model = U2SegTrainer.build_model(cfg)
     checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR)
     path = checkpointer.get_checkpoint_file() if resume and checkpointer.has_checkpoint() else cfg.MODEL.WEIGHTS
     if not path:
         raise ValueError("--eval-only needs a model: MODEL.WEIGHTS FILE, or --resume for OUTPUT_DIR's last checkpoint")
     load_weights(model, cfg, path)
-    return U2SegTrainer.test(cfg, model)
+    results = U2SegTrainer.test(cfg, model)
+    verify_expected_results(cfg, results)
+    return results
 
 
 def run_self_training(args) -> Path:
-    """Returns the last checkpoint of ``args.rounds`` rounds of self-training, as ``tools/self_train.py`` starts them."""
+    """Returns the last checkpoint of ``args.rounds`` rounds of self-training, as ``u2seg self-train`` starts them."""
     cfg = setup_cfg(args.config_file, args.opts)
     cfg.OUTPUT_DIR = args.output
     complete_config(cfg)

@@ -1,44 +1,46 @@
-"""The trainer: Detectron2's, with loader, evaluators and optimiser from the registries."""
+"""The trainer: Detectron2's, with loader, evaluators and optimizer from the registries."""
 
 import contextlib
 import logging
 import os
 import random
 import weakref
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
+from collections.abc import Mapping
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, verify_results
-from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
 
+from u2seg.checkpoint.checkpointer import AtomicCheckpointer
 from u2seg.data import build_mapper, build_train_loader
-from u2seg.engine.checkpoint import AtomicCheckpointer
-from u2seg.engine.hooks import AveragedWeights, EMAHook, SamplePictures
-from u2seg.engine.knn import build_knn_watch
-from u2seg.engine.optimizers import build_optimizer
-from u2seg.engine.step import TrainingStep, resolve_precision
-from u2seg.registry import get_registered
+from u2seg.engine.hooks import HOOK_REGISTRY, AveragedWeights, EMAHook, VisualizationHook
+from u2seg.engine.training_step import TrainingStep, resolve_precision
+from u2seg.evaluation import EVALUATOR_REGISTRY
+from u2seg.modeling import checkpoint_residual_blocks
+from u2seg.solver.build import build_optimizer
+from u2seg.utils.registry import get_registered
 
 logger = logging.getLogger(__name__)
 
 
 class U2SegTrainer(DefaultTrainer):
-    """Detectron2's ``DefaultTrainer`` with our loader, optimisers, evaluators, precise resuming and safe checkpoints.
+    """Detectron2's ``DefaultTrainer`` with our loader, optimizers, evaluators, precise resuming and safe checkpoints.
 
     The configuration must be complete: :func:`u2seg.engine.complete_config`.
     """
 
-    def __init__(self, cfg):
-        """Builds model, optimiser, loader and hooks.
+    def __init__(self, cfg: CfgNode):
+        """Builds model, optimizer, loader and hooks.
 
         Args:
             cfg: a complete configuration. ``SEED`` below 0 draws a seed, which is logged and kept in the checkpoints.
         """
-        # Not DefaultTrainer's own constructor, which leaves no room for another loader seed, step or checkpointer.
+        # Not DefaultTrainer's own constructor, which allows no other loader seed, step or checkpointer.
         TrainerBase.__init__(self)
         self.seed = cfg.SEED if cfg.SEED >= 0 else _drawn_seed()
         logger.info(f"Seed: {self.seed}")
@@ -63,11 +65,10 @@ class U2SegTrainer(DefaultTrainer):
         self.average = AveragedWeights(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
         if self.average is not None:
             self.checkpointer.add_checkpointable("ema", self.average)
-        self.knn_watch = build_knn_watch(cfg)
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Goes on from the run folder's last checkpoint if asked to and there is one; else loads ``MODEL.WEIGHTS``.
+        """Goes on from the run directory's last checkpoint if asked to and there is one; else loads ``MODEL.WEIGHTS``.
 
         Weights of heads with other class counts are left out and start at random, as fine-tuning needs it; Detectron2 logs them.
         """
@@ -79,17 +80,11 @@ class U2SegTrainer(DefaultTrainer):
     def train(self) -> OrderedDict:
         """Trains from the first iteration, or the one to go on from, to the last; returns the scores of the evaluation at the end.
 
-        ``TEST.EXPECTED_RESULTS`` holds rows like ``["panoptic/hungarian", "PQ", 40.0, 5.0]``: task and protocol, metric, value and
-        tolerance. A run that misses one ends with an error, as Detectron2's own do.
+        A run that misses one of ``TEST.EXPECTED_RESULTS`` ends with an error, see :func:`verify_expected_results`.
         """
         TrainerBase.train(self, self.start_iter, self.max_iter)
         results = getattr(self, "_last_eval_results", OrderedDict())
-        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
-            by_task = defaultdict(dict)
-            for key, value in flatten_results_dict(results).items():
-                task, metric = key.rsplit("/", 1)
-                by_task[task][metric] = value
-            verify_results(self.cfg, by_task)
+        verify_expected_results(self.cfg, results)
         return results
 
     def build_hooks(self) -> list:
@@ -106,25 +101,21 @@ class U2SegTrainer(DefaultTrainer):
             if precise_bn
             else None,
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if main else None,
-            SamplePictures(cfg) if cfg.TEST.SAMPLE_PERIOD > 0 and main else None,
+            VisualizationHook(cfg) if cfg.TEST.SAMPLE_PERIOD > 0 and main else None,
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._score) if cfg.DATASETS.TEST else None,
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._watch) if self.knn_watch is not None else None,
+            *(get_registered(HOOK_REGISTRY, name, "HOOKS")(cfg, self) for name in cfg.HOOKS),
             hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
         ]
         return [hook for hook in found if hook is not None]
 
     def _score(self) -> OrderedDict:
         """Scores the averaged weights where there are some, else the model's own; Detectron2's EvalHook calls it."""
-        with self._scored_weights():
+        with self.scored_weights():
             self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
 
-    def _watch(self) -> dict:
-        """Returns the k-NN accuracy of the weights that would be scored; Detectron2's EvalHook calls it and logs it."""
-        with self._scored_weights():
-            return self.knn_watch(self.model)
-
-    def _scored_weights(self):
+    def scored_weights(self) -> contextlib.AbstractContextManager:
+        """Returns a block in which the model has the weights that are scored: the averaged ones where there are some."""
         return self.average.applied() if self.average is not None else contextlib.nullcontext()
 
     def state_dict(self) -> dict:
@@ -143,64 +134,58 @@ class U2SegTrainer(DefaultTrainer):
                 self._trainer.reset_data_loader(lambda: build_train_loader(self.cfg, self.seed))
 
     @classmethod
-    def build_model(cls, cfg) -> torch.nn.Module:
+    def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
         """Returns the model that the configuration names, with its memory options applied."""
         model = super().build_model(cfg)
         if cfg.MODEL.CHANNELS_LAST:
             model = model.to(memory_format=torch.channels_last)
         if cfg.MODEL.ACTIVATION_CHECKPOINTING:
-            from u2seg.modeling.activation_checkpointing import checkpoint_residual_blocks
-
             checkpoint_residual_blocks(model.backbone)
         return model
 
     @classmethod
-    def build_optimizer(cls, cfg, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """Returns the optimiser from ``OPTIMIZER_REGISTRY``."""
+    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """Returns the optimizer from ``OPTIMIZER_REGISTRY``."""
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_train_loader(cls, cfg):
+    def build_train_loader(cls, cfg: CfgNode):
         """Returns a training loader from ``DATASET_MAPPER_REGISTRY``'s mapper."""
         return build_train_loader(cfg, max(cfg.SEED, 0))
 
     @classmethod
-    def build_test_loader(cls, cfg, dataset_name: str):
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
         """Returns a test loader with the registered mapper."""
         return build_detection_test_loader(cfg, dataset_name, mapper=build_mapper(cfg, False))
 
     @classmethod
-    def build_evaluator(cls, cfg, dataset_name: str) -> DatasetEvaluator:
-        """Returns the evaluator that the data set's ``evaluator_type`` names.
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """Returns the evaluator that the dataset's ``evaluator_type`` names.
 
         Raises:
-            ValueError: the data set names none, since it has no ground truth.
+            ValueError: the dataset names none, since it has no ground truth.
             KeyError: an unknown one.
         """
-        from u2seg.evaluation import EVALUATOR_REGISTRY
-
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
         output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         if kind is None:
-            raise ValueError(f"Data set {dataset_name!r} cannot be scored: it has no ground truth (no evaluator_type)")
+            raise ValueError(f"Dataset {dataset_name!r} cannot be scored: it has no ground truth (no evaluator_type)")
         return get_registered(EVALUATOR_REGISTRY, kind, f"evaluator_type of {dataset_name}")(
             dataset_name, cfg, output_dir
         )
 
     @classmethod
-    def test(cls, cfg, model: torch.nn.Module, evaluators=None) -> OrderedDict:
+    def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators=None) -> OrderedDict:
         """Returns the scores on ``DATASETS.TEST``, from one inference pass over each set; the main process prints one table a set.
 
         Args:
             cfg: the configuration.
             model: with its weights.
-            evaluators: one for each test set; None: those that the data sets name.
+            evaluators: one for each test set; None: those that the datasets name.
 
         Returns:
-            The evaluator's result where there is one test set, else data set -> result; empty in other processes than the main one.
+            The evaluator's result where there is one test set, else dataset -> result; empty in other processes than the main one.
         """
-        from u2seg.evaluation import format_table
-
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
         results = OrderedDict()
@@ -208,12 +193,33 @@ class U2SegTrainer(DefaultTrainer):
             evaluator = cls.build_evaluator(cfg, name) if evaluators is None else evaluators[index]
             scores = inference_on_dataset(model, cls.build_test_loader(cfg, name), evaluator)
             results[name] = scores or {}
-            if comm.is_main_process():
-                logger.info(f"Scores on {name}:\n{format_table(results[name])}")
         return next(iter(results.values())) if len(results) == 1 else results
 
     def _last_checkpoint(self) -> str:
         return self.checkpointer.get_checkpoint_file()
+
+
+def verify_expected_results(cfg: CfgNode, results: Mapping[str, Mapping]) -> None:
+    """Compares scores with ``TEST.EXPECTED_RESULTS``, rows like ``["panoptic_seg", "PQ", 40.0, 5.0]``: task, metric, value, tolerance.
+
+    Where there are several test sets, a task is named with its dataset: ``["my_val/panoptic_seg", "PQ", 40.0, 5.0]``.
+
+    Args:
+        cfg: the configuration.
+        results: of :meth:`U2SegTrainer.test`; empty in processes other than the main one.
+
+    Raises:
+        SystemExit: a score differs by more than its tolerance, or is absent; Detectron2 logs which.
+    """
+    if not cfg.TEST.EXPECTED_RESULTS or not comm.is_main_process():
+        return
+    by_task: dict[str, Mapping] = {}
+    for name, scores in results.items():
+        if name in cfg.DATASETS.TEST:
+            by_task.update({f"{name}/{task}": row for task, row in scores.items()})
+        else:
+            by_task[name] = scores
+    verify_results(cfg, by_task)
 
 
 def _drawn_seed() -> int:

@@ -8,34 +8,30 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 
-from u2seg.data.benchmarks import require_benchmark
-from u2seg.evaluation.ground_truth import InstanceTruth, PanopticTruth
-from u2seg.evaluation.label_map import save_label_map
-from u2seg.evaluation.pictures import (
+from u2seg.data.datasets.registration import require_dataset_files
+from u2seg.evaluation.matching.label_map import save_label_map
+from u2seg.evaluation.registries import EVALUATOR_REGISTRY
+from u2seg.evaluation.score_table import format_table, to_csv, to_latex
+from u2seg.evaluation.scoring import Evaluation, ScoreSettings, detectron2_results, evaluate_tables
+from u2seg.evaluation.tables.ground_truth import InstanceGroundTruth, PanopticGroundTruth
+from u2seg.evaluation.tables.image_tables import (
     MapSegment,
     Regions,
     boundary_rows,
     head_blocks,
+    image_tables,
     instance_blocks,
     label_map_of,
     panoptic_blocks,
-    picture_tables,
 )
-from u2seg.evaluation.registry import EVALUATOR_REGISTRY
-from u2seg.evaluation.report import to_csv, to_latex
-from u2seg.evaluation.scoring import Evaluation, Scores, ScoreSettings, evaluate_tables
-from u2seg.evaluation.tables import (
-    SegmentTables,
-    TableSpace,
-    concatenate_tables,
-    save_tables,
-)
-from u2seg.stages import atomic_path, write_json
+from u2seg.evaluation.tables.segment_tables import SegmentTables, TableSpace, concatenate_tables, save_tables
+from u2seg.utils.files import atomic_path, write_json
 from u2seg.version import __version__
 
 TABLES = "tables.npz"
@@ -45,8 +41,8 @@ logger = logging.getLogger(__name__)
 class PanopticEvaluator(DatasetEvaluator):
     """Scores stock Panoptic-FPN outputs (``panoptic_seg``, ``instances``, ``sem_seg``; whichever a model gives) in one pass.
 
-    Each picture is reduced to segment tables when it is processed. :meth:`evaluate` gathers them over processes, computes the
-    scores of every protocol, writes them, and returns them from the main process. Ground truth: what the data set's metadata
+    Each image is reduced to segment tables when it is processed. :meth:`evaluate` gathers them over processes, computes the
+    scores of every protocol, writes them, and returns them from the main process. Ground truth: what the dataset's metadata
     names, ``panoptic_json`` with ``panoptic_root`` and ``json_file`` (COCO's formats), both or either.
     """
 
@@ -62,15 +58,15 @@ class PanopticEvaluator(DatasetEvaluator):
         keep_tables: bool = True,
         provenance: dict | None = None,
     ):
-        """Reads the ground truth's JSON files; pictures' PNGs are read as they come.
+        """Reads the ground truth's JSON files; images' PNGs are read as they come.
 
         Args:
-            dataset_name: in Detectron2's catalogues.
+            dataset_name: in Detectron2's catalogs.
             output_dir: where results are written; None writes nothing.
             num_things: K, thing clusters of the model.
             num_stuff: S, stuff clusters of the model.
-            settings: protocols and the rest; ``fit_on`` may also name a data set scored before this one into the same parent
-                folder.
+            settings: protocols and the rest; ``fit_on`` may also name a dataset scored before this one into the same parent
+                directory.
             boundary_ratio: half-width of boundaries as a share of the diagonal, for boundary IoU; 0 for none.
             keep_tables: whether the tables are saved beside the scores.
             provenance: more values for the record, such as the checkpoint.
@@ -81,13 +77,13 @@ class PanopticEvaluator(DatasetEvaluator):
         metadata = MetadataCatalog.get(dataset_name)
         self._dataset = dataset_name
         self._output = None if output_dir is None else Path(output_dir)
-        self._panoptic = _panoptic_truth(metadata)
+        self._panoptic = _panoptic_gt(metadata)
         space = self._panoptic.space if self._panoptic else metadata.get("label_space")
         json_file = metadata.get("json_file")
-        self._instances = InstanceTruth(json_file, space) if json_file else None
+        self._instances = InstanceGroundTruth(json_file, space) if json_file else None
         if not self._panoptic and not self._instances:
             raise ValueError(
-                f"data set {dataset_name!r} has no ground truth to score against: its metadata needs panoptic_json and "
+                f"dataset {dataset_name!r} has no ground truth to score against: its metadata needs panoptic_json and "
                 "panoptic_root, or json_file"
             )
         self._categories = (self._panoptic or self._instances).space
@@ -99,16 +95,16 @@ class PanopticEvaluator(DatasetEvaluator):
         self.reset()
 
     @classmethod
-    def from_config(cls, dataset_name: str, cfg, output_dir: str | Path | None = None) -> "PanopticEvaluator":
+    def from_config(cls, dataset_name: str, cfg: CfgNode, output_dir: str | Path | None = None) -> "PanopticEvaluator":
         """Returns the evaluator that a configuration asks for.
 
         Args:
-            dataset_name: in Detectron2's catalogues.
+            dataset_name: in Detectron2's catalogs.
             cfg: with this project's keys; reads ``TEST``, the class counts of the heads, and ``MODEL.WEIGHTS`` for the record.
             output_dir: results go to ``output_dir/<dataset_name>``, or to ``output_dir`` itself where it is named like the data
                 set; None for ``cfg.OUTPUT_DIR/inference``.
         """
-        require_benchmark(dataset_name, MetadataCatalog.get(dataset_name).get("benchmark_root", ""))
+        require_dataset_files(dataset_name)
         parent = Path(cfg.OUTPUT_DIR) / "inference" if output_dir is None else Path(output_dir)
         return cls(
             dataset_name,
@@ -122,24 +118,26 @@ class PanopticEvaluator(DatasetEvaluator):
         )
 
     def reset(self) -> None:
-        """Forgets all pictures."""
+        """Forgets all images."""
         self._parts: list[SegmentTables] = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Reduces pictures to tables.
+        """Reduces images to tables.
 
         Args:
             inputs: dicts with ``image_id``.
             outputs: what the model made of them, in the same order.
         """
-        for picture, output in zip(inputs, outputs):
-            self._parts.append(self._tables_of(picture["image_id"], output))
+        for image, output in zip(inputs, outputs):
+            self._parts.append(self._tables_of(image["image_id"], output))
 
-    def evaluate(self) -> Scores | None:
-        """Returns task -> protocol -> metric -> 0..100 from the main process, None from the others.
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Returns task -> metric -> 0..100 from the main process, None from the others.
+
+        A task's own key holds the first protocol's scores, see :func:`u2seg.evaluation.scoring.detectron2_results`.
 
         Raises:
-            ValueError: no picture was processed.
+            ValueError: no image was processed.
         """
         comm.synchronize()
         own = [concatenate_tables(self._parts)] if self._parts else []
@@ -147,15 +145,21 @@ class PanopticEvaluator(DatasetEvaluator):
         if not comm.is_main_process():
             return None
         if not gathered:
-            raise ValueError(f"no picture of {self._dataset!r} was processed; its loader gave none")
+            raise ValueError(f"no image of {self._dataset!r} was processed; its loader gave none")
         tables = concatenate_tables(gathered)
         if self._output and self._keep_tables:
             save_tables(self._output / TABLES, tables)
         evaluation = evaluate_tables(tables, replace(self._settings, fit_on=self._fit_tables()))
         if self._output:
             write_evaluation(self._output, evaluation, self._record(tables))
-            logger.info("Scores on %s, label maps fitted on %s: %s", self._dataset, self._fitted_on(), self._output)
-        return evaluation.results
+        logger.info(
+            "Scores on %s, label maps fitted on %s%s\n%s",
+            self._dataset,
+            self._fitted_on(),
+            f", in {self._output}" if self._output else "",
+            format_table(evaluation.results, evaluation.intervals),
+        )
+        return detectron2_results(evaluation.results, next(iter(self._settings.protocols), ""))
 
     def _fit_tables(self) -> Path | str:
         """Returns the file of tables on which label maps are fitted, "" for the scored ones."""
@@ -164,11 +168,13 @@ class PanopticEvaluator(DatasetEvaluator):
         path = Path(self._settings.fit_on)
         if path.suffix != ".npz":
             if self._output is None:
-                raise ValueError("fitting on another data set needs an output folder, where that data set's tables lie")
+                raise ValueError(
+                    "fitting on another dataset needs an output directory, where that dataset's tables lie"
+                )
             path = self._output.parent / path / TABLES
         if not path.is_file():
             raise FileNotFoundError(
-                f"TEST.LABEL_MAP.FIT_ON is {str(self._settings.fit_on)!r}, but {path} is not there; put that data set before "
+                f"TEST.LABEL_MAP.FIT_ON is {str(self._settings.fit_on)!r}, but {path} is not there; put that dataset before "
                 f"{self._dataset!r} in DATASETS.TEST and keep TEST.SAVE_TABLES on, or name a file of tables"
             )
         return path
@@ -176,14 +182,14 @@ class PanopticEvaluator(DatasetEvaluator):
     def _fitted_on(self) -> str:
         if self._settings.label_map:
             return f"the saved map {self._settings.label_map}"
-        return str(self._settings.fit_on) or f"{self._dataset} (the scored pictures themselves)"
+        return str(self._settings.fit_on) or f"{self._dataset} (the scored images themselves)"
 
     def _record(self, tables: SegmentTables) -> dict:
         return {
             **self._provenance,
             "dataset": self._dataset,
             "fitted_on": self._fitted_on(),
-            "pictures": len(tables.images),
+            "images": len(tables.images),
             "thing_clusters": self._num_things,
             "stuff_clusters": self._num_stuff,
             "u2seg": __version__,
@@ -192,18 +198,18 @@ class PanopticEvaluator(DatasetEvaluator):
     def _tables_of(self, image_id: int, output: Mapping) -> SegmentTables:
         blocks, tasks, size, predicted, head = {}, [], None, None, None
         if self._panoptic:
-            truth_map, truth = self._panoptic.read(image_id)
-            size = truth_map.shape
+            gt_map, gt = self._panoptic.read(image_id)
+            size = gt_map.shape
             if output.get("panoptic_seg") is not None:
                 predicted = self._predicted_map(output["panoptic_seg"])
-                blocks |= panoptic_blocks(truth_map, truth, *predicted)
+                blocks |= panoptic_blocks(gt_map, gt, *predicted)
                 tasks.append("panoptic")
             if output.get("sem_seg") is not None:
                 head = largest_channel(output["sem_seg"])
-                blocks |= head_blocks(truth_map, {segment.id: segment.label for segment in truth}, head)
+                blocks |= head_blocks(gt_map, {segment.id: segment.label for segment in gt}, head)
                 tasks.append("semantic")
             if self._boundary_ratio and tasks:
-                blocks |= self._boundary_blocks(truth_map, truth, predicted, head)
+                blocks |= self._boundary_blocks(gt_map, gt, predicted, head)
                 tasks.append("boundary")
         if self._instances and output.get("instances") is not None:
             objects = self._instances.read(image_id)
@@ -213,15 +219,15 @@ class PanopticEvaluator(DatasetEvaluator):
             tasks += ["box", "mask"] if detections.masks is not None and objects.masks is not None else ["box"]
         if not tasks:
             raise ValueError(
-                f"picture {image_id}: nothing to score; the model gave {sorted(output)}, the ground truth of {self._dataset!r} "
+                f"image {image_id}: nothing to score; the model gave {sorted(output)}, the ground truth of {self._dataset!r} "
                 f"has {'panoptic maps' if self._panoptic else 'no panoptic map'} and "
                 f"{'instances' if self._instances else 'no instances'}"
             )
         space = TableSpace(self._dataset, self._num_things, self._num_stuff, self._categories, tuple(tasks))
-        return picture_tables(space, image_id, tuple(size), **blocks)
+        return image_tables(space, image_id, tuple(size), **blocks)
 
-    def _boundary_blocks(self, truth_map, truth, predicted, head) -> dict[str, np.ndarray]:
-        labels, blocks = label_map_of(truth_map, truth), {}
+    def _boundary_blocks(self, gt_map, gt, predicted, head) -> dict[str, np.ndarray]:
+        labels, blocks = label_map_of(gt_map, gt), {}
         if predicted is not None:
             blocks["panoptic_boundary"] = boundary_rows(labels, label_map_of(*predicted), self._boundary_ratio)
         if head is not None:
@@ -270,12 +276,12 @@ class PanopticEvaluator(DatasetEvaluator):
 
 
 @EVALUATOR_REGISTRY.register()
-def u2seg_panoptic(dataset_name: str, cfg, output_dir: str | Path | None = None) -> PanopticEvaluator:
+def u2seg_panoptic(dataset_name: str, cfg: CfgNode, output_dir: str | Path | None = None) -> PanopticEvaluator:
     """Returns :meth:`PanopticEvaluator.from_config`; the entry for ``evaluator_type`` "u2seg_panoptic"."""
     return PanopticEvaluator.from_config(dataset_name, cfg, output_dir)
 
 
-# Detectron2's own names for data sets with COCO ground truth: scored here, they take clusters and need no second pass.
+# Detectron2's own names for datasets with COCO ground truth: scored here, they take clusters and need no second pass.
 for _evaluator_type in ("coco", "coco_panoptic_seg"):
     EVALUATOR_REGISTRY.register(_evaluator_type)(u2seg_panoptic)
 
@@ -314,8 +320,8 @@ def largest_channel(logits: torch.Tensor) -> np.ndarray:
     return channel
 
 
-def weights_record(cfg) -> dict[str, str | None]:
-    """Returns which weights a configuration names, and the newest checkpoint in its output folder, with their SHA-256.
+def weights_record(cfg: CfgNode) -> dict[str, str | None]:
+    """Returns which weights a configuration names, and the newest checkpoint in its output directory, with their SHA-256.
 
     An evaluator does not see the model: after ``--eval-only`` the first were scored, at the end of a training the second.
     """
@@ -338,7 +344,7 @@ def file_digest(path: str | Path) -> str | None:
     return digest.hexdigest()
 
 
-def _panoptic_truth(metadata) -> PanopticTruth | None:
+def _panoptic_gt(metadata) -> PanopticGroundTruth | None:
     if not metadata.get("panoptic_json"):
         return None
-    return PanopticTruth(metadata.panoptic_json, metadata.panoptic_root, metadata.get("label_space"))
+    return PanopticGroundTruth(metadata.panoptic_json, metadata.panoptic_root, metadata.get("label_space"))

@@ -6,11 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from torchvision.ops import nms
 
 from u2seg.config import add_u2seg_config
-from u2seg.evaluation.average_precision import (
+from u2seg.data.datasets.coco_supercategories import stuff_supercategories
+from u2seg.evaluation.matching.assignment import NO_CATEGORY
+from u2seg.evaluation.matching.label_map import (
+    BOUNDARY_SOURCES,
+    PIXEL_SOURCES,
+    LabelMap,
+    PixelRows,
+    SemanticMap,
+    load_label_map,
+)
+from u2seg.evaluation.matching.protocols import Protocol, build_protocol
+from u2seg.evaluation.metrics.average_precision import (
     MAX_DETECTIONS,
     DetectionMatches,
     InstanceRows,
@@ -18,36 +29,18 @@ from u2seg.evaluation.average_precision import (
     accumulate,
     match_detections,
 )
-from u2seg.evaluation.categories import stuff_supercategories
-from u2seg.evaluation.label_map import BOUNDARY_SOURCES, PIXEL_SOURCES, LabelMap, PixelRows, SemanticMap, load_label_map
-from u2seg.evaluation.matching import NO_CATEGORY
-from u2seg.evaluation.panoptic_quality import PanopticMatches, match_segments, panoptic_quality
-from u2seg.evaluation.protocols import Protocol, build_protocol
-from u2seg.evaluation.semantic_scores import boundary_iou, confusion_matrix, semantic_scores
-from u2seg.evaluation.tables import SegmentTables, TableSpace, load_tables, with_stuff_groups
+from u2seg.evaluation.metrics.panoptic_quality import PanopticMatches, match_segments, panoptic_quality
+from u2seg.evaluation.metrics.semantic_scores import boundary_iou, confusion_matrix, semantic_scores
+from u2seg.evaluation.tables.segment_tables import SegmentTables, TableSpace, load_tables, with_stuff_groups
 
 CLASS_AGNOSTIC = "class_agnostic"  # the row of scores that need no protocol
 KINDS = ("box", "mask")
 
 
-class Scores(dict):
-    """A nested dict of scores that Detectron2's own tools can use: they print its rows and look its metrics up by path.
-
-    ``print_csv_format`` formats every value as a number, and ``verify_results`` asks a task for one metric by name; with plain
-    nested dicts the first raises and the second finds nothing. Here a row formats as its numbers, and
-    ``scores["panoptic"].get("hungarian/PQ")`` is what ``TEST.EXPECTED_RESULTS`` reaches.
-    """
-
-    def __format__(self, spec: str) -> str:
-        return " ".join(f"{key}={format(value, spec)}" for key, value in self.items())
-
-    def get(self, key, default=None):
-        """Returns the value at a key or at a path of keys joined by "/"; ``default`` if there is none."""
-        if key in self or not isinstance(key, str) or "/" not in key:
-            return super().get(key, default)
-        first, rest = key.split("/", 1)
-        inner = super().get(first)
-        return inner.get(rest, default) if isinstance(inner, Scores) else default
+# Detectron2's names of the tasks.
+TASK_OF_KIND = {"box": "bbox", "mask": "segm"}
+Scores = dict[str, dict[str, dict[str, float]]]
+"""Task -> protocol -> metric -> 0..100."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +53,8 @@ class ScoreSettings:
         label_map: file of a saved label map; each protocol then only lends its scoring rules.
         stuff_supercategories: whether COCO's stuff is scored as its 15 supercategories.
         nms_across_clusters: box IoU of the suppression across clusters of one category; 0 for none.
-        bootstrap: resamples of the pictures; 0 for none.
-        max_detections: numbers of detections of a picture and category for AR, ascending; AP uses the last.
+        bootstrap: resamples of the images; 0 for none.
+        max_detections: numbers of detections of an image and category for AR, ascending; AP uses the last.
     """
 
     protocols: tuple[str, ...]
@@ -73,7 +66,7 @@ class ScoreSettings:
     max_detections: tuple[int, ...] = MAX_DETECTIONS
 
     @classmethod
-    def of_config(cls, cfg=None) -> "ScoreSettings":
+    def of_config(cls, cfg: CfgNode | None = None) -> "ScoreSettings":
         """Returns the settings of a configuration, or the defaults; ``fit_on`` as the configuration names it."""
         if cfg is None:
             cfg = get_cfg()
@@ -91,15 +84,15 @@ class ScoreSettings:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of one data set.
+    """The scores of one dataset.
 
     Attributes:
         space: what was scored; its categories are grouped if the settings asked for it.
-        results: ``panoptic``, ``instance`` and ``semantic`` -> protocol -> metric -> 0..100.
+        results: ``panoptic_seg``, ``bbox``, ``segm`` and ``sem_seg`` -> protocol -> metric -> 0..100.
         label_maps: protocol -> what it fitted.
         notes: protocol -> counts of clusters and segments, for the record beside the scores.
         per_category: protocol -> category -> metric -> 0..100.
-        intervals: as ``results``, with [low, high] of 95 % intervals over the pictures, the label maps held fixed; empty without
+        intervals: as ``results``, with [low, high] of 95 % intervals over the images, the label maps held fixed; empty without
             bootstrap.
     """
 
@@ -108,7 +101,7 @@ class Evaluation:
     label_maps: dict[str, LabelMap] = field(default_factory=dict)
     notes: dict[str, dict] = field(default_factory=dict)
     per_category: dict[str, dict] = field(default_factory=dict)
-    intervals: Scores = field(default_factory=Scores)
+    intervals: dict[str, dict] = field(default_factory=dict)
 
 
 def evaluate_tables(tables: SegmentTables, settings: ScoreSettings) -> Evaluation:
@@ -121,7 +114,7 @@ def evaluate_tables(tables: SegmentTables, settings: ScoreSettings) -> Evaluatio
     tables = _grouped(tables, settings)
     fit_on = _fitting_tables(tables, settings)
     given = load_label_map(settings.label_map, tables.space) if settings.label_map else None
-    evaluation = Evaluation(tables.space, Scores(panoptic=Scores(), instance=Scores(), semantic=Scores()))
+    evaluation = Evaluation(tables.space, {"panoptic_seg": {}, "bbox": {}, "segm": {}, "sem_seg": {}})
     scored = {}
     for name in settings.protocols:
         protocol = build_protocol(name)
@@ -137,6 +130,23 @@ def evaluate_tables(tables: SegmentTables, settings: ScoreSettings) -> Evaluatio
         samples = [_resampled(scored, weights) for weights in _resamples(len(tables.images), settings.bootstrap)]
         evaluation.intervals.update(_intervals(samples, evaluation.results))
     return evaluation
+
+
+def detectron2_results(results: Scores, protocol: str) -> dict[str, dict[str, float]]:
+    """Returns scores in the form of Detectron2's evaluators: task -> metric -> 0..100.
+
+    A task's own key (``panoptic_seg``, ``bbox``, ``segm``, ``sem_seg``) holds one protocol's scores, so that
+    ``TEST.EXPECTED_RESULTS`` and TensorBoard read as everywhere else; ``bbox/cups`` those of another one.
+
+    Args:
+        results: as in :class:`Evaluation`.
+        protocol: the one whose scores get the task's own key.
+    """
+    return {
+        task if name == protocol else f"{task}/{name}": row
+        for task, rows in results.items()
+        for name, row in rows.items()
+    }
 
 
 def cluster_counts(tables: SegmentTables, label_map: LabelMap) -> dict[str, int]:
@@ -161,7 +171,7 @@ def instance_rows(
     object_labels: np.ndarray,
     num_labels: int,
 ) -> InstanceRows:
-    """Returns the columns for AP of ``kind`` "box" or "mask", with detections and objects labelled as given."""
+    """Returns the columns for AP of ``kind`` "box" or "mask", with detections and objects labeled as given."""
     boxes = tables.detections["box_xywh"]
     area = {"box": boxes[:, 2] * boxes[:, 3], "mask": tables.detections["mask_area"]}[kind]
     overlapping = tables.ious[tables.ious[kind] > 0]
@@ -184,7 +194,7 @@ def instance_rows(
 
 
 def suppress_across_clusters(tables: SegmentTables, labels: np.ndarray, max_iou: float) -> np.ndarray:
-    """Returns the labels of the detections, -1 for those that non-maximum suppression within a picture and label removes.
+    """Returns the labels of the detections, -1 for those that non-maximum suppression within an image and label removes.
 
     A detector suppresses within each of its classes; clusters that stand for one category leave duplicates.
 
@@ -210,10 +220,10 @@ def suppress_across_clusters(tables: SegmentTables, labels: np.ndarray, max_iou:
 def semantic_confusion(rows: PixelRows, semantic: SemanticMap, image_weights: np.ndarray | None = None) -> np.ndarray:
     """Returns the confusion of the semantic classes, float64 (classes + 1, classes); the last row is "none"."""
     # The last entry of each look-up serves label -1.
-    truth = np.append(semantic.truth, NO_CATEGORY)[rows.truth]
+    gt = np.append(semantic.gt, NO_CATEGORY)[rows.gt]
     predicted = np.append(semantic.labels, NO_CATEGORY)[rows.predicted]
     weights = None if image_weights is None else image_weights[rows.image]
-    confusion = confusion_matrix(predicted, truth, rows.pixels, len(semantic.names), weights)
+    confusion = confusion_matrix(predicted, gt, rows.pixels, len(semantic.names), weights)
     if semantic.unmatched_vanish:
         confusion[-1] = 0
     return confusion
@@ -221,10 +231,10 @@ def semantic_confusion(rows: PixelRows, semantic: SemanticMap, image_weights: np
 
 @dataclass(frozen=True)
 class _Matched:
-    """What one row of the table is computed from: everything is matched, only sums over pictures are left to take."""
+    """What one row of the table is computed from: everything is matched, only sums over images are left to take."""
 
     panoptic: PanopticMatches | None = None
-    # Picture of each predicted segment, and whether it has no category.
+    # Image of each predicted segment, and whether it has no category.
     unmatched_segments: tuple[np.ndarray, np.ndarray] | None = None
     instance: dict[str, DetectionMatches] = field(default_factory=dict)
     semantic: SemanticMap | None = None
@@ -236,15 +246,16 @@ class _Matched:
         return {kind: accumulate(matches, summary_only=True) for kind, matches in self.instance.items()}
 
     def _resampled_curves(self, weights: np.ndarray) -> dict[str, PrecisionRecall]:
-        """Returns the curves with pictures weighted, without the area ranges, which would take most of the time."""
+        """Returns the curves with images weighted, without the area ranges, which would take most of the time."""
         return {
             kind: accumulate(matches, weights, areas=("all",), summary_only=True)
             for kind, matches in self.instance.items()
         }
 
     def scores(self, weights: np.ndarray | None = None) -> dict[str, dict[str, float]]:
-        """Returns task -> metric -> 0..100; ``weights`` (pictures,) say how often each counts, and leave out S, M and L."""
-        panoptic, semantic, instance = {}, {}, {}
+        """Returns task -> metric -> 0..100; ``weights`` (images,) say how often each counts, and leave out S, M and L."""
+        panoptic, semantic = {}, {}
+        instances: dict[str, dict[str, float]] = {}
         if self.panoptic is not None:
             panoptic = panoptic_quality(self.panoptic, weights).summary()
             image, unmatched = self.unmatched_segments
@@ -252,12 +263,12 @@ class _Matched:
                 share = np.average(unmatched, weights=None if weights is None else weights[image] + 1e-300)
                 panoptic["unmatched_segments"] = 100 * float(share)
         for kind, curves in (self._curves if weights is None else self._resampled_curves(weights)).items():
-            instance |= {f"{kind}_{name}": value for name, value in curves.summary().items()}
+            instances[TASK_OF_KIND[kind]] = curves.summary()
         if self.pixels is not None:
             semantic = semantic_scores(semantic_confusion(self.pixels, self.semantic, weights)).summary()
         if self.boundary is not None and semantic:
             semantic["boundary_IoU"] = 100 * boundary_iou(*self._boundary_sums(weights))
-        return {"panoptic": panoptic, "instance": instance, "semantic": semantic}
+        return {"panoptic_seg": panoptic, **instances, "sem_seg": semantic}
 
     def per_category(self, space: TableSpace) -> dict[str, dict[str, float]]:
         """Returns category -> metric -> 0..100; what no ground truth defines is left out."""
@@ -273,7 +284,7 @@ class _Matched:
             for metric, values in (("PQ", quality.pq), ("SQ", quality.sq), ("RQ", quality.rq)):
                 add(space.category_names, metric, values)
         for kind, curves in self._curves.items():
-            add(space.categories.thing_names, f"{kind}_AP", curves.per_category_ap())
+            add(space.categories.thing_names, f"{TASK_OF_KIND[kind]}_AP", curves.per_category_ap())
         if self.pixels is not None:
             scores = semantic_scores(semantic_confusion(self.pixels, self.semantic))
             add(self.semantic.names, "IoU", scores.iou)
@@ -282,14 +293,14 @@ class _Matched:
 
     def _boundary_sums(self, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows, count = self.boundary, len(self.semantic.names)
-        truth = np.append(self.semantic.truth, NO_CATEGORY)[rows.truth]
+        gt = np.append(self.semantic.gt, NO_CATEGORY)[rows.gt]
         predicted = np.append(self.semantic.labels, NO_CATEGORY)[rows.predicted]
         pixels = rows.pixels * (1.0 if weights is None else weights[rows.image])
         total = partial(np.bincount, minlength=count)
-        both = (truth >= 0) & (truth == predicted)
+        both = (gt >= 0) & (gt == predicted)
         return (
-            total(truth[both], weights=pixels[both]),
-            total(truth[truth >= 0], weights=pixels[truth >= 0]),
+            total(gt[both], weights=pixels[both]),
+            total(gt[gt >= 0], weights=pixels[gt >= 0]),
             total(predicted[predicted >= 0], weights=pixels[predicted >= 0]),
         )
 
@@ -298,7 +309,9 @@ def _matched(tables: SegmentTables, label_map: LabelMap, protocol: Protocol, set
     tasks, semantic = set(tables.space.tasks), label_map.semantic
     panoptic = unmatched = pixels = boundary = None
     if protocol.scores_segments and "panoptic" in tasks:
-        panoptic = match_segments(tables, label_map.panoptic, label_map.charged_to, merge_stuff=protocol.merge_stuff)
+        panoptic = match_segments(
+            tables, label_map.panoptic, label_map.error_category, merge_stuff=protocol.merge_stuff
+        )
         unmatched = tables.predicted["image"], label_map.panoptic[tables.predicted["label"]] < 0
     if semantic is not None and {"panoptic": "panoptic", "head": "semantic"}[semantic.source] in tasks:
         pixels = PIXEL_SOURCES[semantic.source](tables)
@@ -310,9 +323,11 @@ def _matched(tables: SegmentTables, label_map: LabelMap, protocol: Protocol, set
 def _class_aware(tables: SegmentTables, label_map: LabelMap, settings: ScoreSettings) -> dict[str, DetectionMatches]:
     labels = label_map.panoptic[tables.detections["label"]]
     can_match = labels >= 0
-    charged = label_map.charged_to[tables.detections["label"]]
-    charged[charged >= tables.space.categories.num_things] = NO_CATEGORY  # boxes of stuff are not scored
-    labels = np.where(can_match, labels, charged)
+    error_categories = label_map.error_category[tables.detections["label"]]
+    error_categories[error_categories >= tables.space.categories.num_things] = (
+        NO_CATEGORY  # boxes of stuff are not scored
+    )
+    labels = np.where(can_match, labels, error_categories)
     if settings.nms_across_clusters:
         labels = suppress_across_clusters(tables, labels, settings.nms_across_clusters)
     count = tables.space.categories.num_things
@@ -348,7 +363,7 @@ def _fitting_tables(tables: SegmentTables, settings: ScoreSettings) -> SegmentTa
         own, other = getattr(tables.space, what), getattr(fit_on.space, what)
         if own != other:
             raise ValueError(
-                f"label maps for {tables.space.dataset!r} cannot be fitted on {settings.fit_on} (data set "
+                f"label maps for {tables.space.dataset!r} cannot be fitted on {settings.fit_on} (dataset "
                 f"{fit_on.space.dataset!r}): {what} is {own} here and {other} there; both must come from one model and one set of "
                 "categories"
             )
@@ -358,11 +373,11 @@ def _fitting_tables(tables: SegmentTables, settings: ScoreSettings) -> SegmentTa
 def _fill(results: Scores, name: str, rows: dict[str, dict]) -> None:
     for task, row in rows.items():
         if row:
-            results.setdefault(task, Scores())[name] = Scores(row)
+            results.setdefault(task, {})[name] = row
 
 
 def _resamples(num_images: int, count: int):
-    """Yields ``count`` weights (pictures,): how often each picture is in a sample with replacement; the same at every call."""
+    """Yields ``count`` weights (images,): how often each image is in a sample with replacement; the same at every call."""
     generator = np.random.default_rng(0)
     for _ in range(count):
         yield np.bincount(generator.integers(0, num_images, num_images), minlength=num_images).astype(np.float64)
@@ -372,12 +387,12 @@ def _resampled(scored: dict[str, _Matched], weights: np.ndarray) -> dict[str, di
     return {name: matched.scores(weights) for name, matched in scored.items()}
 
 
-def _intervals(samples: list[dict], scores: Scores) -> Scores:
+def _intervals(samples: list[dict], scores: Scores) -> dict[str, dict]:
     """Returns [low, high] for every score: the central 95 % of the resamples, moved so that their mean lies on the score.
 
     A resample lacks some of the rare categories, which moves every mean over categories; only the spread is of interest.
     """
-    intervals = Scores()
+    intervals: dict[str, dict] = {}
     for task, rows in scores.items():
         for name, row in rows.items():
             for metric, score in row.items():
@@ -385,5 +400,5 @@ def _intervals(samples: list[dict], scores: Scores) -> Scores:
                 if values:
                     low, high = np.percentile(values, [2.5, 97.5]) - np.mean(values) + score
                     bounds = [max(0.0, float(low)), min(100.0, float(high))]
-                    intervals.setdefault(task, Scores()).setdefault(name, Scores())[metric] = bounds
+                    intervals.setdefault(task, {}).setdefault(name, {})[metric] = bounds
     return intervals

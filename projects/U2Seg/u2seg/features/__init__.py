@@ -1,6 +1,6 @@
-"""Feature extractors behind one registry: a batch of pictures in, patch features out."""
+"""Feature extractors behind one registry: a batch of images in, patch features out."""
 
-from u2seg.features.base import (
+from u2seg.features.extractor import (
     FEATURE_EXTRACTOR_REGISTRY,
     FeatureExtractor,
     build_feature_extractor,

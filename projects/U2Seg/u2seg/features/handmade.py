@@ -1,38 +1,38 @@
-"""A patch descriptor made by hand: colour and gradient orientations. No weights, no training, no download."""
+"""A patch descriptor made by hand: color and gradient orientations. No weights, no training, no download."""
 
 import math
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
-from u2seg.features.base import FEATURE_EXTRACTOR_REGISTRY, FeatureExtractor
+from u2seg.features.extractor import FEATURE_EXTRACTOR_REGISTRY, FeatureExtractor
 
 
 @FEATURE_EXTRACTOR_REGISTRY.register()
 class HandmadeDescriptor(FeatureExtractor):
-    """CIELAB colour, its local contrast, and a histogram of gradient orientations."""
+    """CIELAB color, its local contrast, and a histogram of gradient orientations."""
 
     NUM_ORIENTATIONS = 4
 
     @configurable
-    def __init__(self, *, image_size: tuple[int, int], patch_size: int, colour_weight: float, texture_weight: float):
+    def __init__(self, *, image_size: tuple[int, int], patch_size: int, color_weight: float, texture_weight: float):
         """Takes its settings; see ``FEATURES.HANDMADE``."""
         super().__init__()
         self.image_size = image_size
         self.patch_size = patch_size
         self.num_channels = 3 + 1 + self.NUM_ORIENTATIONS
-        self.colour_weight = colour_weight
+        self.color_weight = color_weight
         self.texture_weight = texture_weight
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode):
         """Returns the constructor's arguments."""
         return {
             "image_size": tuple(cfg.FEATURES.IMAGE_SIZE),
             "patch_size": cfg.FEATURES.HANDMADE.PATCH_SIZE,
-            "colour_weight": cfg.FEATURES.HANDMADE.COLOUR_WEIGHT,
+            "color_weight": cfg.FEATURES.HANDMADE.COLOR_WEIGHT,
             "texture_weight": cfg.FEATURES.HANDMADE.TEXTURE_WEIGHT,
         }
 
@@ -44,10 +44,10 @@ class HandmadeDescriptor(FeatureExtractor):
         dy = F.pad(lightness[..., 2:, :] - lightness[..., :-2, :], (0, 0, 1, 1))
         magnitude = torch.hypot(dx, dy)
         angle = torch.atan2(dy, dx)  # orientation modulo pi, softly assigned
-        centres = torch.arange(self.NUM_ORIENTATIONS, device=images.device) * (math.pi / self.NUM_ORIENTATIONS)
-        orientation = magnitude * torch.cos(angle - centres[:, None, None]).square()
+        centers = torch.arange(self.NUM_ORIENTATIONS, device=images.device) * (math.pi / self.NUM_ORIENTATIONS)
+        orientation = magnitude * torch.cos(angle - centers[:, None, None]).square()
         channels = torch.cat(
-            [self.colour_weight * lab / 100, self.texture_weight * magnitude, self.texture_weight * orientation], dim=1
+            [self.color_weight * lab / 100, self.texture_weight * magnitude, self.texture_weight * orientation], dim=1
         )
         pooled = F.avg_pool2d(channels, self.patch_size)
         return F.avg_pool2d(F.pad(pooled, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
@@ -55,7 +55,7 @@ class HandmadeDescriptor(FeatureExtractor):
 
 @FEATURE_EXTRACTOR_REGISTRY.register()
 class RawPixels(FeatureExtractor):
-    """The mean colour of each patch and nothing else: a baseline."""
+    """The mean color of each patch and nothing else: a baseline."""
 
     @configurable
     def __init__(self, *, image_size: tuple[int, int], patch_size: int):
@@ -66,7 +66,7 @@ class RawPixels(FeatureExtractor):
         self.num_channels = 3
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode):
         """Returns the constructor's arguments."""
         return {"image_size": tuple(cfg.FEATURES.IMAGE_SIZE), "patch_size": cfg.FEATURES.RAW_PIXELS.PATCH_SIZE}
 

@@ -1,12 +1,12 @@
-"""Patch features of a ResNet: Detectron2's, or one that PASS has trained on the user's own pictures."""
+"""Patch features of a ResNet: Detectron2's, or one that PASS has trained on the user's own images."""
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from u2seg.checkpoints import read_weights
+from u2seg.checkpoint.reading import read_weights
 from u2seg.config import setup_cfg
-from u2seg.features.base import FEATURE_EXTRACTOR_REGISTRY, FeatureExtractor
+from u2seg.features.extractor import FEATURE_EXTRACTOR_REGISTRY, FeatureExtractor
 
 # What stands before "stem." and "res2." in checkpoints of pretraining, of an FPN detector, and of a bare backbone.
 BACKBONE_PREFIXES = ("backbone.bottom_up.", "backbone.", "bottom_up.", "")
@@ -14,7 +14,7 @@ BACKBONE_PREFIXES = ("backbone.bottom_up.", "backbone.", "bottom_up.", "")
 
 @FEATURE_EXTRACTOR_REGISTRY.register()
 class ResNetFeatures(FeatureExtractor):
-    """One stage of a ResNet as patch features, centred on each picture's mean."""
+    """One stage of a ResNet as patch features, centered on each image's mean."""
 
     @configurable
     def __init__(
@@ -35,11 +35,11 @@ class ResNetFeatures(FeatureExtractor):
             backbone: a Detectron2 ResNet that gives ``out_feature``.
             out_feature: name of the output.
             stride: pixels between features; 0 for the output's own.
-            image_size: (height, width) of the resized pictures.
+            image_size: (height, width) of the resized images.
             pixel_mean: of each channel, in the order that the network reads, 0..255.
             pixel_std: likewise.
             bgr: whether the network reads BGR.
-            center: whether each picture's mean feature is subtracted: features after a ReLU all point into one octant, and cosine
+            center: whether each image's mean feature is subtracted: features after a ReLU all point into one octant, and cosine
                 similarity tells them apart only after that.
 
         Raises:
@@ -68,7 +68,7 @@ class ResNetFeatures(FeatureExtractor):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode):
         """Returns the constructor's arguments; builds the network from ``FEATURES.RESNET.CONFIG_FILE`` and loads its weights."""
         from detectron2.modeling import build_backbone
 
@@ -99,7 +99,7 @@ class ResNetFeatures(FeatureExtractor):
         return features - features.mean(dim=(2, 3), keepdim=True) if self.center else features
 
     def embed(self, images: Tensor) -> Tensor:
-        """Returns the mean feature of each picture, float32 (B, C), not centred."""
+        """Returns the mean feature of each image, float32 (B, C), not centered."""
         return self._feature_map(images).mean(dim=(2, 3))
 
     def _feature_map(self, images: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ def read_backbone_state(path: str) -> dict[str, Tensor]:
             return {**found, **rest}
     raise ValueError(
         f"{path} holds no ResNet under Detectron2's names (stem.*, res2.* ...; found {', '.join(list(state)[:3])} ...). "
-        "For a published PASS or torchvision checkpoint, run tools/convert_pass.py first."
+        "For a published PASS or torchvision checkpoint, run `u2seg convert pass` first."
     )
 
 

@@ -5,11 +5,11 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from u2seg.features.base import FEATURE_EXTRACTOR_REGISTRY, FeatureExtractor
-from u2seg.features.weights import (
+from u2seg.features.extractor import FEATURE_EXTRACTOR_REGISTRY, FeatureExtractor
+from u2seg.features.vit_weights import (
     Architecture,
     WeightsError,
     check_state_dict,
@@ -50,11 +50,11 @@ class TimmViT(FeatureExtractor):
         """Builds the model and loads its weights.
 
         Args:
-            arch: key of :data:`u2seg.features.weights.ARCHITECTURES`.
+            arch: key of :data:`u2seg.features.vit_weights.ARCHITECTURES`.
             weights: file in the authors' format; "": theirs, downloaded.
             image_size: (height, width) in pixels, multiples of the patch size.
             block: transformer block, 0-based; negative counts from the last.
-            facet: "key", "query", "value" (the projections, before any normalisation or rotation, heads concatenated) or "token"
+            facet: "key", "query", "value" (the projections, before any normalization or rotation, heads concatenated) or "token"
                 (the block's output).
             precision: "float32" or "bfloat16", of the matrix products; everything else stays float32.
 
@@ -80,7 +80,7 @@ class TimmViT(FeatureExtractor):
         self.register_buffer("positions", self._position_embedding(architecture), persistent=False)
 
     @classmethod
-    def from_config(cls, cfg):
+    def from_config(cls, cfg: CfgNode):
         """Returns the constructor's arguments."""
         return {
             "arch": cfg.FEATURES.VIT.ARCH,
@@ -105,7 +105,7 @@ class TimmViT(FeatureExtractor):
         return patches.transpose(1, 2).reshape(len(images), -1, rows, columns).float()
 
     def embed(self, images: Tensor) -> Tensor:
-        """Returns the CLS token after the last block and the final normalisation, float32 (B, C)."""
+        """Returns the CLS token after the last block and the final normalization, float32 (B, C)."""
         with self._autocast(images):
             tokens, rotation = self._embed_patches(images)
             tokens = self._run_blocks(tokens, rotation, len(self.model.blocks))
@@ -138,7 +138,7 @@ class TimmViT(FeatureExtractor):
         return tokens
 
     def _position_embedding(self, architecture: Architecture) -> Tensor | None:
-        """Returns the position embedding for this picture size, float32 (1, CLS and patches, C); None for rotary models."""
+        """Returns the position embedding for this image size, float32 (1, CLS and patches, C); None for rotary models."""
         learned = self.model.pos_embed
         if learned is None:
             return None

@@ -1,52 +1,46 @@
-"""PASS's image-level clusters: one attention-pooled vector a picture, k-means, saved centroids."""
+"""PASS's image-level clusters: one attention-pooled vector an image, k-means, saved centroids."""
 
 from pathlib import Path
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from tqdm import tqdm
 
-from u2seg.evaluation.matching import hungarian, pair_counts
-from u2seg.kmeans import assign, kmeans
-from u2seg.luss.pictures import PictureList, file_digest, iter_batches, load_model, normalized_rows, unreadable
-from u2seg.stages import (
-    atomic_path,
-    close_stage,
-    is_complete,
-    open_stage,
-    report_failures,
-    shard_path,
-    shard_slices,
-)
+from u2seg.evaluation.matching.assignment import hungarian, pair_counts
+from u2seg.luss.image_list import LussImageList, file_digest, iter_batches, load_model, normalized_rows, unreadable
+from u2seg.utils.files import atomic_path
+from u2seg.utils.kmeans import assign, kmeans
+from u2seg.utils.manifest import close_stage, is_complete, open_stage, report_failures, shard_path, shard_slices
 
 CENTROIDS = "centroids.npy"
 ASSIGNMENTS = "assignments.npz"
 
 
-def cluster_pictures(cfg, output: str | Path) -> Path:
-    """Makes image-level clusters of ``DATASETS.TRAIN``'s pictures.
+def cluster_images(cfg: CfgNode, output: str | Path) -> Path:
+    """Makes image-level clusters of ``DATASETS.TRAIN``'s images.
 
     Args:
         cfg: completed; ``MODEL.WEIGHTS`` is the pixel attention stage's checkpoint, ``LUSS`` says how.
-        output: folder to make or to go on with.
+        output: directory to make or to go on with.
 
     Returns:
         ``output``, which holds ``centroids.npy`` (float32 (K, C)) and ``assignments.npz`` (``numbers``, ``clusters``).
 
     Raises:
-        StageMismatchError: ``output`` was made with other settings or from other pictures.
-        ValueError: fewer readable pictures than clusters.
+        StageMismatchError: ``output`` was made with other settings or from other images.
+        ValueError: fewer readable images than clusters.
 
-    Source: LUSS, "image-level clustering": features weighed by attention and averaged, L2-normalised, Euclidean k-means.
+    Source: LUSS, "image-level clustering": features weighed by attention and averaged, L2-normalized, Euclidean k-means.
     """
-    pictures = PictureList(cfg)
-    output = open_stage(output, "luss_clusters", _settings(cfg, pictures))
+    images = LussImageList(cfg)
+    output = open_stage(output, "luss_clusters", _settings(cfg, images))
     if is_complete(output):
         return output
-    _embed(cfg, pictures, output)
+    _embed(cfg, images, output)
     numbers, vectors = read_embeddings(output)
-    failures = unreadable(pictures, set(numbers.tolist()))
-    report_failures(output, failures, len(pictures), cfg.MASKS.MAX_FAILURES)
+    failures = unreadable(images, set(numbers.tolist()))
+    report_failures(output, failures, len(images), cfg.MASKS.MAX_FAILURES)
     sample = vectors
     if len(vectors) > cfg.LUSS.MAX_TRAINING_SAMPLES:
         chosen = np.random.default_rng(cfg.LUSS.SEED).choice(len(vectors), cfg.LUSS.MAX_TRAINING_SAMPLES, replace=False)
@@ -61,13 +55,13 @@ def cluster_pictures(cfg, output: str | Path) -> Path:
     clusters, _ = assign(vectors, result.centroids)
     _save(output / CENTROIDS, lambda path: np.save(path, result.centroids))
     _save(output / ASSIGNMENTS, lambda path: np.savez(path, numbers=numbers, clusters=clusters))
-    counts = {"pictures": len(numbers), "failures": len(failures), "smallest": int(np.bincount(clusters).min())}
-    close_stage(output, {**counts, **_diagnostics(pictures, numbers, clusters, cfg.LUSS.NUM_CLUSTERS)})
+    counts = {"images": len(numbers), "failures": len(failures), "smallest": int(np.bincount(clusters).min())}
+    close_stage(output, {**counts, **_diagnostics(images, numbers, clusters, cfg.LUSS.NUM_CLUSTERS)})
     return output
 
 
 def read_embeddings(output: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the numbers of the pictures, int64 (N,), and their vectors of length 1, float32 (N, C), of a clustering folder."""
+    """Returns the numbers of the images, int64 (N,), and their vectors of length 1, float32 (N, C), of a clustering directory."""
     shards = [np.load(path) for path in sorted(Path(output).glob("shard-*.npz"))]
     return (
         np.concatenate([shard["numbers"] for shard in shards]),
@@ -96,7 +90,7 @@ def cluster_quality(clusters: np.ndarray, classes: np.ndarray) -> dict[str, floa
     return {"nmi": information / max(np.mean(entropies), 1e-12), "accuracy": float(right / len(clusters))}
 
 
-def _settings(cfg, pictures: PictureList) -> dict:
+def _settings(cfg: CfgNode, images: LussImageList) -> dict:
     keys = (
         "NUM_CLUSTERS",
         "KMEANS_ITERATIONS",
@@ -107,29 +101,29 @@ def _settings(cfg, pictures: PictureList) -> dict:
         "CENTER_CROP",
     )
     return {
-        "PICTURES": pictures.settings(),
+        "IMAGES": images.settings(),
         "WEIGHTS": file_digest(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else "",
         "LUSS": {key: cfg.LUSS[key] for key in (*keys, "SHARD_SIZE")},
     }
 
 
-def _embed(cfg, pictures: PictureList, output: Path) -> None:
-    slices = shard_slices(len(pictures), cfg.LUSS.SHARD_SIZE)
+def _embed(cfg: CfgNode, images: LussImageList, output: Path) -> None:
+    slices = shard_slices(len(images), cfg.LUSS.SHARD_SIZE)
     missing = [index for index in range(len(slices)) if not shard_path(output, index, ".npz").is_file()]
     if not missing:
         return
     model = load_model(cfg, "PASSPixelAttention")
-    done = len(pictures) - sum(slices[index].stop - slices[index].start for index in missing)
-    with tqdm(total=len(pictures), initial=done, desc="embeddings", unit="image") as progress:
+    done = len(images) - sum(slices[index].stop - slices[index].start for index in missing)
+    with tqdm(total=len(images), initial=done, desc="embeddings", unit="image") as progress:
         for index in missing:
             numbers = list(range(slices[index].start, slices[index].stop))
-            _embed_shard(cfg, model, pictures, numbers, shard_path(output, index, ".npz"))
+            _embed_shard(cfg, model, images, numbers, shard_path(output, index, ".npz"))
             progress.update(len(numbers))
 
 
-def _embed_shard(cfg, model, pictures: PictureList, numbers: list[int], path: Path) -> None:
+def _embed_shard(cfg: CfgNode, model, images: LussImageList, numbers: list[int], path: Path) -> None:
     kept, vectors = [], []
-    for some, pixels in iter_batches(cfg, pictures, numbers, cfg.LUSS.CENTER_CROP):
+    for some, pixels in iter_batches(cfg, images, numbers, cfg.LUSS.CENTER_CROP):
         with torch.no_grad():
             features, attention = model.attended_features(pixels.to(model.device))
         kept += some
@@ -139,8 +133,8 @@ def _embed_shard(cfg, model, pictures: PictureList, numbers: list[int], path: Pa
     _save(path, lambda temporary: np.savez(temporary, numbers=np.array(kept, np.int64)[order], vectors=rows))
 
 
-def _diagnostics(pictures: PictureList, numbers: np.ndarray, clusters: np.ndarray, num_clusters: int) -> dict:
-    classes = [pictures.records[number].get("image_class") for number in numbers]
+def _diagnostics(images: LussImageList, numbers: np.ndarray, clusters: np.ndarray, num_clusters: int) -> dict:
+    classes = [images.records[number].get("image_class") for number in numbers]
     if any(label is None for label in classes):
         return {}
     return cluster_quality(clusters, np.array(classes))

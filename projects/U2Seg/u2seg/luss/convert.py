@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from u2seg.checkpoints import CheckpointError, read_weights, torchvision_to_detectron2
-from u2seg.stages import atomic_path
+from u2seg.checkpoint.reading import CheckpointError, read_weights
+from u2seg.checkpoint.torchvision import torchvision_to_detectron2
+from u2seg.utils.files import atomic_path
 
 _BACKBONE = re.compile(r"(conv1|bn1|layer[1-4])\.")
 # Sequential modules of the release and, for each position, what it is here.
@@ -68,7 +69,7 @@ def export_backbone(source: str | Path, output: str | Path) -> int:
         output: ``.pth`` file to write.
 
     Raises:
-        FileNotFoundError, CheckpointError: see `u2seg.checkpoints.read_weights`.
+        FileNotFoundError, CheckpointError: see `u2seg.checkpoint.loading.read_weights`.
         CheckpointError: it holds no backbone.
     """
     prefix = "backbone."

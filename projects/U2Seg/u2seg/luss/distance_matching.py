@@ -1,28 +1,29 @@
-"""The bank of labelled embeddings for distance matching: one masked mean for each class that a labelled picture shows."""
+"""The bank of labeled embeddings for distance matching: one masked mean for each class that a labeled image shows."""
 
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from torch import Tensor
 from tqdm import tqdm
 
-from u2seg.data.luss_mapper import LussSemanticMapper
-from u2seg.id_maps import LUSS_IGNORE, read_id_map
-from u2seg.luss.pictures import load_model, normalized_rows
-from u2seg.stages import atomic_path
+from u2seg.luss.data.id_maps import LUSS_IGNORE, read_id_map
+from u2seg.luss.data.semantic_mapper import LussSemanticMapper
+from u2seg.luss.image_list import load_model, normalized_rows
+from u2seg.utils.files import atomic_path
 
 
-def build_bank(cfg, output: str | Path) -> Path:
-    """Writes the bank of ``DATASETS.TRAIN``'s pictures, which have masks (split ``train_semi``); returns its path.
+def build_bank(cfg: CfgNode, output: str | Path) -> Path:
+    """Writes the bank of ``DATASETS.TRAIN``'s images, which have masks (split ``train_semi``); returns its path.
 
     Args:
         cfg: completed; ``MODEL.WEIGHTS`` is the pretrained backbone.
         output: the ``.npz`` file, with ``features`` (float32 (M, C), length 1) and ``labels`` (int64 (M,)).
 
-    Source: LUSS, distance matching: for each picture and each of its ids, "other" included, the mean feature under the mask.
+    Source: LUSS, distance matching: for each image and each of its ids, "other" included, the mean feature under the mask.
     """
     model = load_model(cfg, "DistanceMatcher")
     mapper = LussSemanticMapper(cfg, False)
@@ -43,11 +44,11 @@ def build_bank(cfg, output: str | Path) -> Path:
 
 
 def masked_means(features: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean feature of each id in a picture, float32 (n, C) with rows of length 1, and the ids, int64 (n,).
+    """Returns the mean feature of each id in an image, float32 (n, C) with rows of length 1, and the ids, int64 (n,).
 
     Args:
         features: float32 (C, h, w).
-        labels: int (H, W), shrunk to the features by nearest neighbour; ids that vanish by that are left out, as is 1000.
+        labels: int (H, W), shrunk to the features by nearest neighbor; ids that vanish by that are left out, as is 1000.
     """
     small = F.interpolate(labels[None, None].float(), size=features.shape[1:], mode="nearest")[0, 0].long().flatten()
     ids = torch.unique(small)

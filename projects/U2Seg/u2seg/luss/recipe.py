@@ -1,4 +1,4 @@
-"""PASS from pictures to scores: pretraining, pixel attention, clusters, pseudo-labels, fine-tuning; each stage once."""
+"""PASS from images to scores: pretraining, pixel attention, clusters, pseudo-labels, fine-tuning; each stage once."""
 
 import logging
 from collections.abc import Callable
@@ -8,9 +8,10 @@ from pathlib import Path
 from detectron2.engine import default_argument_parser, launch
 
 from u2seg.config import setup_cfg
-from u2seg.engine import complete_config, run_training
-from u2seg.luss.clustering import CENTROIDS, cluster_pictures
-from u2seg.luss.pseudo_labels import write_pseudo_labels
+from u2seg.engine import run_training
+from u2seg.luss.clustering import CENTROIDS, cluster_images
+from u2seg.luss.pixel_labels import write_pseudo_labels
+from u2seg.modeling import complete_config
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ class Run:
     Attributes:
         configs: beginning of the configurations' names, for example ``LUSS/pass_R18_s50``; ``_pretrain.yaml``,
             ``_attention.yaml`` and ``_finetune.yaml`` follow.
-        output: folder of all stages.
+        output: directory of all stages.
         opts: KEY VALUE ... for every stage.
         num_gpus: processes of the training stages.
     """
@@ -35,13 +36,13 @@ class Run:
     opts: tuple = ()
     num_gpus: int = 0
 
-    def folder(self, stage: str) -> Path:
-        """Returns the folder of a stage."""
+    def directory(self, stage: str) -> Path:
+        """Returns the directory of a stage."""
         return self.output / stage
 
     def weights(self, stage: str) -> Path:
         """Returns the final checkpoint of a training stage."""
-        return self.folder(stage) / FINAL
+        return self.directory(stage) / FINAL
 
 
 def run_pass(run: Run, stages: tuple[str, ...] = STAGES) -> Path:
@@ -52,7 +53,7 @@ def run_pass(run: Run, stages: tuple[str, ...] = STAGES) -> Path:
         stages: those wanted, of ``STAGES``.
 
     Returns:
-        The run's folder: ``pretrain/``, ``attention/``, ``clusters/``, ``labels/``, ``finetune/``.
+        The run's directory: ``pretrain/``, ``attention/``, ``clusters/``, ``labels/``, ``finetune/``.
 
     Raises:
         FileNotFoundError: a stage that was left out has not run before.
@@ -63,7 +64,7 @@ def run_pass(run: Run, stages: tuple[str, ...] = STAGES) -> Path:
         raise ValueError(f"unknown stages {', '.join(unknown)}; there are {', '.join(STAGES)}")
     for stage in STAGES:
         if stage in stages:
-            logger.info("%s: %s", stage, run.folder(stage))
+            logger.info("%s: %s", stage, run.directory(stage))
             _STEPS[stage](run)
     return run.output
 
@@ -77,16 +78,16 @@ def _attention(run: Run) -> None:
 
 
 def _clusters(run: Run) -> None:
-    cluster_pictures(_attention_cfg(run), run.folder("clusters"))
+    cluster_images(_attention_cfg(run), run.directory("clusters"))
 
 
 def _labels(run: Run) -> None:
-    centroids = _needed(run.folder("clusters") / CENTROIDS)
-    write_pseudo_labels(_attention_cfg(run, "LUSS.CENTROIDS", str(centroids)), run.folder("labels"))
+    centroids = _needed(run.directory("clusters") / CENTROIDS)
+    write_pseudo_labels(_attention_cfg(run, "LUSS.CENTROIDS", str(centroids)), run.directory("labels"))
 
 
 def _finetune(run: Run) -> None:
-    labels = _needed(run.folder("labels"))
+    labels = _needed(run.directory("labels"))
     # Fine-tuning starts from the pretrained network, not from the attention stage [LUSS].
     _train(
         run,
@@ -111,7 +112,7 @@ def _train(run: Run, stage: str, opts: tuple) -> None:
         return
     command = ["--config-file", f"{run.configs}_{stage}.yaml", "--resume", "--num-gpus", str(run.num_gpus)]
     args = default_argument_parser().parse_args(
-        [*command, *map(str, (*run.opts, *opts)), "OUTPUT_DIR", str(run.folder(stage))]
+        [*command, *map(str, (*run.opts, *opts)), "OUTPUT_DIR", str(run.directory(stage))]
     )
     try:
         launch(run_training, run.num_gpus, dist_url=args.dist_url, args=(args,))
@@ -120,7 +121,7 @@ def _train(run: Run, stage: str, opts: tuple) -> None:
 
 
 def _close_logs() -> None:
-    """Takes away the handlers that Detectron2 set up for one run's folder, or the next stage's log would go there too."""
+    """Takes away the handlers that Detectron2 set up for one run's directory, or the next stage's log would go there too."""
     for name in ("detectron2", "fvcore", "u2seg"):
         one = logging.getLogger(name)
         one.propagate = True

@@ -1,18 +1,13 @@
-"""Meta-architectures and heads, registered with Detectron2 by importing this package."""
+"""Heads and backbones, registered with Detectron2 by importing this package."""
 
-from u2seg.modeling.drop_loss import DropLossCascadeROIHeads
-from u2seg.modeling.pass_meta_arch import PASSPixelAttention, PASSPretrainer
-from u2seg.modeling.pass_segmentor import DistanceMatcher, LussSegmentor, PASSPixelClusterer, PixelLinearHead
-from u2seg.modeling.small_resnet import SmallResNet, build_small_resnet_backbone
+from u2seg.modeling.backbone import SmallResNet, build_small_resnet_backbone, checkpoint_residual_blocks
+from u2seg.modeling.build import complete_config
+from u2seg.modeling.roi_heads import DropLossCascadeROIHeads
 
 __all__ = [
-    "DistanceMatcher",
     "DropLossCascadeROIHeads",
-    "LussSegmentor",
-    "PASSPixelAttention",
-    "PASSPixelClusterer",
-    "PASSPretrainer",
-    "PixelLinearHead",
     "SmallResNet",
     "build_small_resnet_backbone",
+    "checkpoint_residual_blocks",
+    "complete_config",
 ]

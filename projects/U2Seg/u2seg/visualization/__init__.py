@@ -1,20 +1,20 @@
-"""Pictures of labels and predictions, and the report page."""
+"""Images of labels and predictions, and the report page."""
 
-from u2seg.visualization.colours import cluster_colour
+from u2seg.visualization.colors import cluster_color
 from u2seg.visualization.curves import Curves, training_curves
-from u2seg.visualization.panoptic import contiguous_segments, draw_panoptic
-from u2seg.visualization.pictures import picture_grid, save_picture
-from u2seg.visualization.report import Row, Table, write_report
+from u2seg.visualization.html_report import Row, Table, write_report
+from u2seg.visualization.image_grid import image_grid, save_image
+from u2seg.visualization.panoptic_drawing import contiguous_segments, draw_panoptic
 
 __all__ = [
     "Curves",
     "Row",
     "Table",
-    "cluster_colour",
+    "cluster_color",
     "contiguous_segments",
     "draw_panoptic",
-    "picture_grid",
-    "save_picture",
+    "image_grid",
+    "save_image",
     "training_curves",
     "write_report",
 ]

@@ -10,7 +10,7 @@ from statistics import median
 
 Points = Sequence[tuple[float, float]]
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart, each with a dash pattern of its own for those who cannot.
+# Okabe and Ito's colors, which color-blind readers can tell apart, each with a dash pattern of its own for those who cannot.
 # Source: M. Okabe, K. Ito, "Color Universal Design", 2008.
 _STYLES = (
     ("#0072B2", ""),
@@ -58,7 +58,7 @@ def training_curves(metrics_json: str | Path) -> list[Curves]:
     """Returns the curves of a Detectron2 training: total loss, losses by kind, learning rate.
 
     Args:
-        metrics_json: the ``metrics.json`` in the training's output folder, one JSON object a line. After a resumed training the
+        metrics_json: the ``metrics.json`` in the training's output directory, one JSON object a line. After a resumed training the
             later lines count; a last line cut short by a kill is left out.
 
     Raises:
@@ -93,7 +93,7 @@ def training_curves(metrics_json: str | Path) -> list[Curves]:
 
 
 def curves_svg(curves: Curves) -> str:
-    """Returns a plot as an ``<svg>`` element whose colours follow the page's (``currentColor``)."""
+    """Returns a plot as an ``<svg>`` element whose colors follow the page's (``currentColor``)."""
     series = {name: _finite(points) for name, points in curves.series.items()}
     series = {name: points for name, points in series.items() if points}
     if not series:
@@ -140,21 +140,19 @@ def _axes(curves, x_ticks, y_ticks, x_range, y_range) -> list[str]:
 
 
 def _line(name, points, smooth: int, style, x_range, y_range) -> list[str]:
-    colour, dash = style
+    color, dash = style
     parts = []
     if smooth > 1:
-        parts.append(
-            f'<path d="{_path(points, x_range, y_range)}" fill="none" stroke="{colour}" stroke-opacity=".25"/>'
-        )
+        parts.append(f'<path d="{_path(points, x_range, y_range)}" fill="none" stroke="{color}" stroke-opacity=".25"/>')
     drawn = _running_median(points, smooth)
     dashes = f' stroke-dasharray="{dash}"' if dash else ""
     parts.append(
-        f'<path d="{_path(drawn, x_range, y_range)}" fill="none" stroke="{colour}" stroke-width="2"{dashes}>'
+        f'<path d="{_path(drawn, x_range, y_range)}" fill="none" stroke="{color}" stroke-width="2"{dashes}>'
         f"<title>{escape(name)}: last {drawn[-1][1]:.4g}</title></path>"
     )
     if len(drawn) == 1:
         (x, y) = _pixel(drawn[0], x_range, y_range)
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>')
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>')
     return parts
 
 
@@ -163,9 +161,9 @@ def _key(series: Mapping[str, Points]) -> str:
         return ""
     items = []
     for index, (name, points) in enumerate(series.items()):
-        colour, dash = _STYLES[index % len(_STYLES)]
+        color, dash = _STYLES[index % len(_STYLES)]
         dashes = f' stroke-dasharray="{dash}"' if dash else ""
-        sample = f'<svg width="26" height="8"><path d="M0 4H26" stroke="{colour}" stroke-width="2.5"{dashes}/></svg>'
+        sample = f'<svg width="26" height="8"><path d="M0 4H26" stroke="{color}" stroke-width="2.5"{dashes}/></svg>'
         items.append(f"<span>{sample} {escape(name)} <small>{points[-1][1]:.3g}</small></span>")
     return f'<div class="key">{"".join(items)}</div>'
 

@@ -1,0 +1,124 @@
+"""What ``u2seg doctor`` looks at: versions, devices, weights, datasets."""
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from detectron2.data import MetadataCatalog
+from iopath.common.file_io import get_cache_dir
+
+from u2seg.data.benchmarks import BENCHMARKS
+from u2seg.features.vit_weights import ARCHITECTURES
+from u2seg.version import __version__
+
+_PACKAGES = (  # import name, distribution, whether every run needs it, what to do where it is missing
+    ("torchvision", "torchvision", True, "pip install torchvision"),
+    ("pycocotools", "pycocotools", True, "pip install pycocotools"),
+    ("cv2", "opencv-python-headless", True, "pip install opencv-python-headless"),
+    ("pyarrow", "pyarrow", True, "pip install pyarrow"),
+    ("faiss", "faiss-cpu", True, "pip install faiss-cpu (or faiss-gpu; never both)"),
+    ("timm", "timm", True, "pip install timm"),
+    ("hotcoco", "hotcoco", False, "optional, a faster AP engine: pip install hotcoco"),
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report.
+
+    Attributes:
+        name: what was looked for.
+        found: whether it is there.
+        detail: a version, a path, or what is missing.
+        remedy: what to do where it is missing; "" where nothing needs to be done.
+        required: whether every run needs it.
+    """
+
+    name: str
+    found: bool
+    detail: str
+    remedy: str = ""
+    required: bool = False
+
+
+def check_installation() -> list[Check]:
+    """Returns the checks, in the order in which a user would go through them."""
+    return [*_versions(), *_devices(), *_weights(), *_datasets()]
+
+
+def _versions() -> list[Check]:
+    import detectron2
+
+    checks = [
+        Check("u2seg", True, f"{__version__} in {Path(__file__).parents[1]}"),
+        Check("python", True, platform.python_version()),
+        Check("torch", True, torch.__version__),
+        Check("detectron2", True, f"{detectron2.__version__} in {Path(detectron2.__file__).parent}"),
+    ]
+    return checks + [_package(*package) for package in _PACKAGES]
+
+
+def _package(module: str, distribution: str, required: bool, remedy: str) -> Check:
+    try:
+        loaded = import_module(module)
+    except ImportError as error:
+        return Check(module, False, f"not importable: {error}", remedy, required)
+    try:
+        found = version(distribution)
+    except PackageNotFoundError:  # faiss-gpu, a build from source, another packaging of OpenCV
+        found = getattr(loaded, "__version__", "version unknown")
+    return Check(module, True, found, required=required)
+
+
+def _devices() -> list[Check]:
+    checks = [Check("cpu", True, f"{os.cpu_count()} cores, {torch.get_num_threads()} PyTorch threads")]
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            gpu = torch.cuda.get_device_properties(index)
+            checks.append(Check(f"gpu {index}", True, f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"))
+    else:
+        checks.append(Check("gpu", False, "no CUDA device: everything runs on the CPU"))
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    checks.append(Check("disk", free > 2, f"{free:.1f} GiB free in the working directory", "free at least 2 GiB"))
+    return checks
+
+
+def _weights() -> list[Check]:
+    cache = Path(get_cache_dir())
+    checks = []
+    for name, architecture in ARCHITECTURES.items():
+        if architecture.family == "dino":
+            found = next(cache.rglob(architecture.file_name), None) if cache.is_dir() else None
+            checks.append(
+                Check(
+                    f"weights {name}",
+                    found is not None,
+                    str(found) if found else f"not in the cache {cache}",
+                    f"downloaded on first use from {architecture.url}; without a network set FEATURES.VIT.WEIGHTS to a copy",
+                )
+            )
+    return checks
+
+
+def _datasets() -> list[Check]:
+    root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+    checks = [
+        Check(
+            "$DETECTRON2_DATASETS",
+            Path(root).is_dir(),
+            f"{root}, set" if "DETECTRON2_DATASETS" in os.environ else f"not set: {root} in the working directory",
+            "needed for the benchmarks alone; see datasets/README.md",
+        )
+    ]
+    for name, description in BENCHMARKS.items():
+        metadata = MetadataCatalog.get(name)
+        path = Path(metadata.get("panoptic_json") or metadata.get("json_file"))
+        made_by = description.get("PREPARED_BY")
+        remedy = f"{made_by} --help" if made_by else "put the published files there"
+        checks.append(Check(f"dataset {name}", path.is_file(), str(path), remedy))
+    return checks

@@ -1,0 +1,109 @@
+"""The entry point of the command ``u2seg``: finds the subcommand, parses its arguments, turns its errors into one line."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from u2seg.features.vit_weights import WeightsError
+from u2seg.utils.manifest import TooManyFailuresError
+from u2seg.version import __version__
+
+COMMANDS = {
+    "demo": "render scenes, label, train, score and show them: the whole pipeline in minutes",
+    "run": "from a directory of photos to labels, a trained model and a page of images",
+    "labels": "turn unlabeled photos into panoptic pseudo-labels",
+    "show": "write a page that shows labels or predictions on their images",
+    "show-samples": "draw training samples as the trainer gets them",
+    "train": "train or evaluate a model, as Detectron2's train_net.py does",
+    "predict": "run a trained model on images",
+    "score": "score saved tables or panoptic files, without a model",
+    "evaluate-masks": "class-agnostic AP and AR of any masks",
+    "self-train": "improve a model by its own confident predictions",
+    "luss": "PASS: large-scale unsupervised semantic segmentation",
+    "prepare": "make the annotation files of a dataset from its published ones",
+    "convert": "convert published weights",
+    "doctor": "check the installation, devices, weights and datasets",
+}
+
+# What a wrong input, a missing file or a full disk raises; anything else is a defect of this program and keeps its traceback.
+EXPECTED_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    FloatingPointError,
+    ModuleNotFoundError,
+    TooManyFailuresError,
+    WeightsError,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: words after ``u2seg``; None takes them from the process.
+
+    Returns:
+        The exit status: 0 success, 1 an error, which was printed in one line. A wrong command line exits with 2.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="u2seg",
+        description="Unsupervised instance, semantic and panoptic segmentation for Detectron2.",
+        epilog="`u2seg COMMAND --help` explains a command. Commands that take KEY VALUE accept any configuration key.",
+    )
+    parser.add_argument("--version", action="version", version=f"u2seg {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    command = None
+    for name, summary in COMMANDS.items():
+        if name == chosen:
+            command = import_module(f"u2seg.cli.{name.replace('-', '_')}")
+            subparser = subparsers.add_parser(
+                name,
+                help=summary,
+                description=command.__doc__,
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+            command.add_arguments(subparser)
+            subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        else:
+            subparsers.add_parser(name, help=summary)
+    args, words = parser.parse_known_args(argv)
+    if command is None:
+        parser.error(f"choose a command: {', '.join(COMMANDS)}")
+    _take_overrides(args, words, subparser)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        return command.run(args) or 0
+    except EXPECTED_ERRORS as error:
+        if args.debug:
+            raise
+        print(f"error: {_message(error)}", file=sys.stderr)
+        return 1
+
+
+def _take_overrides(args: argparse.Namespace, words: list[str], parser: argparse.ArgumentParser) -> None:
+    """Puts the words that no argument took into ``args.opts``, where the command takes KEY VALUE pairs."""
+    unknown = [word for word in words if word.startswith("--")]
+    takes_overrides = hasattr(args, "opts")
+    if unknown or (words and not takes_overrides):
+        parser.error(f"unrecognized arguments: {' '.join(unknown or words)}")
+    if takes_overrides:
+        args.opts = words
+        if len(words) % 2:
+            parser.error(f"settings are KEY VALUE KEY VALUE ..., got {len(words)} words: {' '.join(words)}")
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, KeyError) and error.args:
+        return str(error.args[0])  # str() of a KeyError is its message in quotes
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

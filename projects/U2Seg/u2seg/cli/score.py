@@ -1,0 +1,62 @@
+"""Scores saved segment tables, or panoptic files, without a model.
+
+Tables that an evaluation kept (TEST.SAVE_TABLES), under other protocols or fitted on another split:
+
+    u2seg score tables output/inference/my_val/tables.npz --protocols hungarian,cups --fit-on output/inference/my_train/tables.npz
+
+Pseudo-labels or predictions in COCO's panoptic format against a ground truth in the same format:
+
+    u2seg score files --gt-json GT.json --gt-root GT_PNGS --predicted-json P.json --predicted-root P_PNGS
+"""
+
+import argparse
+
+from u2seg.evaluation import score_panoptic_files, score_saved_tables
+from u2seg.utils.command_line import comma_separated
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command line."""
+    commands = parser.add_subparsers(dest="source", required=True, metavar="tables|files")
+    tables = commands.add_parser("tables", help="score tables that an evaluation saved")
+    tables.add_argument("tables", help="a tables.npz")
+    files = commands.add_parser("files", help="score panoptic PNG + JSON against COCO panoptic ground truth")
+    for role, what in (("gt", "ground truth"), ("predicted", "labels or predictions")):
+        files.add_argument(f"--{role}-json", required=True, metavar="JSON", help=f"COCO panoptic JSON of the {what}")
+        files.add_argument(f"--{role}-root", required=True, metavar="DIR", help="directory of its PNGs")
+    for command in (tables, files):
+        command.add_argument(
+            "--protocols", type=comma_separated(), metavar="A,B,...", help="rows of the table (default TEST.PROTOCOLS)"
+        )
+        command.add_argument("--fit-on", metavar="TABLES", help="tables.npz on which label maps are fitted")
+        command.add_argument("--label-map", metavar="JSON", help="a saved label map to use instead of fitting one")
+        command.add_argument(
+            "--all-stuff", action="store_true", help="COCO's 53 stuff categories, not 15 supercategories"
+        )
+        command.add_argument(
+            "--nms-across-clusters", type=float, metavar="IOU", help="drop duplicates within a category (default: none)"
+        )
+        command.add_argument(
+            "--bootstrap", type=int, metavar="N", help="95 %% intervals from N resamples of the images (default: none)"
+        )
+        command.add_argument(
+            "--output", default="", metavar="DIR", help="write metrics.json, CSV, LaTeX and label maps here"
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the table of scores."""
+    options = {
+        "protocols": tuple(args.protocols) if args.protocols else None,
+        "fit_on": args.fit_on,
+        "label_map": args.label_map,
+        "stuff_supercategories": not args.all_stuff,
+        "nms_across_clusters": args.nms_across_clusters,
+        "bootstrap": args.bootstrap,
+        "output": args.output,
+    }
+    if args.source == "tables":
+        print(score_saved_tables(args.tables, **options))
+    else:
+        print(score_panoptic_files(args.gt_json, args.gt_root, args.predicted_json, args.predicted_root, **options))
+    return 0

@@ -1,0 +1,35 @@
+"""Improves a model by its own confident predictions.
+
+    u2seg self-train --config-file my.yaml --rounds 2 --output output/self MODEL.WEIGHTS output/model_final.pth
+
+The configuration's training set gives images and first labels, SOLVER the schedule of one round, SELF_TRAINING the thresholds. Killed
+and started again it goes on where it was.
+"""
+
+import argparse
+
+from detectron2.engine import launch
+
+from u2seg.cli.arguments import add_config_arguments, add_launch_arguments
+from u2seg.engine import run_self_training
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command line."""
+    add_config_arguments(parser)
+    parser.add_argument("--rounds", type=int, default=1, help="rounds of labeling and training (default 1)")
+    parser.add_argument("--output", required=True, metavar="DIR", help="directory for labels and models of the rounds")
+    add_launch_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Starts one process for each GPU."""
+    launch(
+        run_self_training,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+    return 0

@@ -1,0 +1,42 @@
+"""Shows panoptic labels on their images: pseudo-labels, predictions, or a ground truth in COCO's format.
+
+    u2seg show labels --images photos --output page
+    u2seg show pseudo-label=labels prediction=predictions gt=panoptic_val.json --images photos --output page
+
+Writes DIR/index.html, a page with counts, examples of the most common clusters, and images beside their labels. It opens in any
+browser, without a network. Several sets of labels stand side by side, under the names given before the "=".
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from u2seg.visualization.label_page import load_panoptic_labels, show_labels
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command line."""
+    parser.add_argument(
+        "labels",
+        nargs="+",
+        metavar="[NAME=]LABELS",
+        help="directory that holds panoptic.json and panoptic/, or a COCO panoptic JSON",
+    )
+    parser.add_argument("--images", required=True, metavar="DIR", help="directory of the images")
+    parser.add_argument("--output", required=True, metavar="DIR", help="directory for the page")
+    parser.add_argument("--limit", type=int, default=48, help="images to show, evenly spaced (default 48)")
+    parser.add_argument("--clusters", type=int, default=12, help="clusters to show examples of (default 12)")
+    parser.add_argument("--title", default="Labels", help="heading of the page (default Labels)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the page; returns 1 where an image could not be read."""
+    label_sets = {}
+    for given in args.labels:
+        name, equals, path = given.partition("=")
+        label_sets[name if equals else Path(given).name] = load_panoptic_labels(path if equals else given, args.images)
+    page, failures = show_labels(label_sets, args.output, title=args.title, limit=args.limit, clusters=args.clusters)
+    for failure in failures:
+        print(f"error: {failure.file_name}: {failure.reason}", file=sys.stderr)
+    print(f"page in {page}")
+    return 1 if failures else 0

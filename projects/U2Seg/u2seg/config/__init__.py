@@ -1,0 +1,10 @@
+"""Every configuration key that this project adds to Detectron2's, with its meaning, unit and source; one module for each section.
+
+Sources: [MaskCut] = CutLER, CVPR 2023, section 3.1 and its published recipe; [U2Seg] = Unsupervised Universal Image
+Segmentation, CVPR 2024; [STEGO] = ICLR 2022; [LUSS] = TPAMI 2022; [DINO] = ICCV 2021; [InstDisc] = CVPR 2018;
+[ours] = chosen here, for the reason given.
+"""
+
+from u2seg.config.config import CONFIG_REGISTRY, add_u2seg_config, find_config_file, get_config_file, setup_cfg
+
+__all__ = ["CONFIG_REGISTRY", "add_u2seg_config", "find_config_file", "get_config_file", "setup_cfg"]

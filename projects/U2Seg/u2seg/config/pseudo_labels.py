@@ -1,0 +1,120 @@
+"""Keys of label making: ``MASKS``, ``CLUSTERS``, ``SEMANTICS``, ``PANOPTIC_LABELS``, ``SELF_TRAINING``."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_masks_config(cfg: CN) -> None:
+    """Adds the keys of ``MASKS`` to a configuration, in place."""
+    cfg.MASKS = CN()
+    # Name in MASK_GENERATOR_REGISTRY: "MaskCut", "StrictMaskCut", "VoteCut", "RecursiveCut"
+    cfg.MASKS.GENERATOR = "MaskCut"
+    # Subtract the image's mean feature before the cosine: needed by hand-made features, not by DINO's keys [ours].
+    cfg.MASKS.CENTER_FEATURES = False
+    cfg.MASKS.TAU = 0.15  # cosine similarity above which two patches are joined [MaskCut]; belongs to DINO keys
+    cfg.MASKS.EPS = 1e-5  # affinity of patches that are not joined [MaskCut]
+    cfg.MASKS.ROUNDS = 3  # masks sought in an image, N [MaskCut]
+    cfg.MASKS.MAX_PREVIOUS_IOU = 0.5  # a later mask that overlaps the previous one more is rejected [MaskCut]
+    cfg.MASKS.MIN_AREA = 0.01  # share of the patches at or below which a mask is rejected [MaskCut: not for the first]
+    cfg.MASKS.MAX_AREA = 1.0  # share of the patches above which a mask is rejected; 1.0: none is [MaskCut]
+    cfg.MASKS.MAX_CORNERS = 3  # a mask that owns so many of the image's corners is background [MaskCut]
+    # VoteCut: the second eigenvectors of several graphs vote [CuVLER, CVPR 2024, section 3.1].
+    cfg.MASKS.VOTE = CN()
+    cfg.MASKS.VOTE.TAUS = (
+        0.1,
+        0.15,
+        0.2,
+        0.3,
+    )  # thresholds like MASKS.TAU, one graph each [ours; CuVLER: six backbones]
+    cfg.MASKS.VOTE.NUM_GROUPS = (2, 3)  # k-means groups of an eigenvector's entries, one vote each [CuVLER]
+    cfg.MASKS.VOTE.MIN_IOU = 0.6  # from which two candidates are one object [CuVLER]
+    cfg.MASKS.VOTE.MIN_SHARE = 0.2  # share of an object's candidates that must hold a patch [CuVLER]
+    cfg.MASKS.VOTE.MAX_MASKS = 10  # an image [CuVLER]
+    cfg.MASKS.VOTE.MAX_CORNERS = 2  # a candidate that owns so many of the image's corners is background [CuVLER]
+    # "KMeansRegions", a baseline: connected regions of so many clusters of an image's features [ours].
+    cfg.MASKS.KMEANS_REGIONS = CN()
+    cfg.MASKS.KMEANS_REGIONS.NUM_CLUSTERS = 8
+    # "RecursiveCut": every region is cut in two again until it holds together; for features without semantics [ours].
+    cfg.MASKS.RECURSIVE = CN()
+    cfg.MASKS.RECURSIVE.RADIUS = 0.1  # feature distance below which two patches are joined, in the descriptor's unit
+    cfg.MASKS.RECURSIVE.MAX_CUT = 0.6  # normalized-cut value, 0..1, from which a region is one piece
+    cfg.MASKS.RECURSIVE.MAX_EXTERNAL_LINKS = 0.3  # share of a region's links that may leave it
+    cfg.MASKS.RECURSIVE.MAX_BORDERS = 1  # image borders that an object may touch
+    cfg.MASKS.RECURSIVE.MAX_CUTS_PER_IMAGE = 64
+    # Name in MASK_REFINEMENT_REGISTRY: "dense_crf" [MaskCut], "guided_filter" (cheaper), "none".
+    cfg.MASKS.REFINEMENT = "dense_crf"
+    cfg.MASKS.CRF = CN()
+    cfg.MASKS.CRF.GAUSSIAN_SXY = 3.0  # pixels [MaskCut]; STEGO: 1
+    cfg.MASKS.CRF.GAUSSIAN_COMPAT = 7.0  # weight [MaskCut]; STEGO: 3
+    cfg.MASKS.CRF.BILATERAL_SXY = 50.0  # pixels [MaskCut]; STEGO: 67
+    cfg.MASKS.CRF.BILATERAL_SRGB = 5.0  # 8-bit color units [MaskCut]; STEGO: 3
+    cfg.MASKS.CRF.BILATERAL_COMPAT = 10.0  # weight [MaskCut]; STEGO: 4
+    cfg.MASKS.CRF.NUM_ITERATIONS = 10  # mean-field updates [MaskCut]
+    cfg.MASKS.GUIDED_FILTER = CN()
+    cfg.MASKS.GUIDED_FILTER.RADIUS = 16  # pixels: two patches, about how far a coarse border may be off [ours]
+    cfg.MASKS.GUIDED_FILTER.EPS = 1e-4  # squared color contrast, range 0..1, that counts as an edge [ours]
+    cfg.MASKS.MIN_REFINED_IOU = 0.5  # masks that the refinement changes more are dropped [MaskCut]
+    cfg.MASKS.SHARD_SIZE = 64  # images in one file on disk; what a kill loses at most
+    cfg.MASKS.NUM_WORKERS = 2  # decoding processes; 0: decode in the main one
+    cfg.MASKS.NUM_THREADS = 2  # threads that refine and encode
+    cfg.MASKS.MAX_FAILURES = 0.01  # share of unreadable images above which the run ends with an error
+
+
+def add_clusters_config(cfg: CN) -> None:
+    """Adds the keys of ``CLUSTERS`` to a configuration, in place."""
+    cfg.CLUSTERS = CN()
+    # K, the one place where the number of thing clusters is written [U2Seg]: 300 or 800.
+    cfg.CLUSTERS.NUM_CLUSTERS = 800
+    # Name in MASK_EMBEDDING_REGISTRY. "masked_crop": CLS token of the crop on white [U2Seg]; "mask_pooled": patch features
+    # pooled over the mask [ours]; "random_vectors": the baseline.
+    cfg.CLUSTERS.EMBEDDING = "mask_pooled"
+    cfg.CLUSTERS.NORMALIZE = True  # L2 before k-means; the paper's mode does not
+    cfg.CLUSTERS.NUM_ITERATIONS = 100  # [U2Seg]
+    cfg.CLUSTERS.NUM_RESTARTS = 3  # the best of so many seeded starts [ours]
+    cfg.CLUSTERS.MAX_TRAINING_SAMPLES = 1_000_000  # embeddings that k-means sees; all are assigned
+    cfg.CLUSTERS.SEED = 0
+    # centroids.npy of an earlier run's clusters/, to label new images with its clusters; "": found on these masks.
+    cfg.CLUSTERS.CENTROIDS = ""
+
+
+def add_semantics_config(cfg: CN) -> None:
+    """Adds the keys of ``SEMANTICS`` to a configuration, in place."""
+    cfg.SEMANTICS = CN()
+    cfg.SEMANTICS.PROVIDER = "PatchKMeans"  # name in SEMANTIC_PROVIDER_REGISTRY
+    cfg.SEMANTICS.NUM_CLUSTERS = 27  # S, the one place where the number of stuff clusters is written [U2Seg]
+    cfg.SEMANTICS.PATCHES_PER_IMAGE = 64  # sampled for k-means
+    # Sample only where no instance mask lies, so that things found no stuff clusters [ours]
+    cfg.SEMANTICS.SKIP_MASKED = True
+    cfg.SEMANTICS.MAX_TRAINING_SAMPLES = 1_000_000
+    cfg.SEMANTICS.NUM_ITERATIONS = 50
+    cfg.SEMANTICS.NUM_RESTARTS = 3
+    cfg.SEMANTICS.SEED = 0
+    cfg.SEMANTICS.CENTROIDS = ""  # as CLUSTERS.CENTROIDS, from an earlier run's semantics/
+    cfg.SEMANTICS.DIRECTORY = (
+        ""  # provider "DirectoryOfMaps": 8-bit id PNGs named like the images, ids from 0, 255 unknown
+    )
+
+
+def add_panoptic_labels_config(cfg: CN) -> None:
+    """Adds the keys of ``PANOPTIC_LABELS`` to a configuration, in place."""
+    cfg.PANOPTIC_LABELS = CN()
+    # A semantic cluster more than this covered by instances is left void [U2Seg release, stage 3].
+    cfg.PANOPTIC_LABELS.MAX_COVERED = 0.7
+    cfg.PANOPTIC_LABELS.MIN_INSTANCE_PIXELS = 1  # visible pixels below which an instance is dropped
+    cfg.PANOPTIC_LABELS.MIN_STUFF_PIXELS = 1
+
+
+def add_self_training_config(cfg: CN) -> None:
+    """Adds the keys of ``SELF_TRAINING`` to a configuration, in place."""
+    cfg.SELF_TRAINING = CN()
+    # Score from which a prediction becomes a label, by round; the last one serves all later rounds [CutLER's README].
+    cfg.SELF_TRAINING.SCORE_THRESH = (0.70, 0.65)
+    # How predictions and old labels are merged: "predictions_first" [CutLER] or "confirmed_labels_first" [ours], which keeps the old
+    # masks of what the model sees as well.
+    cfg.SELF_TRAINING.MERGE = "predictions_first"
+    # Mask IoU from which two masks are one object: an old label stays where it has less with every new one [CutLER]; of two
+    # predictions that have more, in whatever clusters, the better one stays [ours].
+    cfg.SELF_TRAINING.MAX_IOU = 0.5
+    cfg.SELF_TRAINING.CONFIRM_THRESH = 0.1  # score from which a prediction confirms an old label [ours]
+    cfg.SELF_TRAINING.FLIP = False  # predict on the mirrored image as well [ours]
+    cfg.SELF_TRAINING.NEW_SEMANTICS = False  # stuff from the model as well, not from the old labels [ours]
+    cfg.SELF_TRAINING.SHARD_SIZE = 64  # images; what a kill loses at most

@@ -1,0 +1,193 @@
+"""The dataset mapper of panoptic training: from a dataset dict to what Detectron2's models take."""
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from u2seg.data.copy_paste import CopyPaste
+from u2seg.data.formats.coco_panoptic import read_panoptic_png
+from u2seg.data.training_sample import Sample, boxes_of_masks, semantic_target, to_instances
+from u2seg.utils.image_io import ImageReadError, read_image_rgb
+from u2seg.utils.registry import NamedRegistry, get_registered
+
+DATASET_MAPPER_REGISTRY = NamedRegistry("DATASET_MAPPER")
+DATASET_MAPPER_REGISTRY.__doc__ = """
+Dataset mappers, chosen by ``INPUT.DATASET_MAPPER_NAME``; an entry is called as ``(cfg, is_train)`` and returns a function from
+a dataset dict to a training or test sample, as Detectron2's ``DatasetMapper`` does.
+"""
+
+
+@DATASET_MAPPER_REGISTRY.register("u2seg_panoptic")
+class PanopticMapper:
+    """Maps a dataset dict to a sample of image, instances and semantic target.
+
+    The output equals stock ``DatasetMapper``'s with ``MASK_FORMAT: bitmask``, but for boxes given as integers, which that one
+    truncates to whole pixels when it scales them. Beyond it: images are read by
+    :func:`u2seg.utils.image_io.read_image_rgb`, so that training sees exactly the pixels that label making saw; the semantic target
+    is derived from the panoptic PNG where no stuff PNG exists; and copy-paste may add instances of a second image.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        augmentations: list[T.Augmentation | T.Transform],
+        image_format: str,
+        recompute_boxes: bool = False,
+        copy_paste: CopyPaste | None = None,
+    ):
+        """Keeps the settings.
+
+        Args:
+            is_train: whether targets are wanted beside the image.
+            augmentations: applied in order to image and targets.
+            image_format: "RGB" or "BGR", the order of the channels in the output.
+            recompute_boxes: draw boxes tight around the masks: a crop leaves less of an object than of its box.
+            copy_paste: pastes instances of the dict's ``copy_paste_source``; None: never.
+        """
+        if image_format not in ("RGB", "BGR"):
+            raise ValueError(f"INPUT.FORMAT must be RGB or BGR, got {image_format!r}")
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.recompute_boxes = recompute_boxes
+        self.copy_paste = copy_paste
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
+        """Returns the constructor's arguments from a configuration."""
+        paste = is_train and cfg.INPUT.COPY_PASTE.ENABLED
+        crop = is_train and cfg.INPUT.CROP.ENABLED
+        augmentations = detection_utils.build_augmentation(cfg, is_train)
+        if crop:
+            augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+        return {
+            "is_train": is_train,
+            "augmentations": augmentations,
+            "image_format": cfg.INPUT.FORMAT,
+            "recompute_boxes": crop,
+            "copy_paste": CopyPaste.from_config(cfg) if paste else None,
+        }
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """Returns the dict with ``image`` (uint8 (3, H, W)) and, in training, ``instances`` and ``sem_seg`` (int64 (H, W)).
+
+        The dict given stays as it is. Its key ``copy_paste_source``, a second dataset dict, is what copy-paste draws on.
+
+        Raises:
+            ImageReadError: the image or a label file cannot be read; the message names it.
+            ValueError: the image's size is not the annotated one.
+        """
+        kept = {key: value for key, value in dataset_dict.items() if key not in _CONSUMED}
+        if not self.is_train:
+            image = self._read(dataset_dict)
+            kept.setdefault("height", image.shape[0])
+            kept.setdefault("width", image.shape[1])
+            augmented = T.AugInput(image)
+            self.augmentations(augmented)
+            return {**kept, "image": _to_tensor(augmented.image)}
+        sample = self.load(dataset_dict)
+        source = dataset_dict.get("copy_paste_source")
+        if self.copy_paste is not None and source is not None:
+            # A function, since most of the time's cost is in decoding an image that may not be pasted from.
+            sample = self.copy_paste(sample, lambda: self.load(source))
+        packed = {**kept, "image": _to_tensor(sample.image), "instances": to_instances(sample)}
+        if sample.sem_seg is not None:
+            packed["sem_seg"] = torch.from_numpy(sample.sem_seg.astype(np.int64))
+        return packed
+
+    def load(self, dataset_dict: dict) -> Sample:
+        """Returns an image and its targets, decoded and augmented."""
+        image = self._read(dataset_dict)
+        sem_seg = _read_semantic_target(dataset_dict)
+        augmented = T.AugInput(image, sem_seg=sem_seg)
+        transforms = self.augmentations(augmented)
+        annotations = [a for a in dataset_dict.get("annotations", ()) if not a.get("iscrowd", 0)]
+        masks = _decode(annotations, image.shape[:2])
+        size = augmented.image.shape[:2]
+        moved = [transforms.apply_segmentation(mask) for mask in masks]
+        masks = np.stack(moved).astype(bool) if moved else np.zeros((0, *size), bool)
+        return Sample(
+            image=augmented.image,
+            masks=masks,
+            boxes_xyxy=boxes_of_masks(masks) if self.recompute_boxes else _boxes(annotations, transforms, size),
+            classes=np.array([a["category_id"] for a in annotations], np.int64),
+            sem_seg=augmented.sem_seg,
+        )
+
+    def _read(self, dataset_dict: dict) -> np.ndarray:
+        image = _named(read_image_rgb, dataset_dict["file_name"])
+        wanted = dataset_dict.get("height", image.shape[0]), dataset_dict.get("width", image.shape[1])
+        if image.shape[:2] != wanted:
+            raise ValueError(
+                f"{dataset_dict['file_name']} has (height, width) {image.shape[:2]}, its annotation says {wanted}; "
+                "the labels were made from another image"
+            )
+        return image if self.image_format == "RGB" else np.ascontiguousarray(image[:, :, ::-1])
+
+
+# What training's targets are made from, of no use behind the mapper and costly to send between processes.
+_CONSUMED = ("annotations", "sem_seg_file_name", "pan_seg_file_name", "segments_info", "copy_paste_source")
+
+
+def build_mapper(cfg: CfgNode, is_train: bool):
+    """Returns the dataset mapper that the configuration names.
+
+    Raises:
+        KeyError: no mapper of that name; the message lists those that are registered.
+    """
+    mapper = get_registered(DATASET_MAPPER_REGISTRY, cfg.INPUT.DATASET_MAPPER_NAME, "INPUT.DATASET_MAPPER_NAME")
+    return mapper(cfg, is_train)
+
+
+def _read_semantic_target(dataset_dict: dict) -> np.ndarray | None:
+    if "sem_seg_file_name" in dataset_dict:
+        return _named(_read_gray, dataset_dict["sem_seg_file_name"])
+    if "pan_seg_file_name" in dataset_dict:
+        panoptic_map = _named(read_panoptic_png, dataset_dict["pan_seg_file_name"])
+        return semantic_target(panoptic_map, dataset_dict["segments_info"])
+    return None
+
+
+def _read_gray(path: str) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def _named(read, path: str):
+    """Returns ``read(path)``; an error of reading names the file."""
+    try:
+        return read(path)
+    except (OSError, ValueError) as error:  # ImageReadError among them
+        raise ImageReadError(f"{path}: {error}") from error
+
+
+def _decode(annotations: list[dict], size: tuple[int, int]) -> list[np.ndarray]:
+    """Returns the instances' masks, uint8 (H, W) each, from RLE or polygons."""
+    return [_decode_one(annotation["segmentation"], size) for annotation in annotations]
+
+
+def _decode_one(segmentation, size: tuple[int, int]) -> np.ndarray:
+    if isinstance(segmentation, list):  # polygons, of which an instance may have several
+        return mask_util.decode(mask_util.merge(mask_util.frPyObjects(segmentation, *size)))
+    if isinstance(segmentation["counts"], list):
+        segmentation = mask_util.frPyObjects(segmentation, *size)
+    return mask_util.decode(segmentation)
+
+
+def _boxes(annotations: list[dict], transforms: T.TransformList, size: tuple[int, int]) -> np.ndarray:
+    if not annotations:
+        return np.zeros((0, 4))
+    boxes = np.array([BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations], np.float64)
+    height, width = size
+    return np.minimum(transforms.apply_box(boxes).clip(min=0), (width, height, width, height))
+
+
+def _to_tensor(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

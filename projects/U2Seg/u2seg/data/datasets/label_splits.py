@@ -1,0 +1,84 @@
+"""Chooses the images of few-label training: 1, 2, 5, 10, 20, 30, 40 and 50 % of a dataset.
+
+    u2seg prepare label_splits --annotations ANNOTATIONS.json --output DIR [--percentages 1,2,5] [--seed 42]
+
+Each DIR/{P}perc.json is for SUBSET of a dataset in DATASETS.BY_PATH; so is any COCO JSON, the published splits among them.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from u2seg.utils.command_line import comma_separated
+from u2seg.utils.files import read_json, write_json
+
+PERCENTAGES = (1, 2, 5, 10, 20, 30, 40, 50)  # U2Seg, section 4.6
+
+
+def make_label_splits(
+    annotations: str | Path, output: str | Path, percentages: tuple[float, ...] = PERCENTAGES, seed: int = 42
+) -> list[Path]:
+    """Returns the split files written: ``output/{p}perc.json``, for ``SUBSET`` of a dataset in ``DATASETS.BY_PATH``.
+
+    A smaller split is part of every larger one, so that a curve over them differs by added labels alone.
+
+    Args:
+        annotations: COCO JSON (panoptic or instances) whose ``images`` are split.
+        output: directory to write to.
+        percentages: of the images, above 0, at most 100.
+        seed: of the choice. 42 is the published splits' seed; their images are others, since their code is.
+
+    Raises:
+        ValueError: a percentage out of range, or no image.
+    """
+    if not all(0 < percent <= 100 for percent in percentages):
+        raise ValueError(f"percentages must be above 0 and at most 100, got {percentages}")
+    ids = sorted(image["id"] for image in read_json(annotations)["images"])
+    if not ids:
+        raise ValueError(f"{annotations} lists no image")
+    order = np.random.default_rng(seed).permutation(ids).tolist()
+    paths = []
+    for percent in percentages:
+        count = max(1, round(len(ids) * percent / 100))
+        path = Path(output) / f"{percent:g}perc.json"
+        chosen = {"image_ids": sorted(order[:count]), "percent": percent, "seed": seed, "total": len(ids)}
+        write_json(path, {**chosen, "annotations": Path(annotations).name})
+        paths.append(path)
+    return paths
+
+
+def read_label_split(path: str | Path) -> set[int]:
+    """Returns the image ids that a split file names: ours, or any COCO JSON, as the published splits are.
+
+    Raises:
+        ValueError: the file is neither.
+    """
+    content = read_json(path)
+    if "image_ids" in content:
+        return set(content["image_ids"])
+    if "images" in content:
+        return {image["id"] for image in content["images"]}
+    raise ValueError(
+        f"{path} is no split: expected image_ids (datasets/make_label_splits.py writes it) or COCO's images; "
+        f"it holds {', '.join(sorted(content)) or 'nothing'}"
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of :func:`run`."""
+    parser.add_argument("--annotations", required=True, metavar="JSON", help="COCO JSON, panoptic or instances")
+    parser.add_argument("--output", required=True, metavar="DIR", help="directory to write to")
+    parser.add_argument(
+        "--percentages",
+        type=comma_separated(),
+        default=PERCENTAGES,
+        metavar="P,Q,...",
+        help=f"percentages of the images (default {','.join(map(str, PERCENTAGES))})",
+    )
+    parser.add_argument("--seed", type=int, default=42, help="of the choice (default 42)")
+
+
+def run(annotations: str, output: str, percentages: list[str], seed: int) -> list[Path]:
+    """Returns the split files that :func:`make_label_splits` writes."""
+    return make_label_splits(annotations, output, tuple(float(p) for p in percentages), seed)

@@ -1,0 +1,118 @@
+"""Readers and writers of what COCO's and Detectron2's tools read: panoptic PNG and JSON, instances JSON, stuff PNG."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as mask_utils
+
+from u2seg.structures.label_space import IGNORE_LABEL, LabelSpace
+from u2seg.structures.segments import Segment
+from u2seg.utils.files import atomic_path
+
+
+def write_panoptic_png(path: str | Path, panoptic: np.ndarray) -> None:
+    """Writes a map of segment ids, int (H, W) in 0..2^24-1, as COCO's RGB PNG: id = R + 256 G + 65536 B."""
+    if panoptic.min(initial=0) < 0 or panoptic.max(initial=0) >= 1 << 24:
+        raise ValueError(f"segment ids must lie in 0..{(1 << 24) - 1}, got {panoptic.min()}..{panoptic.max()}")
+    ids = panoptic.astype(np.uint32)
+    rgb = np.stack([ids & 255, (ids >> 8) & 255, ids >> 16], axis=2).astype(np.uint8)
+    _save_png(path, rgb)
+
+
+def read_panoptic_png(path: str | Path) -> np.ndarray:
+    """Returns the segment ids, int32 (H, W), of a COCO panoptic PNG.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is no RGB PNG.
+    """
+    with Image.open(path) as image:
+        if image.mode not in ("RGB", "RGBA"):
+            raise ValueError(f"{path} must be an RGB panoptic PNG (id = R + 256 G + 65536 B), got mode {image.mode}")
+        rgb = np.asarray(image.convert("RGB")).astype(np.int32)
+    return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
+
+
+def write_stuff_png(path: str | Path, panoptic: np.ndarray, segments: list[Segment], space: LabelSpace) -> None:
+    """Writes the semantic target, 8-bit (H, W): 0 for things, 1..S for stuff, 255 for void."""
+    _save_png(path, semantic_target(panoptic, {s.segment_id: _dataset_id(s, space) for s in segments}, space))
+
+
+def semantic_target(panoptic: np.ndarray, dataset_ids: dict[int, int], space: LabelSpace) -> np.ndarray:
+    """Returns the semantic target of a panoptic map, uint8 (H, W): 0 for things, 1..S for stuff, 255 for void.
+
+    Args:
+        panoptic: int (H, W), segment ids; those not in ``dataset_ids`` are void.
+        dataset_ids: segment id -> dataset id of its class.
+        space: the classes.
+    """
+    lookup = {segment: space.semantic_target_of(dataset_id) for segment, dataset_id in dataset_ids.items()}
+    ids, inverse = np.unique(panoptic, return_inverse=True)
+    values = np.array([lookup.get(int(segment), IGNORE_LABEL) for segment in ids], np.uint8)
+    return values[inverse].reshape(panoptic.shape)
+
+
+def panoptic_annotation(
+    image_id: int, png_name: str, panoptic: np.ndarray, segments: list[Segment], space: LabelSpace
+) -> dict:
+    """Returns the annotation of one image for a COCO panoptic JSON."""
+    boxes = _boxes_xywh(panoptic)
+    return {
+        "image_id": image_id,
+        "file_name": png_name,
+        "segments_info": [
+            {
+                "id": segment.segment_id,
+                "category_id": _dataset_id(segment, space),
+                "iscrowd": 0,
+                "area": segment.area,
+                "bbox": boxes[segment.segment_id],
+            }
+            for segment in segments
+        ],
+    }
+
+
+def instance_annotations(
+    image_id: int, panoptic: np.ndarray, segments: list[Segment], scores: np.ndarray, space: LabelSpace
+) -> list[dict]:
+    """Returns the COCO instance annotations of one image's things, as they are visible in the panoptic map.
+
+    The ``id`` of an annotation is left to the writer of the whole file. ``score`` (0..1) is the mask's confidence; COCO's tools
+    pass over it.
+    """
+    annotations = []
+    for segment in segments:
+        if segment.is_thing:
+            rle = mask_utils.encode(np.asfortranarray(panoptic == segment.segment_id))
+            annotations.append(
+                {
+                    "image_id": image_id,
+                    "category_id": _dataset_id(segment, space),
+                    "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+                    "area": segment.area,
+                    "bbox": [float(value) for value in mask_utils.toBbox(rle)],
+                    "iscrowd": 0,
+                    "score": round(float(scores[segment.source]), 6),
+                }
+            )
+    return annotations
+
+
+def _dataset_id(segment: Segment, space: LabelSpace) -> int:
+    return (space.thing_dataset_id if segment.is_thing else space.stuff_dataset_id)(segment.cluster)
+
+
+def _boxes_xywh(panoptic: np.ndarray) -> dict[int, list[int]]:
+    boxes = {}
+    for segment in np.unique(panoptic):
+        rows, columns = np.nonzero(panoptic == segment)
+        top, left = int(rows.min()), int(columns.min())
+        boxes[int(segment)] = [left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1]
+    return boxes
+
+
+def _save_png(path: str | Path, pixels: np.ndarray) -> None:
+    with atomic_path(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")

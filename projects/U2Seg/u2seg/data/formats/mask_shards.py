@@ -1,0 +1,74 @@
+"""What the mask stage writes and every later stage reads: one record an image, in Parquet shards."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from u2seg.structures.mask_records import ImageMasks
+from u2seg.utils.files import atomic_path
+from u2seg.utils.manifest import Failure
+
+
+def write_shard(path: str | Path, records: list[ImageMasks]) -> None:
+    """Writes records to one Parquet file, whole or not at all; equal records give equal bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table(
+        {
+            "image_id": pa.array([r.image_id for r in records], pa.int64()),
+            "file_name": pa.array([r.file_name for r in records], pa.string()),
+            "height": pa.array([r.height for r in records], pa.int32()),
+            "width": pa.array([r.width for r in records], pa.int32()),
+            "rle_counts": pa.array([list(r.rle_counts) for r in records], pa.list_(pa.binary())),
+            "scores": pa.array([r.scores.tolist() for r in records], pa.list_(pa.float32())),
+            "cut_values": pa.array([r.cut_values.tolist() for r in records], pa.list_(pa.float32())),
+            "refined_ious": pa.array([r.refined_ious.tolist() for r in records], pa.list_(pa.float32())),
+            "embeddings": pa.array([r.embeddings.ravel().tolist() for r in records], pa.list_(pa.float32())),
+            "error": pa.array([r.error for r in records], pa.string()),
+        }
+    )
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_shard(path: str | Path) -> list[ImageMasks]:
+    """Returns the records of one shard, in the order in which they were written."""
+    import pyarrow.parquet as pq
+
+    return [_record(row) for row in pq.read_table(path).to_pylist()]
+
+
+def iter_shards(directory: str | Path) -> Iterator[list[ImageMasks]]:
+    """Yields the records of a mask directory, shard by shard, ordered by image."""
+    for path in sorted(Path(directory).glob("shard-*.parquet")):
+        yield read_shard(path)
+
+
+def iter_records(directory: str | Path) -> Iterator[ImageMasks]:
+    """Yields the records of all shards of a mask directory, one shard in memory at a time, ordered by image."""
+    for records in iter_shards(directory):
+        yield from records
+
+
+def failures_of(records: Iterator[ImageMasks]) -> list[Failure]:
+    """Returns the images among ``records`` that could not be read."""
+    return [Failure(record.file_name, record.error) for record in records if record.error is not None]
+
+
+def _record(row: dict) -> ImageMasks:
+    count = len(row["rle_counts"])
+    flat = np.asarray(row["embeddings"], np.float32)
+    return ImageMasks(
+        image_id=row["image_id"],
+        file_name=row["file_name"],
+        height=row["height"],
+        width=row["width"],
+        rle_counts=tuple(row["rle_counts"]),
+        scores=np.asarray(row["scores"], np.float32),
+        cut_values=np.asarray(row["cut_values"], np.float32),
+        refined_ious=np.asarray(row["refined_ious"], np.float32),
+        embeddings=flat.reshape(count, -1) if count else np.zeros((0, 0), np.float32),
+        error=row["error"],
+    )

@@ -1,0 +1,1 @@
+"""Clusters matched to categories: assignments, label maps, protocols."""

@@ -1,0 +1,164 @@
+"""Label maps: which category each cluster stands for, with where that knowledge came from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from u2seg.evaluation.matching.assignment import NO_CATEGORY
+from u2seg.evaluation.tables.segment_tables import SegmentTables, TableSpace, overlap_images
+from u2seg.utils.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class PixelRows:
+    """Pixels counted by image, true label and predicted label: int64 arrays (rows,); -1 is void or not predicted."""
+
+    image: np.ndarray
+    gt: np.ndarray
+    predicted: np.ndarray
+    pixels: np.ndarray
+
+
+def panoptic_pixels(tables: SegmentTables) -> PixelRows:
+    """Returns the pixels of the panoptic maps by joint category and joint cluster; crowds count as their category."""
+    overlaps = tables.overlaps
+    gt = np.append(tables.gt["label"], NO_CATEGORY)[overlaps["gt"]]
+    predicted = np.append(tables.predicted["label"], NO_CATEGORY)[overlaps["predicted"]]
+    return PixelRows(overlap_images(tables), gt, predicted, overlaps["pixels"])
+
+
+def head_pixels(tables: SegmentTables) -> PixelRows:
+    """Returns the pixels by joint category and class of the semantic head (0 "thing", 1..S)."""
+    return _rows_of(tables.head_pixels)
+
+
+def head_boundary(tables: SegmentTables) -> PixelRows:
+    """Returns the same near borders; -1 is a pixel away from every border."""
+    return _rows_of(tables.head_boundary)
+
+
+def panoptic_boundary(tables: SegmentTables) -> PixelRows:
+    """Returns the pixels near borders by joint category and joint cluster; -1 is a pixel away from every border."""
+    return _rows_of(tables.panoptic_boundary)
+
+
+def _rows_of(block: np.ndarray) -> PixelRows:
+    return PixelRows(block["image"].astype(np.int64), block["gt"], block["predicted"], block["pixels"])
+
+
+# What is taken as the semantic prediction -> its pixels, and those near borders.
+PIXEL_SOURCES: dict[str, Callable[[SegmentTables], PixelRows]] = {"panoptic": panoptic_pixels, "head": head_pixels}
+BOUNDARY_SOURCES: dict[str, Callable[[SegmentTables], PixelRows]] = {
+    "panoptic": panoptic_boundary,
+    "head": head_boundary,
+}
+
+
+@dataclass(frozen=True)
+class SemanticMap:
+    """How pixels are scored.
+
+    Attributes:
+        source: key of :data:`PIXEL_SOURCES`, what is taken as the semantic prediction.
+        labels: int (predicted labels,), class of each predicted label, -1 for none: always wrong.
+        gt: int (joint categories,), class of each category.
+        names: of the classes.
+        unmatched_vanish: whether pixels predicted as "none" are left out instead of wrong; a fault of U2Seg's release.
+    """
+
+    source: str
+    labels: np.ndarray
+    gt: np.ndarray
+    names: tuple[str, ...]
+    unmatched_vanish: bool = False
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """What a protocol fitted.
+
+    Attributes:
+        panoptic: int (K + S,), joint category of each joint cluster, -1 for none; its first K entries serve detections too.
+        error_category: int (K + S,), for clusters without a category: the one in which their segments and detections count as false
+            positives; -1 for none.
+        semantic: how pixels are scored; None where nothing semantic is.
+        provenance: dataset, cluster counts, protocol, checkpoint digest and so on.
+    """
+
+    panoptic: np.ndarray
+    error_category: np.ndarray
+    semantic: SemanticMap | None = None
+    provenance: dict = field(default_factory=dict)
+
+
+def save_label_map(path: str | Path, label_map: LabelMap, space: TableSpace) -> None:
+    """Writes a label map as JSON, with the names of the categories, whole or not at all."""
+    names = space.category_names
+    things, stuff = label_map.panoptic[: space.num_things], label_map.panoptic[space.num_things :]
+    semantic = label_map.semantic
+    write_json(
+        path,
+        {
+            "provenance": label_map.provenance,
+            "categories": space.to_json()["categories"],
+            "thing_clusters": things.tolist(),
+            "stuff_clusters": stuff.tolist(),
+            "error_category": label_map.error_category.tolist(),
+            "thing_names": [names[i] if i >= 0 else None for i in things],
+            "stuff_names": [names[i] if i >= 0 else None for i in stuff],
+            "semantic": semantic
+            and {
+                "source": semantic.source,
+                "labels": semantic.labels.tolist(),
+                "gt": semantic.gt.tolist(),
+                "names": semantic.names,
+                "unmatched_vanish": semantic.unmatched_vanish,
+            },
+        },
+    )
+
+
+def load_label_map(path: str | Path, space: TableSpace) -> LabelMap:
+    """Returns the label map of a file that :func:`save_label_map` wrote.
+
+    Raises:
+        FileNotFoundError: with the path.
+        ValueError: it was fitted for other cluster counts or other categories than ``space`` has; the message says which.
+    """
+    values = read_json(path)
+    missing = {"thing_clusters", "stuff_clusters", "error_category", "semantic", "categories", "provenance"} - set(
+        values
+    )
+    if missing:
+        raise ValueError(f"{path} is no label map: it lacks {', '.join(sorted(missing))}")
+    counts = len(values["thing_clusters"]), len(values["stuff_clusters"])
+    if counts != (space.num_things, space.num_stuff):
+        raise ValueError(
+            f"{path} maps {counts[0]} thing and {counts[1]} stuff clusters, the predictions have {space.num_things} and "
+            f"{space.num_stuff}; use a map fitted for this model"
+        )
+    if values["categories"] != _as_json(space.to_json()["categories"]):
+        raise ValueError(
+            f"{path} was fitted for other categories than those of dataset {space.dataset!r}; fit on a dataset with the same "
+            "categories, or choose the same grouping of stuff"
+        )
+    semantic = values["semantic"]
+    return LabelMap(
+        np.array(values["thing_clusters"] + values["stuff_clusters"], np.int64),
+        np.array(values["error_category"], np.int64),
+        semantic
+        and SemanticMap(
+            semantic["source"],
+            np.array(semantic["labels"], np.int64),
+            np.array(semantic["gt"], np.int64),
+            tuple(semantic["names"]),
+            semantic["unmatched_vanish"],
+        ),
+        values["provenance"],
+    )
+
+
+def _as_json(categories: dict) -> dict:
+    return {key: list(value) for key, value in categories.items()}

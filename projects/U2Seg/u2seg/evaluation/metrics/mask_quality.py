@@ -1,0 +1,148 @@
+"""Class-agnostic quality of masks: COCO's AP and AR with all categories counted as one."""
+
+import contextlib
+import io
+from pathlib import Path
+
+from u2seg.data.formats.mask_shards import iter_records
+from u2seg.utils.files import read_json
+
+# Name -> (is average precision, IoU threshold or None for .50:.05:.95, area range, most detections an image).
+_METRICS = {
+    "AP": (True, None, "all", 100),
+    "AP50": (True, 0.5, "all", 100),
+    "AP75": (True, 0.75, "all", 100),
+    "APs": (True, None, "small", 100),
+    "APm": (True, None, "medium", 100),
+    "APl": (True, None, "large", 100),
+    "AR1": (False, None, "all", 1),
+    "AR10": (False, None, "all", 10),
+    "AR100": (False, None, "all", 100),
+}
+
+
+def evaluate_masks(predictions: str | Path, ground_truth: str | Path) -> dict:
+    """Returns class-agnostic AP and AR of masks, in per cent, as pycocotools computes them with ``useCats = 0``.
+
+    Args:
+        predictions: a directory that ``make_masks`` made; or a JSON file, either COCO results (a list) or a COCO dataset
+            (``{"images", "annotations"}``, as MaskCut writes it). Annotations without ``score`` count as 1.
+        ground_truth: COCO instances JSON.
+
+    Returns:
+        ``{"segm": {...}, "bbox": {...}, "counts": {...}}``; metrics AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, NaN where the
+        ground truth has no object of that size; counts of ground-truth images and objects, of predictions, and of
+        predictions that were left out because their image is not in the ground truth.
+
+    Raises:
+        ValueError: none of the predictions belongs to an image of the ground truth, or a file is not what it should be.
+    """
+    from pycocotools.coco import COCO
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        gt = COCO(str(ground_truth))
+    detections, num_left_out = _only_known(_load_predictions(Path(predictions), gt), gt)
+    if num_left_out and not detections:
+        raise ValueError(
+            f"none of the {num_left_out} predictions in {predictions} belongs to an image of {ground_truth}; "
+            "expected the same image ids, or in a mask directory the same file names"
+        )
+    counts = {
+        "images": len(gt.imgs),
+        "objects": sum(not annotation.get("iscrowd", 0) for annotation in gt.anns.values()),
+        "predictions": len(detections),
+        "left_out": num_left_out,
+    }
+    return {**{kind: _score(gt, detections, kind) for kind in ("segm", "bbox")}, "counts": counts}
+
+
+def format_quality(results: dict) -> str:
+    """Returns ``evaluate_masks``' result as a table."""
+    from tabulate import tabulate
+
+    rows = [[kind, *(results[kind][name] for name in _METRICS)] for kind in ("segm", "bbox")]
+    counts = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in results["counts"].items())
+    table = tabulate(rows, headers=["class-agnostic", *_METRICS], floatfmt=".2f")
+    return f"{table}\n{counts}"
+
+
+def _load_predictions(path: Path, gt) -> list[dict]:
+    """Returns COCO results: dicts with image_id, category_id, segmentation (RLE or polygons) and score."""
+    if path.is_dir():
+        return _from_records(path, gt)
+    content = read_json(path)
+    annotations = content.get("annotations") if isinstance(content, dict) else content
+    if not isinstance(annotations, list):
+        raise ValueError(f"{path} holds neither a list of COCO results nor a COCO dataset with 'annotations'")
+    for index, annotation in enumerate(annotations):
+        missing = [key for key in ("image_id", "segmentation") if key not in annotation]
+        if missing:
+            raise ValueError(f"{path}: entry {index} has no {missing[0]!r}; expected COCO results with masks")
+    return [
+        _result(a["image_id"], _as_rle(a["segmentation"], a["image_id"], gt), a.get("score", 1)) for a in annotations
+    ]
+
+
+def _from_records(path: Path, gt) -> list[dict]:
+    ids = {image["file_name"]: image["id"] for image in gt.imgs.values()}
+    detections = []
+    for record in iter_records(path):
+        image_id = ids.get(record.file_name, record.image_id)
+        rles = zip(record.rles(), record.scores.tolist())
+        detections += [_result(image_id, rle, score) for rle, score in rles]
+    return detections
+
+
+def _result(image_id: int, segmentation: dict, score: float) -> dict:
+    return {"image_id": image_id, "category_id": 1, "segmentation": segmentation, "score": float(score)}
+
+
+def _as_rle(segmentation, image_id: int, gt) -> dict:
+    from pycocotools import mask as coco_mask
+
+    if isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
+        return segmentation
+    image = gt.imgs.get(image_id)
+    if image is None:
+        return {"size": [0, 0], "counts": b""}  # left out below
+    rles = coco_mask.frPyObjects(segmentation, image["height"], image["width"])
+    return coco_mask.merge(rles) if isinstance(rles, list) else rles
+
+
+def _only_known(detections: list[dict], gt) -> tuple[list[dict], int]:
+    known = [detection for detection in detections if detection["image_id"] in gt.imgs]
+    return known, len(detections) - len(known)
+
+
+def _score(gt, detections: list[dict], kind: str) -> dict[str, float]:
+    from pycocotools import mask as coco_mask
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        if detections and kind == "segm":
+            results = gt.loadRes([dict(detection) for detection in detections])
+        elif detections:
+            boxes = [coco_mask.toBbox(detection["segmentation"]).tolist() for detection in detections]
+            rows = [{key: value for key, value in d.items() if key != "segmentation"} for d in detections]
+            results = gt.loadRes([{**row, "bbox": box} for row, box in zip(rows, boxes)])
+        else:  # loadRes refuses an empty list
+            results = COCO()
+            results.dataset = {"images": list(gt.imgs.values()), "annotations": [], "categories": []}
+            results.createIndex()
+        evaluator = COCOeval(gt, results, kind)
+        evaluator.params.useCats = 0
+        evaluator.evaluate()
+        evaluator.accumulate()
+    return {name: _metric(evaluator, *rule) for name, rule in _METRICS.items()}
+
+
+def _metric(evaluator, is_precision: bool, iou: float | None, area: str, max_detections: int) -> float:
+    params = evaluator.params
+    area_index = params.areaRngLbl.index(area)
+    limit_index = params.maxDets.index(max_detections)
+    table = evaluator.eval["precision" if is_precision else "recall"][..., area_index, limit_index]
+    if iou is not None:
+        table = table[abs(params.iouThrs - iou) < 1e-9]
+    valid = table[table > -1]
+    return 100 * float(valid.mean()) if valid.size else float("nan")

@@ -1,0 +1,69 @@
+"""Scores from tables or files, as a text table and, if asked for, as files."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from u2seg.evaluation.evaluator import TABLES, write_evaluation
+from u2seg.evaluation.score_table import format_table
+from u2seg.evaluation.scoring import ScoreSettings, evaluate_tables
+from u2seg.evaluation.tables.panoptic_files import tables_from_panoptic_files
+from u2seg.evaluation.tables.segment_tables import SegmentTables, load_tables, save_tables
+from u2seg.version import __version__
+
+
+def score_saved_tables(tables: str | Path, **options) -> str:
+    """Returns the scores of a file of tables as text; ``options`` as in :func:`score_and_write`."""
+    return score_and_write(load_tables(tables), **options)
+
+
+def score_panoptic_files(
+    gt_json: str | Path,
+    gt_root: str | Path,
+    predicted_json: str | Path,
+    predicted_root: str | Path,
+    output: str | Path = "",
+    **options,
+) -> str:
+    """Returns the scores of panoptic files as text, and keeps their tables where there is an output directory.
+
+    Args:
+        gt_json: COCO panoptic JSON of the ground truth.
+        gt_root: its PNGs.
+        predicted_json: COCO panoptic JSON of pseudo-labels or predictions.
+        predicted_root: its PNGs.
+        output: directory for the files; empty writes none.
+        **options: as in :func:`score_and_write`.
+    """
+    tables = tables_from_panoptic_files(gt_json, gt_root, predicted_json, predicted_root)
+    if output:
+        save_tables(Path(output) / TABLES, tables)
+    return score_and_write(tables, output=output, **options)
+
+
+def score_and_write(tables: SegmentTables, *, output: str | Path = "", **settings) -> str:
+    """Returns the scores as text, naming the split on which label maps were fitted.
+
+    Args:
+        tables: to score.
+        output: directory for ``metrics.json`` and the rest; empty writes none.
+        **settings: fields of :class:`u2seg.evaluation.scoring.ScoreSettings`; those left out or None have the configuration's
+            defaults.
+    """
+    given = {key: value for key, value in settings.items() if value is not None}
+    settings = replace(ScoreSettings.of_config(), **given)
+    evaluation = evaluate_tables(tables, settings)
+    source = f"{tables.space.dataset} (the scored images themselves)"
+    if settings.label_map or settings.fit_on:
+        source = str(settings.label_map or settings.fit_on)
+    if output:
+        record = {
+            "dataset": tables.space.dataset,
+            "fitted_on": source,
+            "images": len(tables.images),
+            "thing_clusters": tables.space.num_things,
+            "stuff_clusters": tables.space.num_stuff,
+            "u2seg": __version__,
+        }
+        write_evaluation(output, evaluation, record)
+    heading = f"{tables.space.dataset}: {len(tables.images)} images, label maps fitted on {source}"
+    return f"{heading}\n\n{format_table(evaluation.results, evaluation.intervals)}"

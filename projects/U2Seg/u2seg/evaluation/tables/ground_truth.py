@@ -1,0 +1,129 @@
+"""Ground truth in COCO's formats, one image at a time, in joint category labels."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as mask_utils
+
+from u2seg.data.formats.coco_panoptic import read_panoptic_png
+from u2seg.evaluation.tables.image_tables import MapSegment, Regions
+from u2seg.structures.label_space import LabelSpace
+from u2seg.utils.files import read_json
+
+
+def joint_labels(categories: list[dict], space: LabelSpace) -> dict[int, int]:
+    """Returns dataset id -> joint category label for COCO ``categories``; without ``isthing`` all are things.
+
+    A space with a single thing class is class-agnostic: all things are that class.
+
+    Raises:
+        ValueError: a category that is not in ``space``.
+    """
+    agnostic = space.num_things == 1
+    known = {*space.stuff_dataset_ids, *space.thing_dataset_ids}
+    foreign = [c["id"] for c in categories if c["id"] not in known and not (agnostic and c.get("isthing", 1))]
+    if foreign:
+        raise ValueError(
+            f"the annotation file has categories with ids {foreign[:10]}, which the dataset's classes lack; its panoptic and "
+            "instance files must have the same categories"
+        )
+    stuff = {identifier: space.num_things + index for index, identifier in enumerate(space.stuff_dataset_ids)}
+    labels = {}
+    for category in categories:
+        identifier = category["id"]
+        if category.get("isthing", 1):
+            labels[identifier] = 0 if agnostic else space.thing_contiguous_ids[identifier]
+        else:
+            labels[identifier] = stuff[identifier]
+    return labels
+
+
+class PanopticGroundTruth:
+    """The panoptic ground truth of a dataset: COCO panoptic JSON and PNGs."""
+
+    def __init__(self, panoptic_json: str | Path, directory: str | Path, space: LabelSpace | None = None):
+        """Reads the JSON.
+
+        Args:
+            panoptic_json: COCO panoptic JSON.
+            directory: of its PNGs.
+            space: the classes; None takes them from the JSON.
+        """
+        content = read_json(panoptic_json)
+        self.path = Path(panoptic_json)
+        self.space = space or LabelSpace.of_coco_categories(content["categories"])
+        self.annotations = {annotation["image_id"]: annotation for annotation in content["annotations"]}
+        self._labels = joint_labels(content["categories"], self.space)
+        self._directory = Path(directory)
+
+    def read(self, image_id: int) -> tuple[np.ndarray, list[MapSegment]]:
+        """Returns the map, int32 (height, width), and the segments of one image.
+
+        Raises:
+            KeyError: the JSON has no annotation for it.
+        """
+        if image_id not in self.annotations:
+            raise KeyError(f"{self.path} has no annotation for image {image_id}; it has {len(self.annotations)} others")
+        annotation = self.annotations[image_id]
+        segments = [
+            MapSegment(
+                id=info["id"],
+                label=self._labels[info["category_id"]],
+                score=float(info.get("score", 1.0)),
+                crowd=bool(info.get("iscrowd", 0)),
+                area=info.get("area"),
+            )
+            for info in annotation["segments_info"]
+        ]
+        return read_panoptic_png(self._directory / annotation["file_name"]), segments
+
+
+class InstanceGroundTruth:
+    """The instance ground truth of a dataset: COCO instances JSON."""
+
+    def __init__(self, json_file: str | Path, space: LabelSpace | None = None):
+        """Reads the JSON.
+
+        Args:
+            json_file: COCO instances JSON.
+            space: the classes; None takes the JSON's categories as things.
+        """
+        content = read_json(json_file)
+        things = [{**category, "isthing": 1} for category in content["categories"]]
+        self.space = space or LabelSpace.of_coco_categories(things)
+        labels = joint_labels(things, self.space)
+        self._sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+        self._by_image = defaultdict(list)
+        # ``ignore`` is not looked at: pycocotools overwrites it with ``iscrowd``.
+        for annotation in content["annotations"]:
+            self._by_image[annotation["image_id"]].append((labels[annotation["category_id"]], annotation))
+        self.has_masks = any(annotation.get("segmentation") for _, annotation in self._all())
+
+    def read(self, image_id: int) -> Regions:
+        """Returns the instances of one image; none where the JSON lists none."""
+        rows = self._by_image.get(image_id, [])
+        height, width = self._sizes[image_id]
+        masks = None
+        if self.has_masks:
+            decoded = [_mask(annotation["segmentation"], height, width) for _, annotation in rows]
+            masks = np.array(decoded, bool).reshape(-1, height, width)
+        return Regions(
+            labels=np.array([label for label, _ in rows], np.int64),
+            boxes_xywh=np.array([annotation["bbox"] for _, annotation in rows], np.float64).reshape(-1, 4),
+            masks=masks,
+            crowds=np.array([bool(annotation.get("iscrowd", 0)) for _, annotation in rows], bool),
+            areas=np.array([annotation["area"] for _, annotation in rows], np.float64),
+        )
+
+    def _all(self):
+        return (row for rows in self._by_image.values() for row in rows)
+
+
+def _mask(segmentation: list | dict, height: int, width: int) -> np.ndarray:
+    """Returns a COCO segmentation, polygons or run lengths, as uint8 (height, width)."""
+    if isinstance(segmentation, list):
+        segmentation = mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        segmentation = mask_utils.frPyObjects(segmentation, height, width)
+    return mask_utils.decode(segmentation)

@@ -1,0 +1,276 @@
+"""Segment tables: the little that each image leaves behind in the inference pass, from which every score is computed.
+
+Matching clusters to categories only renames and merges segments, so areas and pairwise intersections are all that PQ and mIoU
+ever need, and the intersections over union of detections and objects are all that AP needs. No image is looked at again.
+
+*Joint* labels number things and stuff in one row: thing clusters 0..K-1 then stuff clusters K..K+S-1; thing categories first,
+then stuff categories, likewise.
+"""
+
+import io
+import json
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from u2seg.structures.label_space import LabelSpace
+from u2seg.utils.files import atomic_path
+
+VOID = -1  # in a label or a reference: ground truth that is not to be scored, or a pixel that was not predicted
+
+IMAGES = np.dtype([("id", "i8"), ("height", "i4"), ("width", "i4")])
+PREDICTED = np.dtype([("image", "i4"), ("label", "i4"), ("area", "i8"), ("score", "f8")])
+TRUTH = np.dtype([("image", "i4"), ("label", "i4"), ("area", "i8"), ("crowd", "?")])
+OVERLAPS = np.dtype([("gt", "i4"), ("predicted", "i4"), ("pixels", "i8")])
+DETECTIONS = np.dtype([("image", "i4"), ("label", "i4"), ("score", "f8"), ("box_xywh", "f8", 4), ("mask_area", "f8")])
+OBJECTS = np.dtype([("image", "i4"), ("label", "i4"), ("area", "f8"), ("crowd", "?"), ("box_xywh", "f8", 4)])
+IOUS = np.dtype([("detection", "i4"), ("object", "i4"), ("box", "f8"), ("mask", "f8")])
+PIXELS = np.dtype([("image", "i4"), ("gt", "i4"), ("predicted", "i4"), ("pixels", "i8")])
+
+# block -> its row type, and which of its columns point at rows of which other block.
+BLOCKS = {
+    "images": (IMAGES, {}),
+    "predicted": (PREDICTED, {"image": "images"}),
+    "gt": (TRUTH, {"image": "images"}),
+    "overlaps": (OVERLAPS, {"gt": "gt", "predicted": "predicted"}),
+    "detections": (DETECTIONS, {"image": "images"}),
+    "objects": (OBJECTS, {"image": "images"}),
+    "ious": (IOUS, {"detection": "detections", "object": "objects"}),
+    "head_pixels": (PIXELS, {"image": "images"}),
+    "head_boundary": (PIXELS, {"image": "images"}),
+    "panoptic_boundary": (PIXELS, {"image": "images"}),
+}
+TASKS = ("panoptic", "box", "mask", "semantic", "boundary")
+
+
+@dataclass(frozen=True)
+class TableSpace:
+    """What the numbers in the tables mean.
+
+    Attributes:
+        dataset: name of the scored dataset.
+        num_things: K, thing clusters.
+        num_stuff: S, stuff clusters; the semantic head predicts 0..S, 0 being "thing".
+        categories: the ground truth's classes.
+        tasks: which of :data:`TASKS` the ground truth and the predictions allow.
+    """
+
+    dataset: str
+    num_things: int
+    num_stuff: int
+    categories: LabelSpace
+    tasks: tuple[str, ...]
+
+    def __post_init__(self):
+        unknown = set(self.tasks) - set(TASKS)
+        if unknown:
+            raise ValueError(f"tasks must be among {', '.join(TASKS)}, got {', '.join(sorted(unknown))}")
+
+    @property
+    def num_clusters(self) -> int:
+        """K + S, the number of joint cluster labels."""
+        return self.num_things + self.num_stuff
+
+    @property
+    def num_categories(self) -> int:
+        """The number of joint category labels."""
+        return self.categories.num_things + self.categories.num_stuff
+
+    @property
+    def category_names(self) -> tuple[str, ...]:
+        """Names by joint category label."""
+        return self.categories.thing_names + self.categories.stuff_names
+
+    def to_json(self) -> dict:
+        """Returns the same as JSON values; :meth:`of_json` reads them back."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["categories"] = {field.name: getattr(self.categories, field.name) for field in fields(self.categories)}
+        return values
+
+    @classmethod
+    def of_json(cls, values: dict) -> "TableSpace":
+        """Returns the space that :meth:`to_json` wrote."""
+        categories = LabelSpace(**{key: tuple(value) for key, value in values["categories"].items()})
+        return cls(**{**values, "categories": categories, "tasks": tuple(values["tasks"])})
+
+
+@dataclass(frozen=True)
+class SegmentTables:
+    """The tables of any number of images. Every block is a structured array; see the row types above.
+
+    Attributes:
+        space: what the labels mean.
+        images: images.
+        predicted: segments of the predicted panoptic maps; ``label`` is a joint cluster label, ``area`` in pixels.
+        gt: ground-truth segments; ``label`` is a joint category label, ``area`` as the annotation file has it.
+        overlaps: pixels in common of a ground-truth and a predicted segment of one image; -1 is void. Pixels void in both are
+            not listed, nor are those whose ground-truth id the annotation file does not list.
+        detections: thing detections; ``label`` is a thing cluster, ``mask_area`` in pixels (-1 without masks).
+        objects: ground-truth instances; ``label`` is a thing category.
+        ious: intersection over union of detections and objects of one image, for boxes and masks, where either is above 0; with
+            a crowd the union is the detection alone, as pycocotools has it.
+        head_pixels: pixels by joint ground-truth category (-1 void) and class of the semantic head (0 "thing", 1..S).
+        head_boundary: as ``head_pixels``, where -1 is a pixel away from the borders of its map, void left out; see
+            :func:`u2seg.evaluation.tables.image_tables.boundary_rows`.
+        panoptic_boundary: the same with joint cluster labels as predictions.
+    """
+
+    space: TableSpace
+    images: np.ndarray
+    predicted: np.ndarray
+    gt: np.ndarray
+    overlaps: np.ndarray
+    detections: np.ndarray
+    objects: np.ndarray
+    ious: np.ndarray
+    head_pixels: np.ndarray
+    head_boundary: np.ndarray
+    panoptic_boundary: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all blocks, in bytes."""
+        return sum(getattr(self, name).nbytes for name in BLOCKS)
+
+
+def empty_tables(space: TableSpace) -> SegmentTables:
+    """Returns tables of no image."""
+    return SegmentTables(space, **{name: np.zeros(0, dtype) for name, (dtype, _) in BLOCKS.items()})
+
+
+def concatenate_tables(parts: list[SegmentTables]) -> SegmentTables:
+    """Returns the tables of all images of ``parts``, ordered by image id, so that how they were split leaves no trace.
+
+    Raises:
+        ValueError: no part, parts that mean different things by their labels, or an image that occurs twice.
+    """
+    if not parts:
+        raise ValueError("expected at least one table, got none")
+    space = parts[0].space
+    for part in parts[1:]:
+        if part.space != space:
+            raise ValueError(f"tables of different spaces cannot be joined: {space} and {part.space}")
+    joined = {name: _concatenate(parts, name) for name in BLOCKS}
+    tables = SegmentTables(space, **joined)
+    ids, counts = np.unique(tables.images["id"], return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(f"every image must be scored once; scored more often: ids {ids[counts > 1][:10].tolist()}")
+    order = np.argsort(tables.images["id"], kind="stable")
+    return tables if (np.diff(order) > 0).all() else _with_images_in_order(tables, order)
+
+
+def _concatenate(parts: list[SegmentTables], name: str) -> np.ndarray:
+    dtype, references = BLOCKS[name]
+    block = np.concatenate([getattr(part, name) for part in parts]) if parts else np.zeros(0, dtype)
+    lengths = [len(getattr(part, name)) for part in parts]
+    for column, target in references.items():
+        sizes = np.array([len(getattr(part, target)) for part in parts])
+        offset = np.repeat(np.cumsum(sizes) - sizes, lengths)
+        block[column] = np.where(block[column] >= 0, block[column] + offset, block[column])
+    return block
+
+
+def _with_images_in_order(tables: SegmentTables, order: np.ndarray) -> SegmentTables:
+    """Returns the tables with their images, and what belongs to each, in another order; within an image nothing moves."""
+    new_place = {"images": _inverse(order)}
+    blocks = {"images": tables.images[order]}
+    for name, (_, references) in BLOCKS.items():
+        if name == "images":
+            continue
+        block = getattr(tables, name).copy()
+        for column, target in references.items():
+            if len(new_place[target]):
+                block[column] = np.where(block[column] >= 0, new_place[target][block[column]], block[column])
+        image = block["image"] if "image" in references else _image_of(blocks, block, references)
+        rows = np.argsort(image, kind="stable")
+        blocks[name], new_place[name] = block[rows], _inverse(rows)
+    return SegmentTables(tables.space, **blocks)
+
+
+def _image_of(blocks: dict[str, np.ndarray], block: np.ndarray, references: dict[str, str]) -> np.ndarray:
+    image = np.full(len(block), -1, np.int64)
+    for column, target in references.items():
+        known = block[column] >= 0
+        image[known] = blocks[target]["image"][block[column][known]]
+    return image
+
+
+def _inverse(order: np.ndarray) -> np.ndarray:
+    inverse = np.empty(len(order), np.int64)
+    inverse[order] = np.arange(len(order))
+    return inverse
+
+
+def overlap_images(tables: SegmentTables) -> np.ndarray:
+    """Returns the image of each row of ``overlaps``, int64 (rows,), as an index into ``images``."""
+    blocks = {"gt": tables.gt, "predicted": tables.predicted}
+    return _image_of(blocks, tables.overlaps, BLOCKS["overlaps"][1])
+
+
+def with_stuff_groups(tables: SegmentTables, groups: dict[int, str]) -> SegmentTables:
+    """Returns tables whose stuff categories are merged into groups.
+
+    Args:
+        tables: any.
+        groups: dataset id of each stuff category -> name of its group; groups are numbered in order of first mention, and take
+            the dataset ids 1, 2, ... behind the largest thing id.
+
+    Raises:
+        ValueError: a stuff category has no group.
+    """
+    categories = tables.space.categories
+    missing = [i for i in categories.stuff_dataset_ids if i not in groups]
+    if missing:
+        raise ValueError(f"no group for the stuff categories with ids {missing}; groups cover {sorted(groups)}")
+    names = list(dict.fromkeys(groups[i] for i in groups if i in categories.stuff_dataset_ids))
+    first = max(categories.thing_dataset_ids, default=0) + 1
+    grouped = LabelSpace(
+        categories.thing_dataset_ids,
+        tuple(range(first, first + len(names))),
+        categories.thing_names,
+        tuple(names),
+    )
+    things = np.arange(categories.num_things)
+    stuff = np.array([names.index(groups[i]) for i in categories.stuff_dataset_ids], int) + categories.num_things
+    lookup = np.concatenate([things, stuff, [VOID]]).astype(np.int32)  # index -1 stays void
+
+    def relabeled(block: np.ndarray, column: str) -> np.ndarray:
+        block = block.copy()
+        block[column] = lookup[block[column]]
+        return block
+
+    return replace(
+        tables,
+        space=replace(tables.space, categories=grouped),
+        gt=relabeled(tables.gt, "label"),
+        head_pixels=relabeled(tables.head_pixels, "gt"),
+        head_boundary=relabeled(tables.head_boundary, "gt"),
+        panoptic_boundary=relabeled(tables.panoptic_boundary, "gt"),
+    )
+
+
+def save_tables(path: str | Path, tables: SegmentTables) -> Path:
+    """Writes tables to one compressed ``.npz`` file, whole or not at all; returns its path."""
+    path = Path(path)
+    header = np.frombuffer(json.dumps(tables.space.to_json(), sort_keys=True).encode(), np.uint8)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, header=header, **{name: getattr(tables, name) for name in BLOCKS})
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+    return path
+
+
+def load_tables(path: str | Path) -> SegmentTables:
+    """Returns the tables of a file that :func:`save_tables` wrote.
+
+    Raises:
+        FileNotFoundError: with the path.
+        ValueError: the file holds something else.
+    """
+    with np.load(path, allow_pickle=False) as archive:
+        missing = ({"header"} | set(BLOCKS)) - set(getattr(archive, "files", ()))
+        if missing:
+            raise ValueError(f"{path} is no file of segment tables: it lacks {', '.join(sorted(missing))}")
+        space = TableSpace.of_json(json.loads(archive["header"].tobytes()))
+        return SegmentTables(space, **{name: archive[name] for name in BLOCKS})

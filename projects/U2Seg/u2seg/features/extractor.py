@@ -1,0 +1,79 @@
+"""The one interface of all feature extractors."""
+
+import json
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.registry import Registry
+from PIL import Image
+from torch import Tensor, nn
+
+from u2seg.utils.registry import get_registered
+
+FEATURE_EXTRACTOR_REGISTRY = Registry("FEATURE_EXTRACTOR")
+FEATURE_EXTRACTOR_REGISTRY.__doc__ = "Feature extractors: images in, patch features out. Called as NAME(cfg)."
+
+
+class FeatureExtractor(nn.Module):
+    """Turns a batch of images into patch features.
+
+    Attributes:
+        patch_size: side of a patch in pixels of the resized image; the grid is ``image_size // patch_size``.
+        num_channels: C, the length of one patch's feature.
+        image_size: (height, width) in pixels to which images are resized, a multiple of ``patch_size``.
+    """
+
+    patch_size: int
+    num_channels: int
+    image_size: tuple[int, int]
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """(rows, columns) of patches."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    def preprocess(self, image_rgb: np.ndarray) -> Tensor:
+        """Returns an image as float32 (3, height, width), range 0..1, resized by LANCZOS, aspect ratio not kept.
+
+        Args:
+            image_rgb: uint8 (H, W, 3).
+        """
+        height, width = self.image_size
+        resized = Image.fromarray(image_rgb).resize((width, height), Image.Resampling.LANCZOS)
+        return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float().div_(255)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns patch features, float32 (B, C, grid rows, grid columns), not normalized.
+
+        Args:
+            images: float32 (B, 3, height, width), range 0..1, RGB, of ``image_size``; each extractor normalizes by itself.
+        """
+        raise NotImplementedError
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Returns one vector an image, float32 (B, D): a ViT's CLS token, or the mean over patches where there is none."""
+        return self(images).mean(dim=(2, 3))
+
+
+def build_feature_extractor(cfg: CfgNode) -> FeatureExtractor:
+    """Returns the extractor that ``cfg.FEATURES.NAME`` names, in eval mode, on ``cfg.FEATURES.DEVICE``.
+
+    Raises:
+        KeyError: no such extractor; the message lists those that are registered.
+    """
+    extractor = get_registered(FEATURE_EXTRACTOR_REGISTRY, cfg.FEATURES.NAME, "FEATURES.NAME")(cfg)
+    return extractor.eval().requires_grad_(False).to(resolve_device(cfg.FEATURES.DEVICE))
+
+
+def feature_settings(cfg: CfgNode) -> dict:
+    """Returns the settings on which features depend, for the manifests of stages: all of ``FEATURES`` but how the work is done."""
+    values = json.loads(json.dumps(cfg.FEATURES))
+    return {key: value for key, value in values.items() if key not in ("BATCH_SIZE", "DEVICE")}
+
+
+def resolve_device(name: str) -> torch.device:
+    """Returns the device that a config names; ``"auto"`` is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

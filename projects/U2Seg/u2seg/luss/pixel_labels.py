@@ -1,0 +1,70 @@
+"""PASS's pixel pseudo-labels: the nearest image-level cluster of every pixel and its attention, kept coarse on disk."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from tqdm import tqdm
+
+from u2seg.luss.data.label_store import INDEX, LabelStore, write_label_shard
+from u2seg.luss.image_list import LussImageList, file_digest, iter_batches, load_model, unreadable
+from u2seg.utils.files import write_json
+from u2seg.utils.manifest import close_stage, is_complete, open_stage, report_failures, shard_path, shard_slices
+
+
+def write_pseudo_labels(cfg: CfgNode, output: str | Path) -> Path:
+    """Makes the pseudo-labels of ``DATASETS.TRAIN``'s images.
+
+    Args:
+        cfg: completed; ``MODEL.WEIGHTS`` is the pixel attention stage's checkpoint, ``LUSS.CENTROIDS`` what clustering wrote.
+        output: directory to make or to go on with.
+
+    Returns:
+        ``output``, a `LabelStore`; ``DATASETS.BY_PATH`` reads it as format ``luss_pseudo_labels``.
+
+    Raises:
+        StageMismatchError: ``output`` was made with other settings or from other images.
+
+    Source: LUSS, pixel-label generation. The threshold is not applied here but when the labels are read.
+    """
+    images = LussImageList(cfg)
+    settings = {
+        "IMAGES": images.settings(),
+        "WEIGHTS": file_digest(cfg.MODEL.WEIGHTS),
+        "CENTROIDS": file_digest(cfg.LUSS.CENTROIDS),
+        "LUSS": {key: cfg.LUSS[key] for key in ("RESIZE", "SHARD_SIZE")},
+    }
+    output = open_stage(output, "luss_labels", settings)
+    if is_complete(output):
+        return output
+    slices = shard_slices(len(images), cfg.LUSS.SHARD_SIZE)
+    missing = [index for index in range(len(slices)) if not shard_path(output, index, ".npz").is_file()]
+    model = load_model(cfg, "PASSPixelClusterer")
+    done = len(images) - sum(slices[index].stop - slices[index].start for index in missing)
+    with tqdm(total=len(images), initial=done, desc="pseudo-labels", unit="image") as progress:
+        for index in missing:
+            numbers = list(range(slices[index].start, slices[index].stop))
+            write_label_shard(shard_path(output, index, ".npz"), _label(cfg, model, images, numbers))
+            progress.update(len(numbers))
+    index = {
+        "file_names": images.file_names,
+        "num_clusters": len(model.centroids),
+        "shard_size": cfg.LUSS.SHARD_SIZE,
+    }
+    write_json(output / INDEX, index)
+    failures = unreadable(images, set(LabelStore(output).numbers()))
+    close_stage(output, {"images": len(images) - len(failures), "failures": len(failures)})
+    report_failures(output, failures, len(images), cfg.MASKS.MAX_FAILURES)
+    return output
+
+
+def _label(cfg: CfgNode, model, images: LussImageList, numbers: list[int]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Returns image number -> coarse cluster map and attention, by ascending number."""
+    entries = {}
+    for some, pixels in iter_batches(cfg, images, numbers, None):
+        with torch.no_grad():
+            clusters, attention = model.coarse_labels(pixels.to(model.device))
+        for number, one, its_attention in zip(some, clusters.cpu().numpy(), attention.cpu().numpy()):
+            entries[number] = (one, its_attention)
+    return dict(sorted(entries.items()))

@@ -1,0 +1,161 @@
+"""The stage that gives every mask a cluster: k-means on one vector a mask, saved centroids, assignments of all."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from detectron2.config import CfgNode
+from tqdm import tqdm
+
+from u2seg.data.formats.mask_shards import read_shard
+from u2seg.features import feature_settings
+from u2seg.structures.mask_records import ImageMasks
+from u2seg.utils.files import atomic_path, file_digest, read_json, write_json
+from u2seg.utils.kmeans import assign, kmeans, l2_normalize
+from u2seg.utils.manifest import MANIFEST, close_stage, is_complete, open_stage, settings_digest
+from u2seg.utils.registry import get_registered
+
+CENTROIDS = "centroids.npy"
+HISTOGRAM = "histogram.json"
+
+
+def make_clusters(cfg: CfgNode, images: Path, masks: Path, output: Path) -> Path:
+    """Returns ``output``, filled with centroids, the cluster of every mask, and the histogram of cluster sizes.
+
+    Args:
+        cfg: reads ``CLUSTERS``.
+        images: the image directory, for embeddings that look at the images again.
+        masks: directory of the mask stage.
+        output: directory to fill.
+
+    Raises:
+        ValueError: fewer masks than clusters; the message says how many there are.
+    """
+    from u2seg.pseudo_labels.clusters.mask_embeddings import MASK_EMBEDDING_REGISTRY
+
+    settings = {
+        "num_clusters": cfg.CLUSTERS.NUM_CLUSTERS,
+        "embedding": cfg.CLUSTERS.EMBEDDING,
+        "normalize": cfg.CLUSTERS.NORMALIZE,
+        "num_iterations": cfg.CLUSTERS.NUM_ITERATIONS,
+        "num_restarts": cfg.CLUSTERS.NUM_RESTARTS,
+        "max_training_samples": cfg.CLUSTERS.MAX_TRAINING_SAMPLES,
+        "seed": cfg.CLUSTERS.SEED,
+        "centroids": cfg.CLUSTERS.CENTROIDS and file_digest(cfg.CLUSTERS.CENTROIDS),
+        "features": feature_settings(cfg),
+        "masks": settings_digest(masks),
+    }
+    open_stage(output, "clusters", settings)
+    if is_complete(output):
+        return output
+    embed = get_registered(MASK_EMBEDDING_REGISTRY, cfg.CLUSTERS.EMBEDDING, "CLUSTERS.EMBEDDING")(cfg, images, output)
+
+    def vectors_of(records: list[ImageMasks]) -> np.ndarray:
+        vectors = embed(records)
+        return l2_normalize(vectors) if cfg.CLUSTERS.NORMALIZE else vectors
+
+    shards = sorted(Path(masks).glob("shard-*.parquet"))
+    if not (output / CENTROIDS).is_file():
+        if cfg.CLUSTERS.CENTROIDS:
+            centroids = load_centroids(cfg.CLUSTERS.CENTROIDS, cfg.CLUSTERS.NUM_CLUSTERS, "CLUSTERS")
+        else:
+            centroids = _find_centroids(cfg.CLUSTERS, shards, vectors_of)
+        with atomic_path(output / CENTROIDS) as temporary:
+            np.save(temporary, centroids)
+    centroids = np.load(output / CENTROIDS)
+    counts = np.zeros(cfg.CLUSTERS.NUM_CLUSTERS, np.int64)
+    for shard in tqdm(shards, desc="assigning clusters", unit="shards"):
+        if not (output / shard.name).is_file():
+            records = read_shard(shard)
+            _write_assignments(output / shard.name, records, *assign(vectors_of(records), centroids))
+        for clusters in _read_assignments(output / shard.name):
+            counts += np.bincount(clusters, minlength=len(counts))
+    write_json(output / HISTOGRAM, {"masks_per_cluster": counts.tolist(), "empty_clusters": int((counts == 0).sum())})
+    close_stage(output, {"masks": int(counts.sum()), "non_empty_clusters": int((counts > 0).sum())})
+    return output
+
+
+def load_centroids(path: str | Path, count: int, section: str) -> np.ndarray:
+    """Returns the centroids, float32 (count, C), that an earlier run saved.
+
+    Args:
+        path: an ``.npy`` file.
+        count: how many there must be.
+        section: of the configuration, for the message.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another number of them.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{section}.CENTROIDS: {path} is not there; expected the {CENTROIDS} of an earlier run")
+    centroids = np.load(path)
+    if centroids.ndim != 2 or len(centroids) != count:
+        raise ValueError(
+            f"{section}.CENTROIDS: {path} has shape {centroids.shape}, but {section}.NUM_CLUSTERS asks for {count} rows"
+        )
+    return centroids.astype(np.float32)
+
+
+def _find_centroids(settings, shards: list[Path], vectors_of) -> np.ndarray:
+    sample = _training_sample(shards, vectors_of, settings.MAX_TRAINING_SAMPLES, settings.SEED)
+    if len(sample) < settings.NUM_CLUSTERS:
+        raise ValueError(
+            f"{len(sample)} masks were found, fewer than the {settings.NUM_CLUSTERS} clusters asked for "
+            "(CLUSTERS.NUM_CLUSTERS). Give more images, ask for fewer clusters, or loosen MASKS.TAU and MASKS.MIN_AREA."
+        )
+    result = kmeans(
+        sample,
+        settings.NUM_CLUSTERS,
+        num_iterations=settings.NUM_ITERATIONS,
+        num_restarts=settings.NUM_RESTARTS,
+        seed=settings.SEED,
+    )
+    return result.centroids
+
+
+def cluster_settings_of(clusters: Path) -> dict:
+    """Returns the settings that made a cluster directory."""
+    return read_json(Path(clusters) / MANIFEST)["settings"]
+
+
+def iter_assigned(masks: Path, clusters: Path) -> Iterator[list[tuple[ImageMasks, np.ndarray]]]:
+    """Yields, shard by shard, each image's masks with their clusters, int64 (N,)."""
+    for shard in sorted(Path(masks).glob("shard-*.parquet")):
+        yield list(zip(read_shard(shard), _read_assignments(Path(clusters) / shard.name), strict=True))
+
+
+def _read_assignments(path: Path) -> list[np.ndarray]:
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(path, columns=["clusters"]).column("clusters").to_pylist()
+    return [np.asarray(row, np.int64) for row in rows]
+
+
+def _training_sample(shards: list[Path], vectors_of, limit: int, seed: int) -> np.ndarray:
+    """Returns at most ``limit`` vectors, float32, drawn evenly; the shards are read one after another."""
+    total = sum(sum(len(r.rle_counts) for r in read_shard(shard)) for shard in shards)
+    share = min(1.0, limit / max(total, 1))
+    rng = np.random.default_rng([seed, 1])
+    chosen = []
+    for shard in tqdm(shards, desc="embedding masks", unit="shards"):
+        vectors = vectors_of(read_shard(shard))
+        chosen.append(vectors if share == 1 else vectors[rng.random(len(vectors)) < share])
+    chosen = [vectors for vectors in chosen if len(vectors)]
+    return np.concatenate(chosen) if chosen else np.zeros((0, 1), np.float32)
+
+
+def _write_assignments(path: Path, records: list[ImageMasks], labels: np.ndarray, distances: np.ndarray) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ends = np.cumsum([len(record.rle_counts) for record in records])[:-1]
+    table = pa.table(
+        {
+            "image_id": pa.array([record.image_id for record in records], pa.int64()),
+            "clusters": pa.array([part.tolist() for part in np.split(labels, ends)], pa.list_(pa.int32())),
+            "distances": pa.array([part.tolist() for part in np.split(distances, ends)], pa.list_(pa.float32())),
+        }
+    )
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")

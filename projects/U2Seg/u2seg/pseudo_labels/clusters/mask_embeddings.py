@@ -1,0 +1,115 @@
+"""One vector a mask, behind one registry: pooled patch features, the paper's masked crops, and a baseline that looks at nothing."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.registry import Registry
+from pycocotools import mask as mask_utils
+
+from u2seg.features import build_feature_extractor
+from u2seg.structures.mask_records import ImageMasks
+from u2seg.utils.files import atomic_path, list_digest
+from u2seg.utils.image_io import read_listed_image
+
+Embedding = Callable[[list[ImageMasks]], np.ndarray]
+
+MASK_EMBEDDING_REGISTRY = Registry("MASK_EMBEDDING")
+MASK_EMBEDDING_REGISTRY.__doc__ = """
+Ways to turn masks into vectors. Called as NAME(cfg, images, output) -> function from a list of ImageMasks to float32 (N, C), the
+masks of all records one after another.
+"""
+
+
+@MASK_EMBEDDING_REGISTRY.register()
+def mask_pooled(cfg: CfgNode, images: Path, output: Path) -> Embedding:
+    """Returns the patch features pooled over each mask, as the mask stage stored them: no second forward pass."""
+
+    def embed(records: list[ImageMasks]) -> np.ndarray:
+        filled = [record.embeddings for record in records if len(record.rle_counts)]
+        return np.concatenate(filled).astype(np.float32) if filled else np.zeros((0, 1), np.float32)
+
+    return embed
+
+
+@MASK_EMBEDDING_REGISTRY.register()
+def random_vectors(cfg: CfgNode, images: Path, output: Path) -> Embedding:
+    """Returns noise: the baseline "random clusters". Each image's noise depends on its id and ``CLUSTERS.SEED`` alone."""
+
+    def embed(records: list[ImageMasks]) -> np.ndarray:
+        rows = [
+            np.random.default_rng([cfg.CLUSTERS.SEED, record.image_id]).normal(size=(len(record.rle_counts), 8))
+            for record in records
+        ]
+        return np.concatenate(rows).astype(np.float32) if rows else np.zeros((0, 8), np.float32)
+
+    return embed
+
+
+@MASK_EMBEDDING_REGISTRY.register()
+def masked_crop(cfg: CfgNode, images: Path, output: Path) -> Embedding:
+    """Returns the whole-image embedding (a ViT's CLS token) of each mask's crop, everything around the mask removed white.
+
+    Source: U2Seg, section 3.2 and figure 3. Differs from the release in padding the crop to a square instead of cutting its ends
+    off; the network sees ``FEATURES.IMAGE_SIZE`` either way.
+    """
+    extractor = build_feature_extractor(cfg)
+
+    @torch.no_grad()
+    def embed(records: list[ImageMasks]) -> np.ndarray:
+        crops = []
+        vectors = [np.zeros((0, extractor.num_channels), np.float32)]
+
+        def flush() -> None:
+            if crops:
+                device = next(extractor.parameters(), torch.zeros(0)).device
+                vectors.append(extractor.embed(torch.stack(crops).to(device)).float().cpu().numpy())
+                crops.clear()
+
+        for record in records:
+            if not record.rle_counts:
+                continue
+            image_rgb = read_listed_image(images, record.file_name)
+            for rle in record.rles():
+                crops.append(extractor.preprocess(crop_on_white(image_rgb, mask_utils.decode(rle).astype(bool))))
+                if len(crops) == cfg.FEATURES.BATCH_SIZE:
+                    flush()
+        flush()
+        return np.concatenate([part for part in vectors if len(part)] or vectors)
+
+    return _cached(embed, output / ".vectors")
+
+
+def _cached(embed: Embedding, directory: Path) -> Embedding:
+    """Returns ``embed`` with its results kept on disk: the vectors are needed twice, and a killed run should not lose them."""
+
+    def cached(records: list[ImageMasks]) -> np.ndarray:
+        keys = [f"{record.file_name}\t{[counts.hex() for counts in record.rle_counts]}" for record in records]
+        path = directory / f"{list_digest(keys)}.npy"
+        if not path.is_file():
+            vectors = embed(records)
+            with atomic_path(path) as temporary:
+                np.save(temporary, vectors)
+        return np.load(path)
+
+    return cached
+
+
+def crop_on_white(image_rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Returns the mask's bounding box, cut out on white and padded to a square with white, uint8 (side, side, 3).
+
+    Args:
+        image_rgb: uint8 (H, W, 3).
+        mask: bool (H, W), not empty.
+    """
+    rows, columns = np.nonzero(mask)
+    box = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    crop = np.where(mask[box][..., None], image_rgb[box], 255).astype(np.uint8)
+    height, width = crop.shape[:2]
+    side = max(height, width)
+    square = np.full((side, side, 3), 255, np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = crop
+    return square

@@ -1,0 +1,41 @@
+"""Class-agnostic masks: MaskCut and its relatives, their refinement, and the stage that runs them over a dataset."""
+
+from u2seg.data.formats.mask_shards import iter_records
+from u2seg.pseudo_labels.masks import baselines as _baselines  # noqa: F401  (registers)
+from u2seg.pseudo_labels.masks.dense_crf import MASKCUT_CRF, STEGO_CRF, CRFSettings, DenseCRF, dense_crf
+from u2seg.pseudo_labels.masks.interfaces import (
+    MASK_GENERATOR_REGISTRY,
+    MASK_REFINEMENT_REGISTRY,
+    MaskGenerator,
+    PatchMasks,
+    build_mask_generator,
+    build_mask_refinement,
+)
+from u2seg.pseudo_labels.masks.mask_stage import make_masks
+from u2seg.pseudo_labels.masks.maskcut import MaskCut, StrictMaskCut
+from u2seg.pseudo_labels.masks.recursive_cut import RecursiveCut
+from u2seg.pseudo_labels.masks.refinement import guided_filter_masks
+from u2seg.pseudo_labels.masks.votecut import VoteCut
+from u2seg.structures.mask_records import ImageMasks
+
+__all__ = [
+    "MASKCUT_CRF",
+    "MASK_GENERATOR_REGISTRY",
+    "MASK_REFINEMENT_REGISTRY",
+    "STEGO_CRF",
+    "CRFSettings",
+    "DenseCRF",
+    "ImageMasks",
+    "MaskCut",
+    "MaskGenerator",
+    "PatchMasks",
+    "RecursiveCut",
+    "StrictMaskCut",
+    "VoteCut",
+    "build_mask_generator",
+    "build_mask_refinement",
+    "dense_crf",
+    "guided_filter_masks",
+    "iter_records",
+    "make_masks",
+]

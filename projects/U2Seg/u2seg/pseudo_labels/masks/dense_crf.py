@@ -1,0 +1,155 @@
+"""A fully connected conditional random field on one image, by mean field on permutohedral lattices, in torch (CPU and GPU).
+
+Source: Kraehenbuehl and Koltun, Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials, NIPS 2011.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from u2seg.pseudo_labels.masks.permutohedral import COLUMNS, PermutohedralLattice
+
+_CONVERGED = 1e-6  # change of twice every marginal below which further updates cannot be seen
+
+
+@dataclass(frozen=True)
+class CRFSettings:
+    """Constants of the two pairwise terms.
+
+    Attributes:
+        gaussian_sxy: standard deviation of the smoothness kernel, pixels.
+        gaussian_compat: its weight.
+        bilateral_sxy: standard deviation of the appearance kernel in space, pixels.
+        bilateral_srgb: and in color, 8-bit units.
+        bilateral_compat: its weight.
+        num_iterations: mean-field updates; fewer are done where no marginal moves any more.
+    """
+
+    gaussian_sxy: float = 3.0
+    gaussian_compat: float = 7.0
+    bilateral_sxy: float = 50.0
+    bilateral_srgb: float = 5.0
+    bilateral_compat: float = 10.0
+    num_iterations: int = 10
+
+
+MASKCUT_CRF = CRFSettings()  # TokenCut's and MaskCut's constants
+STEGO_CRF = CRFSettings(
+    gaussian_sxy=1.0, gaussian_compat=3.0, bilateral_sxy=67.0, bilateral_srgb=3.0, bilateral_compat=4.0
+)
+
+
+def dense_crf(image_rgb: np.ndarray | Tensor, log_odds: Tensor, settings: CRFSettings = MASKCUT_CRF) -> Tensor:
+    """Returns the marginal foreground probability of each pixel in each mask, float32 (N, H, W), range 0..1.
+
+    Each mask is a two-label problem of its own; all share the image's lattices, which are built once.
+
+    Args:
+        image_rgb: uint8 (H, W, 3).
+        log_odds: float (N, H, W), log of foreground over background probability before the CRF, on the device to compute on.
+            MaskCut's unary for a binary mask is ``2 * mask - 1``: a softmax over 0/1 "logits".
+        settings: ``MASKCUT_CRF``, ``STEGO_CRF`` or your own.
+
+    Source: Kraehenbuehl and Koltun, algorithm 1, with symmetrically normalized kernels, as their published code has it.
+    """
+    return DenseCRF(image_rgb, settings, log_odds.device).foreground(log_odds)
+
+
+class DenseCRF:
+    """The pairwise terms of one image, ready for any number of unaries."""
+
+    def __init__(self, image_rgb: np.ndarray | Tensor, settings: CRFSettings = MASKCUT_CRF, device="cpu"):
+        """Builds the lattices; see ``dense_crf`` for the arguments.
+
+        Raises:
+            ValueError: ``image_rgb`` is not uint8 (H, W, 3).
+        """
+        image = image_rgb if isinstance(image_rgb, Tensor) else torch.tensor(image_rgb)
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"image_rgb must be uint8 (H, W, 3), got {image.dtype} {tuple(image.shape)}")
+        device = torch.device(device)
+        self.settings = settings
+        self.size = (image.shape[0], image.shape[1])
+        colors = image.to(device=device, dtype=torch.float32).reshape(-1, 3) / settings.bilateral_srgb
+        positions = _positions(self.size, device) / settings.bilateral_sxy
+        self._kernels = (
+            _gaussian_kernel(self.size, settings.gaussian_sxy, settings.gaussian_compat, device),
+            _normalized(PermutohedralLattice(torch.cat([positions, colors], dim=1)), settings.bilateral_compat),
+        )
+
+    @torch.no_grad()
+    def foreground(self, log_odds: Tensor) -> Tensor:
+        """Returns marginal foreground probabilities of two-label problems, float32 (N, H, W); see ``dense_crf``."""
+        if log_odds.ndim != 3 or tuple(log_odds.shape[1:]) != self.size:
+            raise ValueError(
+                f"log_odds must be (N, {self.size[0]}, {self.size[1]}) to match the image, got {tuple(log_odds.shape)}"
+            )
+        count = len(log_odds)
+        if not count:
+            return log_odds.float()
+        padded = -(-count // COLUMNS) * COLUMNS  # once, rather than in every filter
+        unary = log_odds.new_zeros((self.size[0] * self.size[1], padded), dtype=torch.float32)
+        unary[:, :count] = log_odds.flatten(1).T
+        # With marginals q and 1 - q, the log-odds are the unary plus the kernels applied to q - (1 - q): one column a mask is enough.
+        balance = _balance(unary)
+        for _ in range(self.settings.num_iterations):
+            previous, balance = balance, _balance(self._message(balance).add_(unary))
+            if bool(previous.sub_(balance).abs_().amax() < _CONVERGED):
+                break
+        return ((1 + balance[:, :count]) / 2).T.reshape(count, *self.size)
+
+    @torch.no_grad()
+    def labels(self, log_probabilities: Tensor) -> Tensor:
+        """Returns marginals of one problem with L labels and Potts compatibility, float32 (L, H, W), sum 1 over labels.
+
+        Args:
+            log_probabilities: float (L, H, W), up to a constant for each pixel.
+        """
+        if log_probabilities.ndim != 3 or tuple(log_probabilities.shape[1:]) != self.size:
+            raise ValueError(
+                f"log_probabilities must be (L, {self.size[0]}, {self.size[1]}) to match the image, "
+                f"got {tuple(log_probabilities.shape)}"
+            )
+        unary = log_probabilities.flatten(1).T.float()
+        marginal = torch.softmax(unary, dim=1)
+        for _ in range(self.settings.num_iterations):
+            marginal = torch.softmax(self._message(marginal.contiguous()) + unary, dim=1)
+        return marginal.T.reshape(-1, *self.size)
+
+    def _message(self, values: Tensor) -> Tensor:
+        """Returns the weighted sum of the kernels applied to values, float32 (H * W, C)."""
+        first, second = self._kernels
+        return first.filter(values).add_(second.filter(values))
+
+
+def _balance(log_odds: Tensor) -> Tensor:
+    """Returns q - (1 - q) of the probability q with these log-odds; it is tanh(log-odds / 2), which torch computes ten times slower."""
+    return torch.sigmoid(log_odds).mul_(2).sub_(1)
+
+
+def _normalized(lattice: PermutohedralLattice, weight: float) -> PermutohedralLattice:
+    """Returns the lattice, its kernel matrix K symmetrically normalized to weight * n K n with n = (K 1)^-1/2."""
+    ones = torch.ones((lattice.num_points, COLUMNS), device=lattice.device)
+    root = (lattice.filter(ones)[:, 0] + 1e-20).rsqrt()
+    lattice.scale(root, weight * root)
+    return lattice
+
+
+@lru_cache(maxsize=4)
+def _gaussian_kernel(size: tuple[int, int], sxy: float, weight: float, device: torch.device) -> PermutohedralLattice:
+    """Returns the smoothness kernel, which depends on the image's size alone."""
+    with torch.inference_mode(False):  # kept for callers in any mode
+        return _normalized(PermutohedralLattice(_positions(size, device) / sxy), weight)
+
+
+def _positions(size: tuple[int, int], device: torch.device) -> Tensor:
+    """Returns each pixel's x and y, float32 (H * W, 2)."""
+    y, x = torch.meshgrid(
+        torch.arange(size[0], dtype=torch.float32, device=device),
+        torch.arange(size[1], dtype=torch.float32, device=device),
+        indexing="ij",
+    )
+    return torch.stack([x.flatten(), y.flatten()], dim=1)

@@ -1,0 +1,70 @@
+"""The interfaces of mask generators and mask refinements, and their registries."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.utils.registry import Registry
+from torch import Tensor
+
+from u2seg.utils.registry import get_registered
+
+MASK_GENERATOR_REGISTRY = Registry("MASK_GENERATOR")
+MASK_GENERATOR_REGISTRY.__doc__ = (
+    "Mask generators: patch features in, masks on the patch grid out. Called as NAME(cfg)."
+)
+
+MASK_REFINEMENT_REGISTRY = Registry("MASK_REFINEMENT")
+MASK_REFINEMENT_REGISTRY.__doc__ = (
+    "Mask refinements: image and coarse masks in, masks at its resolution out. Called as NAME(cfg)."
+)
+
+
+# (image_rgb uint8 (height, width, 3), masks bool (N, height, width)) -> refined masks, bool (N, height, width).
+MaskRefinement = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class PatchMasks:
+    """Masks of one image on its patch grid, in the order in which they were found; they do not overlap.
+
+    Attributes:
+        masks: bool (N, rows, columns).
+        cut_values: float64 (N,), normalized-cut value that gave each mask, range 0..1, lower is a cleaner cut; NaN: none.
+        scores: float64 (N,), range 0..1, the generator's own confidence.
+    """
+
+    masks: np.ndarray
+    cut_values: np.ndarray
+    scores: np.ndarray
+
+
+class MaskGenerator:
+    """Turns the patch features of a batch of images into masks on the patch grid."""
+
+    def __call__(self, features: Tensor) -> list[PatchMasks]:
+        """Returns the masks of each image.
+
+        Args:
+            features: float (B, C, rows, columns), on any device.
+        """
+        raise NotImplementedError
+
+
+def build_mask_generator(cfg: CfgNode) -> MaskGenerator:
+    """Returns the generator that ``cfg.MASKS.GENERATOR`` names.
+
+    Raises:
+        KeyError: no such generator; the message lists those that are registered.
+    """
+    return get_registered(MASK_GENERATOR_REGISTRY, cfg.MASKS.GENERATOR, "MASKS.GENERATOR")(cfg)
+
+
+def build_mask_refinement(cfg: CfgNode) -> MaskRefinement:
+    """Returns the refinement that ``cfg.MASKS.REFINEMENT`` names.
+
+    Raises:
+        KeyError: no such refinement; the message lists those that are registered.
+    """
+    return get_registered(MASK_REFINEMENT_REGISTRY, cfg.MASKS.REFINEMENT, "MASKS.REFINEMENT")(cfg)

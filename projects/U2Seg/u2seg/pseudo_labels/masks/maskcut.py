@@ -1,0 +1,299 @@
+"""MaskCut: several objects an image by repeated normalized cuts, what was found being removed before the next one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from scipy import ndimage
+from scipy.linalg import eigh
+from torch import Tensor
+
+from u2seg.pseudo_labels.masks.interfaces import MASK_GENERATOR_REGISTRY, MaskGenerator, PatchMasks
+from u2seg.pseudo_labels.masks.ncut import BinaryAffinity, second_eigenvectors
+from u2seg.pseudo_labels.masks.refinement import mask_iou
+
+ROUNDING = 1e-9  # share of the largest magnitude below which entries of an eigenvector count as equal [ours]
+
+
+@MASK_GENERATOR_REGISTRY.register()
+class MaskCut(MaskGenerator):
+    """The rounds of MaskCut, batched over images.
+
+    Source: CutLER, section 3.1. Differs from the published code in two points, which ``StrictMaskCut`` reproduces: the choice of
+    the object does not depend on the arbitrary sign of the eigenvector, and a rejected region is removed as well, so that it
+    does not come back in the next round.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        center_features: bool,
+        tau: float,
+        eps: float,
+        rounds: int,
+        min_area: float,
+        max_area: float,
+        max_corners: int,
+        max_previous_iou: float,
+    ):
+        """Takes its settings; see ``MASKS`` in the configuration."""
+        if rounds < 1:
+            raise ValueError(f"MASKS.ROUNDS must be at least 1, got {rounds}")
+        if not 0 < eps < 1:
+            raise ValueError(f"MASKS.EPS must be above 0 and below 1, got {eps}")
+        self.center_features = center_features
+        self.tau = tau
+        self.eps = eps
+        self.rounds = rounds
+        self.min_area = min_area
+        self.max_area = max_area
+        self.max_corners = max_corners
+        self.max_previous_iou = max_previous_iou
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode):
+        """Returns the constructor's arguments."""
+        return {
+            "center_features": cfg.MASKS.CENTER_FEATURES,
+            "tau": cfg.MASKS.TAU,
+            "eps": cfg.MASKS.EPS,
+            "rounds": cfg.MASKS.ROUNDS,
+            "min_area": cfg.MASKS.MIN_AREA,
+            "max_area": cfg.MASKS.MAX_AREA,
+            "max_corners": cfg.MASKS.MAX_CORNERS,
+            "max_previous_iou": cfg.MASKS.MAX_PREVIOUS_IOU,
+        }
+
+    def __call__(self, features: Tensor) -> list[PatchMasks]:
+        """Returns the masks of each image, at most ``rounds``; see the base class."""
+        batch, _, rows, columns = features.shape
+        affinity = BinaryAffinity(prepare_features(features, self.center_features), self.tau)
+        progress = [_Progress.start(rows, columns) for _ in range(batch)]
+        for _ in range(self.rounds):
+            if all(image.is_finished for image in progress):
+                break
+            removed = torch.from_numpy(np.stack([image.removed.ravel() for image in progress]))
+            cuts = second_eigenvectors(affinity, removed.to(features.device), self.eps)
+            for image, vector, value in zip(progress, cuts.vectors.cpu().numpy(), cuts.cut_values.tolist()):
+                if not image.is_finished:
+                    self._one_round(image, vector.reshape(rows, columns), value)
+        return [image.result() for image in progress]
+
+    def _one_round(self, image: "_Progress", vector: np.ndarray, cut_value: float) -> None:
+        if cut_value >= 1:  # nothing to cut: the image is uniform, or all of it has been taken
+            image.is_finished = True
+            return
+        region = select_object(vector, ~image.removed)
+        fresh = region & ~image.removed
+        if not fresh.any():
+            image.is_finished = True
+            return
+        if self._is_acceptable(region, fresh, image.previous):
+            image.masks.append(fresh)
+            image.cut_values.append(cut_value)
+            image.previous = region
+        image.removed |= region
+
+    def _is_acceptable(self, region: np.ndarray, fresh: np.ndarray, previous: np.ndarray | None) -> bool:
+        if previous is not None and mask_iou(region, previous) > self.max_previous_iou:
+            return False
+        area = fresh.sum() / fresh.size
+        return bool(self.min_area < area <= self.max_area and count_corners(region) < self.max_corners)
+
+
+@dataclass
+class _Progress:
+    """How far one image has come: what was found, and what is removed (found or rejected)."""
+
+    masks: list[np.ndarray]
+    cut_values: list[float]
+    removed: np.ndarray
+    previous: np.ndarray | None = None
+    is_finished: bool = False
+
+    @classmethod
+    def start(cls, rows: int, columns: int) -> "_Progress":
+        return cls([], [], np.zeros((rows, columns), bool))
+
+    def result(self) -> PatchMasks:
+        return _patch_masks(self.masks, self.cut_values, self.removed.shape)
+
+
+def select_object(vector: np.ndarray, live: np.ndarray) -> np.ndarray:
+    """Returns the connected region that an eigenvector marks as an object, whatever the vector's sign.
+
+    The patches above and below the mean are the two candidates for "object". The side that owns fewer of the four corners is
+    taken; with equal counts the side that holds the entry of largest magnitude. Of that side the 4-connected component
+    with the most extreme live entry is returned. Entries that differ by less than 1e-9 of the largest magnitude count as equal;
+    equal extremes go to the lowest index.
+
+    Args:
+        vector: float64 (rows, columns).
+        live: bool (rows, columns), patches that may seed an object: those not removed.
+
+    Returns:
+        bool (rows, columns); empty where no side has a live patch.
+
+    Source: CutLER, section 3.1, made independent of the sign: the published code flips the sides when "above" owns three corners
+    or lacks the peak.
+    """
+    largest = np.abs(vector).max(initial=0.0)
+    if largest == 0 or not live.any():
+        return np.zeros_like(live)
+    # On a grid of 1e-9 of the largest entry, symmetric about zero, so that a flipped vector gives the flipped grid.
+    grid = np.rint(vector / (largest * ROUNDING))
+    above_mean = grid - np.rint(grid.mean())
+    candidates = [_side(direction * above_mean, np.abs(grid), live) for direction in (1, -1)]
+    candidates = [candidate for candidate in candidates if candidate is not None]
+    if not candidates:
+        return np.zeros_like(live)
+    # No step of the comparison knows which side is "above".
+    _, _, seed, side = min(candidates, key=lambda candidate: candidate[:3])
+    labels, _ = ndimage.label(side)  # 4-connected
+    return labels == labels.flat[seed]
+
+
+def _side(height: np.ndarray, magnitude: np.ndarray, live: np.ndarray) -> tuple[int, float, int, np.ndarray] | None:
+    """Returns (corners, minus the peak's magnitude, seed, side) of the patches where ``height`` is positive; None if none lives."""
+    side = height > 0
+    owned = side & live
+    if not owned.any():
+        return None
+    seed = int(np.where(owned, height, 0.0).argmax())  # the lowest index among equals
+    return count_corners(side), -float(magnitude[owned].max()), seed, side
+
+
+def count_corners(mask: np.ndarray) -> int:
+    """Returns how many of a mask's four corner patches are set, 0..4."""
+    return int(mask[0, 0]) + int(mask[0, -1]) + int(mask[-1, 0]) + int(mask[-1, -1])
+
+
+@MASK_GENERATOR_REGISTRY.register()
+class StrictMaskCut(MaskGenerator):
+    """MaskCut as its published code has it, for parity: slow, and one image at a time.
+
+    SciPy's dense generalized solver gives the sign of the eigenvector, on which the chosen side depends; the first mask may have any
+    area; and a mask that is rejected may come back in the next round, which solves the same problem and compares with nothing.
+
+    Source: CutLER, section 3.1, and the rules of its published code.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        center_features: bool,
+        tau: float,
+        eps: float,
+        rounds: int,
+        min_area: float,
+        max_corners: int,
+        max_previous_iou: float,
+        solver: Callable[[np.ndarray], tuple[np.ndarray, float]] | None = None,
+    ):
+        """Takes its settings; see ``MASKS`` in the configuration.
+
+        Args:
+            center_features: as ``MASKS.CENTER_FEATURES``, and so on.
+            tau: see there.
+            eps: see there.
+            rounds: see there.
+            min_area: see there.
+            max_corners: corners from which a side counts as background.
+            max_previous_iou: see there.
+            solver: from an affinity, float64 (n, n), to the second eigenvector, with its sign, and eigenvalue.
+        """
+        self.center_features = center_features
+        self.tau = tau
+        self.eps = eps
+        self.rounds = rounds
+        self.min_area = min_area
+        self.max_corners = max_corners
+        self.max_previous_iou = max_previous_iou
+        self.solver = solver or scipy_second_eigenvector
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode):
+        """Returns the constructor's arguments."""
+        return {
+            "center_features": cfg.MASKS.CENTER_FEATURES,
+            "tau": cfg.MASKS.TAU,
+            "eps": cfg.MASKS.EPS,
+            "rounds": cfg.MASKS.ROUNDS,
+            "min_area": cfg.MASKS.MIN_AREA,
+            "max_corners": cfg.MASKS.MAX_CORNERS,
+            "max_previous_iou": cfg.MASKS.MAX_PREVIOUS_IOU,
+        }
+
+    def __call__(self, features: Tensor) -> list[PatchMasks]:
+        """Returns the masks of each image, at most ``rounds``; see the base class."""
+        rows, columns = features.shape[2:]
+        affinity = BinaryAffinity(prepare_features(features, self.center_features), self.tau)
+        return [self._one_image(affinity.dense(index).cpu().numpy(), rows, columns) for index in range(len(features))]
+
+    def _one_image(self, joined: np.ndarray, rows: int, columns: int) -> PatchMasks:
+        removed = np.zeros((rows, columns), bool)
+        previous = np.zeros((rows, columns), bool)
+        masks, cut_values = [], []
+        solved = None  # of an unchanged graph; a rejection leaves it unchanged
+        for round_index in range(self.rounds):
+            if solved is None:
+                live = ~removed.ravel()
+                solved = self.solver(np.where(joined.astype(bool) & live[:, None] & live, 1.0, self.eps))
+            vector, value = solved
+            region = self._select(vector.reshape(rows, columns))
+            is_rejected = round_index > 0 and (
+                mask_iou(region, previous) > self.max_previous_iou or region.mean() <= self.min_area
+            )
+            previous = np.zeros_like(region) if is_rejected else region
+            fresh = previous & ~removed
+            if fresh.any():
+                masks.append(fresh)
+                cut_values.append(value)
+                removed |= fresh
+                solved = None
+        return _patch_masks(masks, cut_values, (rows, columns))
+
+    def _select(self, vector: np.ndarray) -> np.ndarray:
+        side = vector > vector.mean()
+        seed = int(np.abs(vector).argmax())
+        if count_corners(side) >= self.max_corners or not side.flat[seed]:
+            side = ~side
+            seed = int((-vector).argmax())
+        else:
+            seed = int(vector.argmax())
+        labels, _ = ndimage.label(side)  # 4-connected
+        return labels == labels.flat[seed] if side.flat[seed] else np.zeros_like(side)
+
+
+def scipy_second_eigenvector(affinity: np.ndarray) -> tuple[np.ndarray, float]:
+    """Returns x and lambda of the second smallest solution of (D - A) x = lambda D x, by SciPy's dense solver, with its sign.
+
+    Args:
+        affinity: A, float64 (n, n), symmetric.
+
+    Source: Shi and Malik, TPAMI 2000, equation 11; CutLER, section 3.1.
+    """
+    degrees = np.diag(affinity.sum(axis=1))
+    values, vectors = eigh(degrees - affinity, degrees, subset_by_index=[1, 2])
+    return vectors[:, 0], float(values[0])
+
+
+def prepare_features(features: Tensor, center: bool) -> Tensor:
+    """Returns patch features as float (B, C, n), less each image's mean if asked for.
+
+    Args:
+        features: float (B, C, rows, columns).
+        center: whether to subtract the mean over the patches.
+    """
+    features = features.flatten(2)
+    return features - features.mean(dim=2, keepdim=True) if center else features
+
+
+def _patch_masks(masks: list[np.ndarray], cut_values: list[float], grid_size: tuple[int, int]) -> PatchMasks:
+    """Returns the masks; the score is 1 - cut value (ours: the paper scores nothing)."""
+    values = np.asarray(cut_values, np.float64)
+    return PatchMasks(np.stack(masks) if masks else np.zeros((0, *grid_size), bool), values, np.clip(1 - values, 0, 1))

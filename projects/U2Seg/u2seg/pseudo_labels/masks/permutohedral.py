@@ -1,0 +1,253 @@
+"""Gaussian filtering of values at scattered points of a d-dimensional feature space, on a permutohedral lattice, in torch.
+
+Source: Adams, Baek and Davis, Fast High-Dimensional Filtering Using the Permutohedral Lattice, Eurographics 2010.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+COLUMNS = 4  # values are filtered in blocks of so many columns
+
+
+class PermutohedralLattice:
+    """A lattice built for one set of points; it filters any number of value columns at those points.
+
+    Building is the search for each point's simplex and for each vertex's neighbors; filtering is three kinds of sparse sums:
+    splat (points to vertices), blur (along each of the d + 1 axes) and slice (vertices to points).
+
+    Attributes:
+        num_points: N.
+        num_dims: d.
+        num_vertices: M, lattice vertices that some point touches.
+        device: where the lattice lies.
+    """
+
+    def __init__(self, features: Tensor):
+        """Builds the lattice.
+
+        Args:
+            features: float32 (N, d), the points' positions in units of the Gaussian's standard deviation.
+
+        Raises:
+            ValueError: the points spread so far that lattice keys do not fit 63 bits.
+        """
+        self.num_points, self.num_dims = features.shape
+        self.device = features.device
+        quotients, ranks, weights = _simplices(features.T.contiguous())
+        keys, strides = _vertex_keys(quotients, ranks)
+        points, starts, unique, vertices = _group(keys)
+        self.num_vertices = len(starts)
+        # Each vertex's points, ordered by vertex: what splatting sums. One vertex more, which no point touches, is the zero that a
+        # missing neighbor holds.
+        self._splat_points = points.flatten().to(torch.int32)
+        self._splat_starts = torch.cat([starts, starts.new_full((1,), keys.numel())]).to(torch.int32)
+        self._splat_weights = weights.gather(1, points).flatten()
+        # Each point's vertices, ordered by point: what slicing sums, times a factor by which the filter keeps its height in any
+        # dimension (its authors' choice).
+        self._slice_vertices = vertices.T.flatten()
+        self._slice_starts = torch.arange(0, keys.numel(), self.num_dims + 1, dtype=torch.int32, device=self.device)
+        self._slice_weights = weights.div_(1 + 2.0**-self.num_dims).T.flatten()
+        self._neighbors = _neighbors(unique, starts // self.num_points, strides)
+
+    @torch.no_grad()
+    def filter(self, values: Tensor) -> Tensor:
+        """Returns the values filtered by a Gaussian of standard deviation 1, float32 (N, C); not normalized, without gradient.
+
+        Args:
+            values: float32 (N, C). Multiples of 4 columns waste nothing.
+        """
+        count = values.shape[1]
+        if not count:
+            return values.clone()
+        values = F.pad(values, (0, -count % COLUMNS)) if count % COLUMNS else values
+        splatted = _sums_of_rows(values, self._splat_points, self._splat_starts, self._splat_weights)
+        blocks = [self._blur(block.contiguous()) for block in splatted.split(COLUMNS, dim=1)]
+        blurred = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
+        return _sums_of_rows(blurred, self._slice_vertices, self._slice_starts, self._slice_weights)[:, :count]
+
+    def _blur(self, vertices: Tensor) -> Tensor:
+        """Returns values of vertices (M + 1, COLUMNS) blurred along every axis; in place."""
+        # The axes' kernel: 1/2, 1, 1/2 (Adams et al., section 3.2). Four floats are gathered as one 16-byte number: torch copies
+        # rows of a matrix several times more slowly.
+        after, before = torch.empty_like(vertices), torch.empty_like(vertices)
+        whole, whole_after, whole_before = (x.view(torch.complex128).flatten() for x in (vertices, after, before))
+        for next_vertices, previous_vertices in self._neighbors:
+            torch.index_select(whole, 0, next_vertices, out=whole_after)
+            torch.index_select(whole, 0, previous_vertices, out=whole_before)
+            vertices.add_(after.add_(before), alpha=0.5)
+        return vertices
+
+    def scale(self, before: Tensor, after: Tensor) -> None:
+        """Turns the filter K into diag(after) K diag(before), in place.
+
+        Args:
+            before: float32 (N,).
+            after: float32 (N,).
+        """
+        self._splat_weights *= before.index_select(0, self._splat_points)
+        self._slice_weights.view(self.num_points, -1).mul_(after[:, None])
+
+
+def _sums_of_rows(rows: Tensor, indices: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+    """Returns, for each stretch of ``indices`` that begins at ``starts``, the weighted sum of those rows."""
+    return F.embedding_bag(indices, rows, starts, mode="sum", per_sample_weights=weights)
+
+
+def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the enclosing simplex of each point.
+
+    Args:
+        features: float32 (d, N).
+
+    Returns:
+        quotients: int32 (d + 1, N), the simplex's remainder-0 vertex divided by d + 1.
+        ranks: int64 (d + 1, N), each coordinate's place, 0 first, in descending order of its distance from that vertex.
+        weights: float32 (d + 1, N), barycentric weight of the vertices of remainder 0..d.
+
+    Source: Adams et al., section 3.1.
+    """
+    d, num_points = features.shape
+    # Onto the hyperplane of zero coordinate sum in d + 1 dimensions, scaled so that the blur has standard deviation 1.
+    index = torch.arange(d, dtype=torch.float32, device=features.device)
+    scaled = features * ((d + 1) * math.sqrt(2 / 3) / torch.sqrt((index + 1) * (index + 2)))[:, None]
+    elevated = features.new_zeros((d + 1, num_points))
+    elevated[:d] = scaled.flip(0).cumsum(0).flip(0)
+    elevated[1:] -= (index + 1)[:, None] * scaled
+
+    quotients = torch.round(elevated / (d + 1))
+    excess = quotients.sum(0).to(torch.int8)
+    distance = elevated - quotients * (d + 1)
+    ranks = excess.expand(d + 1, num_points).clone()
+    for first in range(d):
+        for second in range(first + 1, d + 1):
+            is_nearer = (distance[first] < distance[second]).to(torch.int8)
+            ranks[first] += is_nearer
+            ranks[second] += 1 - is_nearer
+    # Rounding each coordinate alone may leave the hyperplane; the coordinates rounded furthest are moved back.
+    correction = (ranks < 0).to(torch.int8) - (ranks > d).to(torch.int8)
+    ranks += (d + 1) * correction
+    quotients += correction
+
+    distance = (elevated - quotients * (d + 1)) / (d + 1)
+    ranks = ranks.to(torch.int64)
+    ordered = torch.empty_like(distance).scatter_(0, ranks, distance)
+    weights = torch.empty_like(distance)
+    weights[0] = 1 + ordered[d] - ordered[0]
+    for remainder in range(1, d + 1):
+        torch.sub(ordered[d - remainder], ordered[d - remainder + 1], out=weights[remainder])
+    return quotients.to(torch.int32), ranks, weights
+
+
+def _vertex_keys(quotients: Tensor, ranks: Tensor) -> tuple[Tensor, "_Strides"]:
+    """Returns one integer for each vertex of each simplex, int64 (d + 1, N) by remainder, and how it is packed.
+
+    All coordinates of a vertex of remainder r leave r when divided by d + 1, and the last coordinate follows from the others: the
+    key packs the first d quotients. Vertices of different remainders may have the same key.
+    """
+    d = len(quotients) - 1
+    # Vertices lie at most one below a quotient, and their neighbors one further out on either side.
+    lowest = quotients[:d].amin(dim=1).to(torch.int64) - 2
+    extents = (quotients[:d].amax(dim=1).to(torch.int64) + 2 - lowest + 1).tolist()
+    if math.prod(extents) * (d + 1) >= 2**63:
+        raise ValueError(
+            f"features span {math.prod(extents):.1e} lattice cells, more than 63-bit keys can number; "
+            "divide them by a larger standard deviation"
+        )
+    strides = [math.prod(extents[axis + 1 :]) for axis in range(d)]
+    columns = torch.tensor(strides, dtype=torch.int64, device=quotients.device)[:, None]
+    # Vertex k of the simplex is one quotient lower in the coordinates of rank above d - k.
+    by_rank = columns.new_zeros((d + 1, quotients.shape[1]))
+    by_rank.scatter_(0, ranks, torch.cat([columns, columns.new_zeros(1, 1)]).expand_as(by_rank))
+    keys = torch.empty_like(by_rank)
+    torch.sum((quotients[:d] - lowest[:, None]) * columns, 0, out=keys[0])
+    for remainder in range(1, d + 1):
+        torch.sub(keys[remainder - 1], by_rank[d + 1 - remainder], out=keys[remainder])
+    return keys, _Strides(strides, math.prod(extents))
+
+
+@dataclass(frozen=True)
+class _Strides:
+    """How quotients are packed into a key.
+
+    Attributes:
+        by_axis: what one quotient of each of the first d coordinates adds to a key.
+        end: above every key.
+    """
+
+    by_axis: list[int]
+    end: int
+
+
+def _group(keys: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Groups the equal keys of each row.
+
+    Args:
+        keys: int64 (R, N), not negative.
+
+    Returns:
+        points: int64 (R, N), the positions in each row sorted by key, then by position.
+        starts: int64 (M,), where in ``points``, flattened, each distinct key's positions begin; row after row, keys ascending.
+        unique: int64 (M,), the distinct keys of each row.
+        group_of: int32 (R, N), index into ``starts`` of each key.
+    """
+    num_rows, count = keys.shape
+    position_bits = max(1, (count - 1).bit_length())
+    if int(keys.max()).bit_length() + position_bits <= 63:
+        # One sort of key and position together; NumPy's is several times faster than torch's on a CPU.
+        packed = (keys << position_bits) | torch.arange(count, device=keys.device)
+        if packed.device.type == "cpu":
+            packed.numpy().sort(axis=1)
+        else:
+            packed = packed.sort(dim=1).values
+        points = packed & ((1 << position_bits) - 1)
+        ordered = packed >> position_bits
+    else:
+        ordered, points = keys.sort(dim=1, stable=True)
+    is_first = torch.ones_like(ordered, dtype=torch.bool)
+    torch.ne(ordered[:, 1:], ordered[:, :-1], out=is_first[:, 1:])
+    is_first = is_first.flatten()
+    starts = torch.nonzero(is_first).flatten()
+    group_of = torch.empty(keys.shape, dtype=torch.int32, device=keys.device)
+    group_of.scatter_(1, points, (is_first.cumsum(0, dtype=torch.int32) - 1).view(num_rows, count))
+    return points, starts, ordered.flatten().index_select(0, starts), group_of
+
+
+def _neighbors(unique: Tensor, remainders: Tensor, strides: "_Strides") -> list[tuple[Tensor, Tensor]]:
+    """Returns, for each of the d + 1 axes, each vertex's next and previous one, int64 (M + 1,); M where there is none.
+
+    A step along an axis adds 1 to every coordinate but the axis' own, which loses d: the remainder goes up by one and the axis'
+    quotient down; or remainder d goes to 0 and the other quotients go up. The previous vertex is the step's inverse.
+
+    Args:
+        unique: int64 (M,), keys of the vertices, ascending for each remainder.
+        remainders: int64 (M,), ascending.
+        strides: of the keys.
+    """
+    count, d = len(unique), len(strides.by_axis)
+    numbers = torch.cat([unique + remainders * strides.end, unique.new_full((1,), -1)])  # row M: no vertex
+    wraps = int(torch.searchsorted(remainders, d))  # from here on the remainder is d
+    itself = torch.arange(count, device=unique.device)
+    neighbors = []
+    for stride in [*strides.by_axis, 0]:
+        wanted = numbers[:-1] + (strides.end - stride)
+        torch.add(unique[wraps:], sum(strides.by_axis) - stride, out=wanted[wraps:])
+        position = _search(numbers[:-1], wanted)
+        found = numbers.index_select(0, position) == wanted
+        after, before = unique.new_full((2, count + 1), count).unbind()
+        after[:-1] = torch.where(found, position, count)
+        before.scatter_(0, after[:-1], itself)
+        before[count] = count  # where all those without a neighbor have written
+        neighbors.append((after, before))
+    return neighbors
+
+
+def _search(ascending: Tensor, wanted: Tensor) -> Tensor:
+    """Returns where each wanted number would be inserted, int64; NumPy's is faster on a CPU, for it starts at the last answer."""
+    if ascending.device.type == "cpu":
+        return torch.from_numpy(np.searchsorted(ascending.numpy(), wanted.numpy()))
+    return torch.searchsorted(ascending, wanted)

@@ -1,0 +1,147 @@
+"""RecursiveCut: the image is cut in two, and each part again, until the parts hold together; those that look like objects stay."""
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from scipy import ndimage
+from torch import Tensor
+
+from u2seg.pseudo_labels.masks.interfaces import MASK_GENERATOR_REGISTRY, MaskGenerator, PatchMasks
+from u2seg.pseudo_labels.masks.maskcut import count_corners
+from u2seg.pseudo_labels.masks.ncut import BinaryAffinity, dense_second_eigenvector, second_eigenvectors
+
+MAX_SHARED = 0.2  # share of a candidate that better candidates may have taken already [ours]
+DENSE_BELOW = 400  # patches up to which a region's graph is solved densely, which is faster there
+
+
+@MASK_GENERATOR_REGISTRY.register()
+class RecursiveCut(MaskGenerator):
+    """Recursive two-way normalized cuts, for features that tell surfaces apart but know nothing of objects.
+
+    MaskCut takes the first side of the first cut for an object. With hand-made features the first cuts separate sky from ground,
+    objects sticking to either, and removing that side loses them. Here every connected part of both sides is cut again. A
+    part is a candidate if its size, the corners and the borders that it touches allow for an object; candidates are taken in the
+    order of the share of their links that leave them, which is low for what stands out as a whole.
+
+    Source: Shi and Malik, PAMI 2000, section 3 (recursive two-way cut); patch graph as in MaskCut but joined by feature distance;
+    the choice of candidates is ours.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        radius: float,
+        eps: float,
+        max_cut: float,
+        max_external_links: float,
+        max_borders: int,
+        max_corners: int,
+        min_area: float,
+        max_area: float,
+        max_cuts: int,
+    ):
+        """Takes its settings; see ``MASKS`` and ``MASKS.RECURSIVE`` in the configuration."""
+        self.radius = radius
+        self.eps = eps
+        self.max_cut = max_cut
+        self.max_external_links = max_external_links
+        self.max_borders = max_borders
+        self.max_corners = max_corners
+        self.min_area = min_area
+        self.max_area = max_area
+        self.max_cuts = max_cuts
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode):
+        """Returns the constructor's arguments."""
+        return {
+            "radius": cfg.MASKS.RECURSIVE.RADIUS,
+            "eps": cfg.MASKS.EPS,
+            "max_cut": cfg.MASKS.RECURSIVE.MAX_CUT,
+            "max_external_links": cfg.MASKS.RECURSIVE.MAX_EXTERNAL_LINKS,
+            "max_borders": cfg.MASKS.RECURSIVE.MAX_BORDERS,
+            "max_corners": cfg.MASKS.MAX_CORNERS,
+            "min_area": cfg.MASKS.MIN_AREA,
+            "max_area": cfg.MASKS.MAX_AREA,
+            "max_cuts": cfg.MASKS.RECURSIVE.MAX_CUTS_PER_IMAGE,
+        }
+
+    def __call__(self, features: Tensor) -> list[PatchMasks]:
+        """Returns the masks of each image, those with the smallest share of external links first; see the base class."""
+        affinity = BinaryAffinity.of_distances(features.flatten(2), self.radius)
+        return [self._one_image(affinity, index, features.shape[2:]) for index in range(len(features))]
+
+    def _one_image(self, affinity: BinaryAffinity, index: int, size: tuple[int, int]) -> PatchMasks:
+        regions = self._partition(affinity, index, size)
+        candidates = [
+            (external_share, region)
+            for region, external_share in zip(regions, self._external_shares(affinity, index, regions))
+        ]
+        taken = np.zeros(size, bool)
+        masks, external_shares = [], []
+        for external_share, region in sorted(candidates, key=lambda candidate: candidate[0]):
+            if external_share > self.max_external_links:
+                break
+            if (region & taken).sum() <= MAX_SHARED * region.sum():
+                masks.append(region & ~taken)
+                external_shares.append(external_share)
+                taken |= region
+        external_shares = np.asarray(external_shares, np.float64)
+        return PatchMasks(
+            np.stack(masks) if masks else np.zeros((0, *size), bool), external_shares, 1 - external_shares
+        )
+
+    def _partition(self, affinity: BinaryAffinity, index: int, size: tuple[int, int]) -> list[np.ndarray]:
+        """Returns every region met on the way down that may be an object, bool (rows, columns) each."""
+        min_patches = self.min_area * size[0] * size[1]
+        waiting, objects, num_cuts = [np.ones(size, bool)], [], 0
+        while waiting:
+            region = waiting.pop()
+            if self._may_be_object(region):
+                objects.append(region)
+            if region.sum() < max(2, 2 * min_patches) or num_cuts >= self.max_cuts:
+                continue
+            num_cuts += 1
+            for side in self._halves(affinity, index, region):
+                labels, count = ndimage.label(side)  # 4-connected
+                parts = [labels == label for label in range(1, count + 1)]
+                waiting += [part for part in parts if part.sum() > min_patches]
+        return objects
+
+    def _halves(self, affinity: BinaryAffinity, index: int, region: np.ndarray) -> list[np.ndarray]:
+        """Returns the two sides of the best cut of a region, or nothing where it holds together."""
+        nodes = torch.from_numpy(np.flatnonzero(region)).to(affinity.device)
+        unpainted = torch.zeros((1, len(nodes)), dtype=torch.bool, device=affinity.device)
+        graph = affinity.subgraph(index, nodes)
+        if len(nodes) <= DENSE_BELOW:
+            cut_value, vector = dense_second_eigenvector(graph, unpainted, self.eps, 0)
+        else:
+            cut = second_eigenvectors(graph, unpainted, self.eps)
+            cut_value, vector = float(cut.cut_values[0]), cut.vectors[0]
+        if cut_value >= self.max_cut:
+            return []
+        vector = vector.cpu().numpy()
+        side = np.zeros_like(region)
+        side[region] = vector > vector.mean()
+        return [side, region & ~side]
+
+    def _may_be_object(self, region: np.ndarray) -> bool:
+        borders = sum(bool(line.any()) for line in (region[0], region[-1], region[:, 0], region[:, -1]))
+        return bool(
+            self.min_area < region.mean() <= self.max_area
+            and count_corners(region) < self.max_corners
+            and borders <= self.max_borders
+        )
+
+    def _external_shares(self, affinity: BinaryAffinity, index: int, regions: list[np.ndarray]) -> list[float]:
+        """Returns for each region the share, 0..1, of its patches' links that end outside it."""
+        if not regions:
+            return []
+        nodes = torch.arange(affinity.num_patches, device=affinity.device)
+        members = torch.from_numpy(np.stack([region.ravel() for region in regions])).to(affinity.device, torch.float64)
+        columns = torch.cat([members, torch.ones_like(members[:1])]).T[None]
+        products = affinity.subgraph(index, nodes).product(columns)[0]
+        inner = (members.T * products[:, :-1]).sum(0)
+        volume = (members.T * products[:, -1:]).sum(0)
+        return (1 - inner / volume.clamp_min(1)).tolist()

@@ -1,0 +1,127 @@
+"""The stage that merges masks, clusters and semantic maps into panoptic pseudo-labels and writes the user's files."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+from detectron2.config import CfgNode
+from pycocotools import mask as mask_utils
+from tqdm import tqdm
+
+from u2seg.data.formats.coco_panoptic import (
+    instance_annotations,
+    panoptic_annotation,
+    write_panoptic_png,
+    write_stuff_png,
+)
+from u2seg.data.formats.mask_shards import iter_shards
+from u2seg.data.formats.semantic_shards import iter_semantic_maps
+from u2seg.pseudo_labels.clusters.cluster_stage import cluster_settings_of, iter_assigned
+from u2seg.pseudo_labels.panoptic.panoptic_merge import merge_panoptic, void_share
+from u2seg.structures.label_space import LabelSpace
+from u2seg.utils.files import read_json, write_json
+from u2seg.utils.image_io import png_names
+from u2seg.utils.manifest import close_stage, is_complete, open_stage, settings_digest, shard_path
+
+INSTANCES_JSON = "instances.json"
+PANOPTIC_JSON = "panoptic.json"
+PANOPTIC_DIRECTORY = "panoptic"
+STUFF_DIRECTORY = "stuff"
+_PARTS = ".parts"
+
+
+def make_panoptic_labels(cfg: CfgNode, masks: Path, clusters: Path, semantics: Path, output: Path) -> Path:
+    """Returns ``output``, filled with instances JSON, panoptic JSON and PNGs, and stuff PNGs.
+
+    Every readable image appears, also those without an instance. Killed and called again, it goes on at the first image group
+    that is not finished.
+
+    Args:
+        cfg: reads ``PANOPTIC_LABELS``.
+        masks: directory of the mask stage.
+        clusters: directory of the cluster stage.
+        semantics: directory of the semantic stage.
+        output: directory to fill.
+    """
+    space = LabelSpace.of_clusters(*label_counts(clusters, semantics))
+    rule = {
+        "max_covered": cfg.PANOPTIC_LABELS.MAX_COVERED,
+        "min_instance_pixels": cfg.PANOPTIC_LABELS.MIN_INSTANCE_PIXELS,
+        "min_stuff_pixels": cfg.PANOPTIC_LABELS.MIN_STUFF_PIXELS,
+    }
+    inputs = {name: settings_digest(path) for name, path in (("clusters", clusters), ("semantics", semantics))}
+    open_stage(output, "panoptic", {**rule, "inputs": inputs, "things": space.num_things, "stuff": space.num_stuff})
+    if is_complete(output):
+        return output
+    names_by_shard = [[record.file_name for record in shard] for shard in iter_shards(masks)]
+    names = [name for shard in names_by_shard for name in shard]
+    png_of = dict(zip(names, png_names(names)))
+    parts = [shard_path(output / _PARTS, index, ".json") for index in range(len(names_by_shard))]
+    shards = zip(parts, iter_assigned(masks, clusters), iter_semantic_maps(semantics), strict=True)
+    for part, group, maps in tqdm(shards, total=len(parts), desc="panoptic labels", unit="shards"):
+        if not part.is_file():
+            write_json(part, _label_group(group, maps, output, png_of, space, rule))
+    write_dataset(output, [read_json(part) for part in parts], space)
+    shutil.rmtree(output / _PARTS)
+    return output
+
+
+def label_counts(clusters: Path, semantics: Path) -> tuple[int, int]:
+    """Returns (number of thing clusters, number of stuff clusters) that two stages' directories hold."""
+    return cluster_settings_of(clusters)["num_clusters"], read_json(semantics / "manifest.json")["settings"][
+        "num_clusters"
+    ]
+
+
+def _label_group(group, maps: dict, output: Path, png_of: dict, space: LabelSpace, rule: dict) -> dict:
+    images, panoptic_rows, instance_rows, void = [], [], [], []
+    for record, clusters in group:
+        if record.error is not None:
+            continue
+        shape = (record.height, record.width)
+        decoded = mask_utils.decode(record.rles()) if record.rle_counts else np.zeros((*shape, 0), np.uint8)
+        panoptic, segments = merge_panoptic(
+            decoded.transpose(2, 0, 1).astype(bool), clusters, maps[record.file_name], **rule
+        )
+        png = png_of[record.file_name]
+        write_panoptic_png(output / PANOPTIC_DIRECTORY / png, panoptic)
+        write_stuff_png(output / STUFF_DIRECTORY / png, panoptic, segments, space)
+        images.append({"id": record.image_id, "file_name": record.file_name, "height": shape[0], "width": shape[1]})
+        panoptic_rows.append(panoptic_annotation(record.image_id, png, panoptic, segments, space))
+        instance_rows += instance_annotations(record.image_id, panoptic, segments, record.scores, space)
+        void.append(void_share(panoptic))
+    return {"images": images, "panoptic": panoptic_rows, "instances": instance_rows, "void": void}
+
+
+def write_dataset(output: Path, parts: list[dict], space: LabelSpace) -> None:
+    """Writes instances JSON and panoptic JSON and closes the stage.
+
+    Args:
+        output: the stage's directory, which holds the PNGs.
+        parts: for each image group a dict of lists: ``images``, ``panoptic`` and ``instances`` (COCO's rows) and ``void`` (shares).
+        space: the classes.
+    """
+    images = [image for part in parts for image in part["images"]]
+    info = {"description": "pseudo-labels: no human annotation; categories are clusters"}
+    categories = space.categories()
+    instances = [row for part in parts for row in part["instances"]]
+    for number, row in enumerate(instances, start=1):
+        row["id"] = number
+    things = [category for category in categories if category["isthing"]]
+    write_json(
+        output / INSTANCES_JSON, {"info": info, "images": images, "annotations": instances, "categories": things}
+    )
+    panoptic = [row for part in parts for row in part["panoptic"]]
+    write_json(
+        output / PANOPTIC_JSON, {"info": info, "images": images, "annotations": panoptic, "categories": categories}
+    )
+    void = [share for part in parts for share in part["void"]]
+    close_stage(
+        output,
+        {
+            "images": len(images),
+            "instances": len(instances),
+            "segments": sum(len(row["segments_info"]) for row in panoptic),
+            "mean_void_share": round(float(np.mean(void)), 6) if void else 0.0,
+        },
+    )

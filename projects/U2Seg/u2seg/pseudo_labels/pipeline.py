@@ -1,0 +1,91 @@
+"""The recipe: a directory of photos in, a directory of panoptic pseudo-labels out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+from u2seg.pseudo_labels.clusters.cluster_stage import make_clusters
+from u2seg.pseudo_labels.masks import make_masks
+from u2seg.pseudo_labels.panoptic.panoptic_stage import make_panoptic_labels
+from u2seg.pseudo_labels.semantics.semantic_stage import make_semantics
+from u2seg.utils.files import read_json, remove_partial_files, write_json
+from u2seg.utils.manifest import FAILURES, MANIFEST, StageMismatchError, is_complete
+from u2seg.version import __version__
+
+STAGES = ("masks", "clusters", "semantics", "panoptic")
+
+
+def make_pseudo_labels(
+    cfg: CfgNode,
+    images: str | Path,
+    output: str | Path,
+    *,
+    stages: Sequence[str] = STAGES,
+    max_failures: float | None = None,
+) -> Path:
+    """Returns ``output``, filled with the pseudo-labels of the photos below ``images``.
+
+    Args:
+        cfg: a configuration with this project's keys.
+        images: directory tree of photos.
+        output: directory to fill: one subdirectory a stage, ``manifest.json``, ``failures.json``.
+        stages: which to run, a subset of ``STAGES``; what a stage needs must be there or be run with it.
+        max_failures: largest share, 0..1, of photos that may be unreadable; ``MASKS.MAX_FAILURES`` if None.
+
+    Raises:
+        ValueError: an unknown stage, or ``output`` lies in ``images``.
+        FileNotFoundError: a stage was asked for whose input is not there.
+        u2seg.utils.manifest.StageMismatchError: ``output`` was made with other settings.
+        u2seg.utils.manifest.TooManyFailuresError: too many photos could not be read.
+    """
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown:
+        raise ValueError(f"unknown stages {unknown}; choose from {', '.join(STAGES)}")
+    images, output = Path(images), Path(output)
+    if output.resolve().is_relative_to(images.resolve()):
+        raise ValueError(
+            f"the output directory {output} lies in the image directory {images}; its images would be taken for photos"
+        )
+    _check_root(output)
+    masks, clusters, semantics, panoptic = (output / stage for stage in STAGES)
+    remove_partial_files(output)
+
+    if "masks" in stages:
+        try:
+            make_masks(cfg, images, masks, max_failures=max_failures)
+        finally:
+            if (masks / FAILURES).is_file():
+                write_json(output / FAILURES, read_json(masks / FAILURES))
+    if "clusters" in stages:
+        _require(masks, for_stage="clusters")
+        make_clusters(cfg, images, masks, clusters)
+    if "semantics" in stages:
+        _require(masks, for_stage="semantics")
+        make_semantics(cfg, images, masks, semantics)
+    if "panoptic" in stages:
+        for needed in (masks, clusters, semantics):
+            _require(needed, for_stage="panoptic")
+        make_panoptic_labels(cfg, masks, clusters, semantics, panoptic)
+    _write_summary(output)
+    return output
+
+
+def _check_root(output: Path) -> None:
+    """Refuses a directory whose manifest is somebody else's, which the summary would overwrite."""
+    path = output / MANIFEST
+    if path.is_file() and "stages" not in read_json(path):
+        raise StageMismatchError(f"{path} was not written by this command; choose another output directory")
+
+
+def _require(directory: Path, for_stage: str) -> None:
+    if not is_complete(directory):
+        raise FileNotFoundError(
+            f"the {for_stage} stage needs a finished {directory.name} stage in {directory}; run it first (--stages {directory.name})"
+        )
+
+
+def _write_summary(output: Path) -> None:
+    """Writes the run's manifest: what each finished stage was made with and what it counted."""
+    done = {stage: read_json(output / stage / MANIFEST) for stage in STAGES if is_complete(output / stage)}
+    write_json(output / MANIFEST, {"version": __version__, "stages": done})

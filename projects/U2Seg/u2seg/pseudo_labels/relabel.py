@@ -1,0 +1,265 @@
+"""New labels from a model's own predictions and the labels that it was trained on: what a round of self-training begins with.
+
+Source: CutLER, section 3.3 and its README (thresholds, IoU rule); U2Seg, figure 2, which draws the loop without describing it.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from PIL import Image
+from pycocotools import mask as mask_utils
+from tqdm import tqdm
+
+from u2seg.checkpoint import load_weights
+from u2seg.data import build_mapper, label_space_of
+from u2seg.data.datasets.registration import DatasetFiles, files_of
+from u2seg.data.formats.coco_panoptic import (
+    instance_annotations,
+    panoptic_annotation,
+    write_panoptic_png,
+    write_stuff_png,
+)
+from u2seg.pseudo_labels.panoptic.panoptic_merge import merge_panoptic, void_share
+from u2seg.pseudo_labels.panoptic.panoptic_stage import PANOPTIC_DIRECTORY, STUFF_DIRECTORY, write_dataset
+from u2seg.structures.label_space import IGNORE_LABEL, LabelSpace
+from u2seg.utils.files import list_digest, read_json, write_json
+from u2seg.utils.manifest import is_complete, open_stage, shard_path, shard_slices
+from u2seg.utils.registry import NamedRegistry, get_registered
+
+_PARTS = ".parts"
+
+
+LABEL_MERGE_REGISTRY = NamedRegistry("LABEL_MERGE")
+"""How an image's predictions and old labels become its new labels: from (predictions, labels, ``SELF_TRAINING``, the round's score
+threshold), the first two and the result :class:`Objects` of one image."""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Instances of one image.
+
+    Attributes:
+        masks: bool (N, H, W).
+        classes: int64 (N,), contiguous.
+        scores: float32 (N,), 0..1.
+    """
+
+    masks: np.ndarray
+    classes: np.ndarray
+    scores: np.ndarray
+
+    def __getitem__(self, keep) -> "Objects":
+        return Objects(self.masks[keep], self.classes[keep], self.scores[keep])
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+
+LabelMerge = Callable[[Objects, Objects, CfgNode, float], Objects]
+
+
+def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
+    """Returns ``output``, filled with new labels of the first training set: the model's predictions, and old labels beside them.
+
+    Every process labels its share of the images.
+
+    Args:
+        cfg: complete; ``MODEL.WEIGHTS`` predicts.
+        output: directory to fill; its ``panoptic`` subdirectory takes the files, as in a label run.
+        score_thresh: from which a prediction becomes a label, 0..1.
+    """
+    name = cfg.DATASETS.TRAIN[0]
+    settings = cfg.SELF_TRAINING
+    merge = get_registered(LABEL_MERGE_REGISTRY, settings.MERGE, "SELF_TRAINING.MERGE")
+    records, directory = DatasetCatalog.get(name), output / "panoptic"
+    made_by = {
+        "weights": cfg.MODEL.WEIGHTS,
+        "score_thresh": score_thresh,
+        "merge": settings.MERGE,
+        "max_iou": settings.MAX_IOU,
+        "confirm_thresh": settings.CONFIRM_THRESH,
+        "flip": settings.FLIP,
+        "new_semantics": settings.NEW_SEMANTICS,
+        "shard_size": settings.SHARD_SIZE,
+        "images": list_digest([record["file_name"] for record in records]),
+    }
+    if comm.is_main_process():
+        open_stage(directory, "self-training labels", made_by)
+    comm.synchronize()
+    if is_complete(directory):
+        return output
+    slices = shard_slices(len(records), settings.SHARD_SIZE)
+    parts = [shard_path(directory / _PARTS, index, ".json") for index in range(len(slices))]
+    mine = [i for i in range(comm.get_rank(), len(parts), comm.get_world_size()) if not parts[i].is_file()]
+    if mine:
+        relabeler = _Relabeler(
+            model=_load_model(cfg),
+            mapper=build_mapper(cfg, False),
+            settings=settings,
+            merge=merge,
+            score_thresh=score_thresh,
+            space=label_space_of(name),
+            old_files=files_of(name, cfg.DATASETS.BY_PATH[name]),
+            directory=directory,
+        )
+    for index in tqdm(mine, desc="self-training labels", unit="shards", disable=not comm.is_main_process()):
+        write_json(parts[index], relabeler.label(records[slices[index]]))
+    comm.synchronize()
+    if comm.is_main_process():
+        write_dataset(directory, [read_json(part) for part in parts], label_space_of(name))
+        shutil.rmtree(directory / _PARTS)
+    comm.synchronize()
+    return output
+
+
+@LABEL_MERGE_REGISTRY.register("predictions_first")
+def predictions_first(new: Objects, old: Objects, settings: CfgNode, score_thresh: float) -> Objects:
+    """Returns confident predictions, best first, then the old labels that none of them explains: those with no mask IoU of
+    ``MAX_IOU`` or more. Old masks are replaced, so it helps a model whose masks are better than its labels'.
+
+    Source: CutLER, section 3.3 (confident predictions; old masks with IoU below 0.5 are added).
+    """
+    new = _mask_nms(new[new.scores >= score_thresh], settings.MAX_IOU)
+    return _concatenate(new, old[~_overlaps_any(old, new, settings.MAX_IOU)])
+
+
+@LABEL_MERGE_REGISTRY.register("confirmed_labels_first")
+def confirmed_labels_first(new: Objects, old: Objects, settings: CfgNode, score_thresh: float) -> Objects:
+    """Returns the old labels that the model sees as well, then confident predictions of objects that they lack.
+
+    An old label is confirmed by a prediction of any class that scores ``CONFIRM_THRESH`` or more and has a mask IoU of ``MAX_IOU`` or
+    more with it; it keeps its mask, which a CRF has fitted to the image and a mask head of 28 x 28 cells has not. In the panoptic map
+    a smaller new mask still lies before it.
+
+    Source: ours.
+    """
+    seen = new[new.scores >= settings.CONFIRM_THRESH]
+    old = old[_overlaps_any(old, seen, settings.MAX_IOU)]
+    new = _mask_nms(new[new.scores >= score_thresh], settings.MAX_IOU)
+    return _concatenate(new[~_overlaps_any(new, old, settings.MAX_IOU)], old)
+
+
+def _mask_nms(objects: Objects, max_iou: float) -> Objects:
+    """Returns the objects, best first, without those whose mask IoU with a better one reaches ``max_iou``."""
+    objects = objects[np.argsort(-objects.scores, kind="stable")]
+    among = mask_ious(objects.masks, objects.masks)
+    kept: list[int] = []
+    for index in range(len(objects)):
+        if not (among[index, kept] >= max_iou).any():
+            kept.append(index)
+    return objects[kept]
+
+
+def _overlaps_any(objects: Objects, others: Objects, iou: float) -> np.ndarray:
+    """Returns bool (N,): which objects have a mask IoU of at least ``iou`` with one of the others."""
+    return (mask_ious(objects.masks, others.masks) >= iou).any(axis=1)
+
+
+def _concatenate(first: Objects, second: Objects) -> Objects:
+    return Objects(*(np.concatenate([getattr(first, f), getattr(second, f)]) for f in ("masks", "classes", "scores")))
+
+
+def mask_ious(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Returns float64 (N, M), the IoU of each of N masks with each of M masks, bool (N, H, W) and (M, H, W); 0 where both are empty."""
+    pixels = int(np.prod(first.shape[1:]))
+    a, b = (masks.reshape(len(masks), pixels).astype(np.float32) for masks in (first, second))
+    shared = (a @ b.T).astype(np.float64)
+    union = a.sum(axis=1, dtype=np.float64)[:, None] + b.sum(axis=1, dtype=np.float64)[None] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+@dataclass(frozen=True)
+class _Relabeler:
+    """What labeling needs besides the images."""
+
+    model: torch.nn.Module
+    mapper: Callable[[dict], dict]
+    settings: CfgNode
+    merge: LabelMerge
+    score_thresh: float
+    space: LabelSpace
+    old_files: DatasetFiles
+    directory: Path
+
+    def label(self, records: list[dict]) -> dict[str, list]:
+        """Writes the PNGs of a group of images and returns its rows, as ``write_dataset`` takes them."""
+        rows = {"images": [], "panoptic": [], "instances": [], "void": []}
+        for record in records:
+            image_id, shape = record["image_id"], {key: record[key] for key in ("height", "width")}
+            name = Path(record["file_name"]).relative_to(self.old_files.images).as_posix()
+            png = Path(record["pan_seg_file_name"]).relative_to(self.old_files.panoptic_directory).as_posix()
+            objects, semantic = self._targets(record)
+            panoptic, segments = merge_panoptic(objects.masks, objects.classes, semantic)
+            write_panoptic_png(self.directory / PANOPTIC_DIRECTORY / png, panoptic)
+            write_stuff_png(self.directory / STUFF_DIRECTORY / png, panoptic, segments, self.space)
+            rows["images"].append({"id": image_id, "file_name": name, **shape})
+            rows["panoptic"].append(panoptic_annotation(image_id, png, panoptic, segments, self.space))
+            rows["instances"] += instance_annotations(image_id, panoptic, segments, objects.scores, self.space)
+            rows["void"].append(void_share(panoptic))
+        return rows
+
+    def _targets(self, record: dict) -> tuple[Objects, np.ndarray]:
+        """Returns an image's new instances, and its stuff clusters: int (H, W), 0-based, 255 where nothing is known."""
+        new, semantic = _predict(self.model, self.mapper(record), self.settings.FLIP)
+        if not self.settings.NEW_SEMANTICS or semantic is None:
+            with Image.open(record["sem_seg_file_name"]) as image:
+                semantic = np.asarray(image)
+        objects = self.merge(new, _old_objects(record), self.settings, self.score_thresh)
+        return objects, _stuff_clusters(semantic)
+
+
+def _stuff_clusters(semantic: np.ndarray) -> np.ndarray:
+    """Returns the 0-based stuff cluster of each pixel of a semantic target, 255 under "thing" and void: nothing is known there."""
+    return np.where((semantic == 0) | (semantic == IGNORE_LABEL), IGNORE_LABEL, semantic.astype(np.int32) - 1)
+
+
+def _old_objects(record: dict) -> Objects:
+    annotations = record["annotations"]
+    size = record["height"], record["width"]
+    masks = [mask_utils.decode(a["segmentation"]).astype(bool) for a in annotations]
+    return Objects(
+        np.stack(masks) if masks else np.zeros((0, *size), bool),
+        np.array([a["category_id"] for a in annotations], np.int64),
+        np.array([a.get("score", 1.0) for a in annotations], np.float32),
+    )
+
+
+@torch.no_grad()
+def _predict(model: torch.nn.Module, sample: dict, flip: bool) -> tuple[Objects, np.ndarray | None]:
+    """Returns an image's predicted instances and its semantic target (uint8 (H, W)), None from a model without one."""
+    output = model([sample])[0]
+    objects, logits = _objects(output), output.get("sem_seg")
+    if flip:
+        mirrored = model([{**sample, "image": sample["image"].flip(2)}])[0]
+        other = _objects(mirrored)
+        objects = Objects(
+            np.concatenate([objects.masks, other.masks[:, :, ::-1]]),
+            np.concatenate([objects.classes, other.classes]),
+            np.concatenate([objects.scores, other.scores]),
+        )
+        if logits is not None:
+            logits = logits.softmax(0) + mirrored["sem_seg"].softmax(0).flip(2)
+    return objects, None if logits is None else logits.argmax(dim=0).cpu().numpy().astype(np.uint8)
+
+
+def _objects(output: dict) -> Objects:
+    instances = output["instances"].to("cpu")
+    return Objects(
+        instances.pred_masks.numpy().astype(bool),
+        instances.pred_classes.numpy(),
+        instances.scores.numpy().astype(np.float32),
+    )
+
+
+def _load_model(cfg: CfgNode) -> torch.nn.Module:
+    model = build_model(cfg)
+    load_weights(model, cfg, cfg.MODEL.WEIGHTS)
+    return model.eval()

@@ -1,0 +1,172 @@
+"""Providers of semantic clusters, behind one registry. None of them sees a label: a probe trained on labels is no provider."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.utils.registry import Registry
+from PIL import Image
+from pycocotools import mask as mask_utils
+from torch import Tensor
+from tqdm import tqdm
+
+from u2seg.data.formats.mask_shards import iter_shards
+from u2seg.features import build_feature_extractor, resolve_device
+from u2seg.pseudo_labels.clusters.cluster_stage import load_centroids
+from u2seg.structures.label_space import IGNORE_LABEL
+from u2seg.structures.mask_records import ImageMasks
+from u2seg.utils.files import atomic_path
+from u2seg.utils.image_io import png_names, read_listed_image
+from u2seg.utils.kmeans import kmeans
+
+SEMANTIC_PROVIDER_REGISTRY = Registry("SEMANTIC_PROVIDER")
+SEMANTIC_PROVIDER_REGISTRY.__doc__ = """
+Providers of semantic maps. Called as NAME(cfg, images, masks, output); ``fit()`` prepares, and may be called again after a kill;
+``label(records)`` returns {file name: uint8 (H, W) of 0-based cluster ids, 255 unknown} for the readable images among records.
+"""
+
+CENTROIDS = "centroids.npy"
+
+
+@SEMANTIC_PROVIDER_REGISTRY.register()
+class PatchKMeans:
+    """k-means on patch features; a patch gets the cluster whose centroid is nearest, pixels a vote of the patches around."""
+
+    def __init__(self, cfg: CfgNode, images: Path, masks: Path, output: Path):
+        """Takes the settings under ``SEMANTICS``, the image directory, the mask stage's directory, and where to keep centroids."""
+        self._settings = cfg.SEMANTICS
+        self._batch_size = cfg.FEATURES.BATCH_SIZE
+        self._device = resolve_device(cfg.FEATURES.DEVICE)
+        self._images, self._masks = images, masks
+        self._extractor = build_feature_extractor(cfg)
+        self._centroids_path = output / CENTROIDS
+
+    def fit(self) -> None:
+        """Finds the centroids on a sample of patches, unless they are there already."""
+        if self._centroids_path.is_file():
+            return
+        settings = self._settings
+        if settings.CENTROIDS:
+            centroids = load_centroids(settings.CENTROIDS, settings.NUM_CLUSTERS, "SEMANTICS")
+        else:
+            centroids = self._find_centroids()
+        with atomic_path(self._centroids_path) as temporary:
+            np.save(temporary, centroids)
+
+    def _find_centroids(self) -> np.ndarray:
+        settings = self._settings
+        num_images = sum(len(records) for records in iter_shards(self._masks))
+        limit = min(settings.PATCHES_PER_IMAGE, -(-settings.MAX_TRAINING_SAMPLES // max(num_images, 1)))
+        samples = [
+            self._sample(record, features, limit)
+            for records in tqdm(iter_shards(self._masks), desc="sampling patches", unit="shards")
+            for record, _, features in self._features(records)
+        ]
+        vectors = np.concatenate(samples) if samples else np.zeros((0, 1), np.float32)
+        if len(vectors) > settings.MAX_TRAINING_SAMPLES:
+            chosen = np.random.default_rng([settings.SEED, 2]).choice(
+                len(vectors), settings.MAX_TRAINING_SAMPLES, replace=False
+            )
+            vectors = vectors[np.sort(chosen)]
+        result = kmeans(
+            vectors,
+            settings.NUM_CLUSTERS,
+            num_iterations=settings.NUM_ITERATIONS,
+            num_restarts=settings.NUM_RESTARTS,
+            seed=settings.SEED,
+        )
+        return result.centroids
+
+    def label(self, records: list[ImageMasks]) -> dict[str, np.ndarray]:
+        """Returns the map of each readable image; see the registry."""
+        centroids = torch.from_numpy(np.load(self._centroids_path)).to(self._device)
+        return {
+            record.file_name: nearest_centroid_map(features, centroids, (record.height, record.width))
+            for record, _, features in self._features(records)
+        }
+
+    @torch.no_grad()
+    def _features(self, records: list[ImageMasks]):
+        """Yields (record, image, float32 (C, rows, columns) features) for the readable images."""
+        readable = [record for record in records if record.error is None]
+        for start in range(0, len(readable), self._batch_size):
+            batch = readable[start : start + self._batch_size]
+            images_rgb = [read_listed_image(self._images, record.file_name) for record in batch]
+            inputs = torch.stack([self._extractor.preprocess(image) for image in images_rgb])
+            yield from zip(batch, images_rgb, self._extractor(inputs.to(self._device)))
+
+    def _sample(self, record: ImageMasks, features: Tensor, limit: int) -> np.ndarray:
+        """Returns at most ``limit`` of an image's patches, float32 (n, C), where wanted only those under no mask."""
+        rows, columns = features.shape[1:]
+        free = np.ones(rows * columns, bool)
+        if self._settings.SKIP_MASKED and record.rle_counts:
+            covered = mask_utils.decode(mask_utils.merge(record.rles())).astype(np.float32)
+            covered = F.adaptive_avg_pool2d(torch.from_numpy(covered)[None], (rows, columns))[0]
+            uncovered = covered.numpy().ravel() < 0.05
+            free = uncovered if uncovered.any() else free
+        rng = np.random.default_rng([self._settings.SEED, record.image_id])
+        candidates = np.flatnonzero(free)
+        chosen = rng.choice(candidates, min(len(candidates), limit), replace=False)
+        return features.flatten(1).T[torch.from_numpy(np.sort(chosen))].float().cpu().numpy()
+
+
+@SEMANTIC_PROVIDER_REGISTRY.register()
+class DirectoryOfMaps:
+    """Maps that somebody else made: 8-bit PNGs under ``SEMANTICS.DIRECTORY``, named like the images; 0-based ids, 255 unknown."""
+
+    def __init__(self, cfg: CfgNode, images: Path, masks: Path, output: Path):
+        """Takes ``SEMANTICS.DIRECTORY`` and ``SEMANTICS.NUM_CLUSTERS``; the other arguments are every provider's."""
+        if not cfg.SEMANTICS.DIRECTORY:
+            raise ValueError("SEMANTICS.PROVIDER DirectoryOfMaps needs SEMANTICS.DIRECTORY, a directory of id PNGs")
+        self._directory = Path(cfg.SEMANTICS.DIRECTORY)
+        self._num_clusters = cfg.SEMANTICS.NUM_CLUSTERS
+        names = [record.file_name for records in iter_shards(masks) for record in records]
+        self._png_of = dict(zip(names, png_names(names)))
+
+    def fit(self) -> None:
+        """Does nothing: the maps are there."""
+
+    def label(self, records: list[ImageMasks]) -> dict[str, np.ndarray]:
+        """Returns the map of each readable image; see the registry."""
+        return {record.file_name: self._read(record) for record in records if record.error is None}
+
+    def _read(self, record: ImageMasks) -> np.ndarray:
+        path = self._directory / self._png_of[record.file_name]
+        if not path.is_file():
+            raise FileNotFoundError(f"no semantic map for {record.file_name}: expected {path}")
+        with Image.open(path) as image:
+            semantic = np.asarray(image)
+        if semantic.shape != (record.height, record.width) or semantic.dtype != np.uint8:
+            raise ValueError(
+                f"{path} must be an 8-bit map of shape ({record.height}, {record.width}) to match {record.file_name}, "
+                f"got {semantic.dtype} {semantic.shape}"
+            )
+        wrong = np.setdiff1d(semantic, [*range(self._num_clusters), IGNORE_LABEL])
+        if len(wrong):
+            raise ValueError(
+                f"{path} holds ids {wrong.tolist()}; expected 0..{self._num_clusters - 1} (SEMANTICS.NUM_CLUSTERS) "
+                f"and {IGNORE_LABEL} for unknown"
+            )
+        return semantic
+
+
+def nearest_centroid_map(features: Tensor, centroids: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Returns the cluster of every pixel, uint8 (H, W): that of the nearest centroid, smoothed between patches.
+
+    Each patch votes for its nearest centroid, and the votes are interpolated bilinearly. Interpolating features or distances
+    instead would put between two clusters a third one whose centroid happens to lie between theirs.
+
+    Args:
+        features: float32 (C, rows, columns).
+        centroids: float32 (S, C), S at most 254.
+        size: (height, width) of the map.
+    """
+    vectors = features.flatten(1).T.float()
+    # |f - c|^2 without |f|^2, which is equal for all centroids of a patch.
+    nearest = (centroids.square().sum(1) - 2 * vectors @ centroids.T).argmin(1)
+    votes = F.one_hot(nearest, len(centroids)).T.float().reshape(1, len(centroids), *features.shape[1:])
+    return (
+        F.interpolate(votes, size=size, mode="bilinear", align_corners=False)[0].argmax(0).to(torch.uint8).cpu().numpy()
+    )

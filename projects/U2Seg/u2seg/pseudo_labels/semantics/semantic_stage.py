@@ -1,0 +1,47 @@
+"""The stage that gives every pixel a semantic cluster."""
+
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from tqdm import tqdm
+
+from u2seg.data.formats.mask_shards import iter_shards
+from u2seg.data.formats.semantic_shards import write_semantic_shard
+from u2seg.features import feature_settings
+from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_REGISTRY
+from u2seg.structures.label_space import MAX_STUFF
+from u2seg.utils.files import file_digest
+from u2seg.utils.manifest import close_stage, is_complete, open_stage, settings_digest, shard_path
+from u2seg.utils.registry import get_registered
+
+
+def make_semantics(cfg: CfgNode, images: Path, masks: Path, output: Path) -> Path:
+    """Returns ``output``, filled with one semantic map for every image that the mask stage could read.
+
+    Args:
+        cfg: reads ``SEMANTICS`` and ``FEATURES``.
+        images: the image directory.
+        masks: directory of the mask stage; gives the list of images, and where things lie.
+        output: directory to fill.
+    """
+    if cfg.SEMANTICS.NUM_CLUSTERS > MAX_STUFF:
+        raise ValueError(
+            f"SEMANTICS.NUM_CLUSTERS is {cfg.SEMANTICS.NUM_CLUSTERS}, but an 8-bit PNG holds at most {MAX_STUFF}"
+        )
+    make_provider = get_registered(SEMANTIC_PROVIDER_REGISTRY, cfg.SEMANTICS.PROVIDER, "SEMANTICS.PROVIDER")
+    settings = {key.lower(): value for key, value in cfg.SEMANTICS.items()}
+    settings["centroids"] = cfg.SEMANTICS.CENTROIDS and file_digest(cfg.SEMANTICS.CENTROIDS)
+    settings["features"] = feature_settings(cfg)
+    open_stage(output, "semantics", {**settings, "masks": settings_digest(masks)})
+    if is_complete(output):
+        return output
+    provider = make_provider(cfg, images, masks, output)
+    provider.fit()
+    num_images = 0
+    for index, records in enumerate(tqdm(iter_shards(masks), desc="semantic maps", unit="shards")):
+        path = shard_path(output, index)
+        if not path.is_file():
+            write_semantic_shard(path, provider.label(records))
+        num_images += sum(record.error is None for record in records)
+    close_stage(output, {"images": num_images})
+    return output

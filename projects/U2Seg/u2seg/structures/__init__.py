@@ -1,0 +1,15 @@
+"""The data structures that packages hand to one another."""
+
+from u2seg.structures.label_space import IGNORE_LABEL, MAX_STUFF, THING_LABEL, VOID_SEGMENT, LabelSpace
+from u2seg.structures.mask_records import ImageMasks
+from u2seg.structures.segments import Segment
+
+__all__ = [
+    "IGNORE_LABEL",
+    "MAX_STUFF",
+    "THING_LABEL",
+    "VOID_SEGMENT",
+    "ImageMasks",
+    "LabelSpace",
+    "Segment",
+]

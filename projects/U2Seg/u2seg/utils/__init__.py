@@ -1,0 +1,1 @@
+"""What every package shares: image reading, files, manifests, registries, k-means."""

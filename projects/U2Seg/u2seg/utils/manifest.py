@@ -1,0 +1,132 @@
+"""What every long stage shares: a manifest that guards its directory, shards written whole or not at all, recorded failures.
+
+A stage is a function from paths and settings to a directory. Its directory holds ``manifest.json`` with the settings that made it; a
+second call with equal settings goes on where the first stopped, and one with other settings is refused.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from u2seg.utils.files import read_json, remove_partial_files, write_json
+from u2seg.version import __version__
+
+MANIFEST = "manifest.json"
+FAILURES = "failures.json"
+
+
+class StageMismatchError(ValueError):
+    """A directory that was made with other settings than those asked for now."""
+
+
+class TooManyFailuresError(RuntimeError):
+    """More images could not be read than the caller allows."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that a stage could not use: its path relative to the image directory, and why."""
+
+    file_name: str
+    reason: str
+
+
+def open_stage(directory: str | Path, stage: str, settings: dict) -> Path:
+    """Creates a stage's directory, or checks that the one which is there was made with the same settings.
+
+    Args:
+        directory: the stage's directory.
+        stage: its name, for messages.
+        settings: JSON-able values on which the result depends.
+
+    Returns:
+        The directory.
+
+    Raises:
+        StageMismatchError: the directory holds another stage's or other settings' results; the message says what differs.
+    """
+    directory = Path(directory)
+    # Through JSON, so that tuples and lists compare equal to what the file gives back.
+    wanted = json.loads(json.dumps({"stage": stage, "version": __version__, "settings": settings}))
+    path = directory / MANIFEST
+    if path.is_file():
+        found = read_json(path)
+        differences = list(_differences(wanted, {key: found.get(key) for key in wanted}))
+        if differences and not _has_results(directory):  # a run that failed before its first result binds nobody
+            write_json(path, wanted)
+        elif differences:
+            raise StageMismatchError(
+                f"{directory} was made with other settings:\n  "
+                + "\n  ".join(differences)
+                + "\nChoose another output directory, delete this one, or ask for the settings that made it."
+            )
+        remove_partial_files(directory)
+        return directory
+    if directory.is_dir() and _has_results(directory):
+        raise StageMismatchError(f"{directory} is not empty and has no {MANIFEST}; choose another output directory")
+    write_json(path, wanted)
+    return directory
+
+
+def _has_results(directory: Path) -> bool:
+    return any(not entry.name.startswith(".") and entry.name != MANIFEST for entry in directory.iterdir())
+
+
+def close_stage(directory: str | Path, counts: dict) -> None:
+    """Marks a stage as complete by adding ``counts`` to its manifest."""
+    path = Path(directory) / MANIFEST
+    write_json(path, {**read_json(path), "counts": counts})
+
+
+def is_complete(directory: str | Path) -> bool:
+    """Returns whether a stage's directory holds a finished result."""
+    path = Path(directory) / MANIFEST
+    return path.is_file() and "counts" in read_json(path)
+
+
+def settings_digest(directory: str | Path) -> str:
+    """Returns a digest of what made a finished stage's directory and of what came out, for the stages that build on it."""
+    manifest = read_json(Path(directory) / MANIFEST)
+    made_by = {key: manifest.get(key) for key in ("stage", "version", "settings", "counts")}
+    return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def shard_path(directory: str | Path, index: int, suffix: str = ".parquet") -> Path:
+    """Returns the path of a stage's shard number ``index``."""
+    return Path(directory) / f"shard-{index:06d}{suffix}"
+
+
+def shard_slices(count: int, shard_size: int) -> list[slice]:
+    """Returns the slices that cut ``count`` items into shards; an item's shard depends on nothing but its position."""
+    if shard_size < 1:
+        raise ValueError(f"shard size must be at least 1, got {shard_size}")
+    return [slice(start, min(start + shard_size, count)) for start in range(0, count, shard_size)]
+
+
+def report_failures(directory: str | Path, failures: list[Failure], total: int, max_share: float) -> None:
+    """Writes ``failures.json`` and refuses to go on when too many images failed.
+
+    Raises:
+        TooManyFailuresError: their share is above ``max_share`` (0..1); the message lists the first ones.
+    """
+    rows = sorted(({"file_name": f.file_name, "reason": f.reason} for f in failures), key=lambda row: row["file_name"])
+    path = Path(directory) / FAILURES
+    write_json(path, rows)
+    if total and len(failures) / total > max_share:
+        listing = "\n  ".join(f"{row['file_name']}: {row['reason']}" for row in rows[:20])
+        more = f"\n  ... and {len(rows) - 20} more" if len(rows) > 20 else ""
+        raise TooManyFailuresError(
+            f"{len(rows)} of {total} images could not be read, more than the {max_share:.1%} allowed "
+            f"(--max-failures):\n  {listing}{more}\nThe list is in {path}. What was made is kept: "
+            "run again with a larger --max-failures to go on without them, or repair or remove them and use a new output directory."
+        )
+
+
+def _differences(wanted, found, prefix: str = "") -> Iterator[str]:
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        for key in sorted({*wanted, *found}):
+            yield from _differences(wanted.get(key), found.get(key), f"{prefix}.{key}" if prefix else key)
+    elif wanted != found:
+        yield f"{prefix}: asked for {wanted!r}, the directory has {found!r}"

@@ -1,0 +1,264 @@
+"""A panoptic map drawn over its image: things tinted and outlined, stuff tinted, names on them, a legend below."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw
+
+from u2seg.structures.label_space import LabelSpace
+from u2seg.visualization.colors import Color, cluster_color, text_color
+from u2seg.visualization.image_grid import check_image_rgb, load_font
+
+_THING_TINT = 0.50  # share of the color laid over the image
+_STUFF_TINT = 0.45
+_MAX_LEGEND_LINES = 8
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """One region to draw: its id in the map, what it is, and how it looks."""
+
+    id: int
+    is_thing: bool
+    category: int
+    name: str
+    score: float | None
+    color: Color
+    area: int
+
+
+def draw_panoptic(
+    image_rgb: np.ndarray,
+    panoptic_map: np.ndarray,
+    segments_info: Iterable[dict],
+    thing_names: Sequence[str],
+    stuff_names: Sequence[str],
+    *,
+    thing_colors: Sequence[Color] | None = None,
+    stuff_colors: Sequence[Color] | None = None,
+    names_on_segments: bool = True,
+    legend: bool = True,
+    min_side: int = 320,
+) -> np.ndarray:
+    """Returns the image with its segments drawn over it, uint8 (H', W', 3).
+
+    Things are tinted and outlined, stuff is tinted only, pixels of no segment stay as they are. Names stand on the segments and
+    in the legend, so that nothing hangs on telling colors apart. H' and W' are H and W, times a whole factor where the image is
+    small (``min_side``), plus the legend's height.
+
+    Args:
+        image_rgb: uint8 (H, W, 3).
+        panoptic_map: integers (H, W), the segment id of each pixel; 0, and ids that ``segments_info`` lacks, are void.
+        segments_info: dicts with ``id``, ``isthing``, ``category_id`` (contiguous id: things 0..K-1, stuff 1..S) and, optionally,
+            ``score`` (0..1): what Detectron2's panoptic heads return, and what :func:`contiguous_segments` makes of COCO's.
+        thing_names: names by contiguous id, K of them (``MetadataCatalog`` ``thing_classes``).
+        stuff_names: names by contiguous id, S + 1 of them, entry 0 being "things" (``stuff_classes``).
+        thing_colors: sRGB colors by contiguous id; None: the fixed color of each cluster.
+        stuff_colors: the same for stuff, S + 1 of them.
+        names_on_segments: write the names (and scores) on the segments where they fit.
+        legend: add the list of names, counts and area shares below the image.
+        min_side: pixels; an image whose shorter side is below is enlarged by the least whole factor that reaches it.
+
+    Raises:
+        ValueError: shapes do not fit, or a category id has no name; the message says which.
+    """
+    check_image_rgb(image_rgb)
+    panoptic_map = np.asarray(panoptic_map)
+    if panoptic_map.shape != image_rgb.shape[:2]:
+        raise ValueError(
+            f"panoptic_map must have shape {image_rgb.shape[:2]} to match the image, got {panoptic_map.shape}"
+        )
+    names, colors = {True: thing_names, False: stuff_names}, {True: thing_colors, False: stuff_colors}
+    segments = _segments(panoptic_map, segments_info, names, colors)
+    num_pixels = panoptic_map.size
+    image_rgb, panoptic_map = _enlarge(image_rgb, panoptic_map, min_side)
+    drawn = _outline_things(_tint(image_rgb, panoptic_map, segments), panoptic_map, segments)
+    if names_on_segments:
+        drawn = _write_names(drawn, panoptic_map, segments)
+    return _add_legend(drawn, segments, num_pixels) if legend else drawn
+
+
+def class_color(is_thing: bool, category: int) -> Color:
+    """Returns the fixed color of a class by its contiguous id; stuff cluster 0 has contiguous id 1."""
+    return cluster_color("thing", category) if is_thing else cluster_color("stuff", max(category - 1, 0))
+
+
+def contiguous_segments(segments_info: Iterable[dict], label_space: LabelSpace) -> list[dict]:
+    """Returns COCO panoptic ``segments_info`` (dataset ids) with ``isthing`` and contiguous ``category_id``, as Detectron2 has them.
+
+    Raises:
+        ValueError: a category id that ``label_space`` does not hold.
+    """
+    converted = []
+    for segment in segments_info:
+        category = segment["category_id"]
+        is_thing = category in label_space.thing_contiguous_ids
+        ids = label_space.thing_contiguous_ids if is_thing else label_space.stuff_contiguous_ids
+        if category not in ids:
+            raise ValueError(f"segment {segment['id']} has category_id {category}, which the label space does not hold")
+        converted.append({**segment, "isthing": is_thing, "category_id": ids[category]})
+    return converted
+
+
+def _segments(panoptic_map, segments_info, names: dict[bool, Sequence[str]], colors: dict) -> list[_Segment]:
+    """Returns the segments that own pixels, in the order given; names and colors are looked up by "is thing"."""
+    ids, counts = np.unique(panoptic_map, return_counts=True)
+    areas = dict(zip(ids.tolist(), counts.tolist()))
+    segments = []
+    for info in segments_info:
+        is_thing, category = bool(info["isthing"]), int(info["category_id"])
+        known = names[is_thing]
+        if not 0 <= category < len(known):
+            kind = "thing" if is_thing else "stuff"
+            raise ValueError(
+                f"segment {info['id']} has {kind} category_id {category}, expected a contiguous id in 0..{len(known) - 1}"
+            )
+        if info["id"] == 0 or info["id"] not in areas:
+            continue
+        color = class_color(is_thing, category) if colors[is_thing] is None else colors[is_thing][category]
+        score, area = info.get("score"), areas[info["id"]]
+        segments.append(_Segment(info["id"], is_thing, category, str(known[category]), score, color, area))
+    return segments
+
+
+def _enlarge(image_rgb, panoptic_map, min_side: int):
+    factor = -(-min_side // min(image_rgb.shape[:2]))
+    if factor <= 1:
+        return image_rgb, panoptic_map
+    height, width = image_rgb.shape[:2]
+    image = Image.fromarray(image_rgb).resize((width * factor, height * factor), Image.Resampling.BICUBIC)
+    return np.array(image), panoptic_map.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _tint(image_rgb, panoptic_map, segments) -> np.ndarray:
+    ids, position = np.unique(panoptic_map, return_inverse=True)
+    colors = np.zeros((len(ids), 3), np.float32)
+    weights = np.zeros((len(ids), 1), np.float32)
+    index = {segment_id: i for i, segment_id in enumerate(ids.tolist())}
+    for segment in segments:
+        colors[index[segment.id]] = segment.color
+        weights[index[segment.id]] = _THING_TINT if segment.is_thing else _STUFF_TINT
+    position = position.reshape(panoptic_map.shape)
+    mixed = image_rgb * (1 - weights[position]) + colors[position] * weights[position]
+    return np.rint(mixed).astype(np.uint8)
+
+
+def _outline_things(image_rgb, panoptic_map, segments) -> np.ndarray:
+    """Draws each thing's border inside it: its own color, lightened or darkened, with a thin dark or light line within."""
+    drawn = image_rgb.copy()
+    thickness = _line_width(image_rgb)
+    for segment in segments:
+        if not segment.is_thing:
+            continue
+        rows, columns = _bounding_slices(panoptic_map == segment.id)
+        mask = np.pad((panoptic_map[rows, columns] == segment.id).astype(np.uint8), 1)
+        depth = cv2.distanceTransform(mask, cv2.DIST_L2, 3)[1:-1, 1:-1]
+        contrast = text_color(segment.color)
+        drawn[rows, columns][(depth > 0) & (depth <= thickness)] = contrast
+        drawn[rows, columns][(depth > thickness) & (depth <= 2.5 * thickness)] = segment.color
+    return drawn
+
+
+def _write_names(image_rgb, panoptic_map, segments) -> np.ndarray:
+    """Writes each segment's name at its innermost point, where it fits; things and large segments choose first."""
+    image = Image.fromarray(image_rgb)
+    draw = ImageDraw.Draw(image)
+    font = load_font(_font_size(image_rgb))
+    height, width = panoptic_map.shape
+    taken: list[tuple[float, float, float, float]] = []
+    for segment in sorted(segments, key=lambda s: (not s.is_thing, -s.area)):
+        text = segment.name if segment.score is None else f"{segment.name} {segment.score:.2f}"
+        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+        text_width, text_height = right - left, bottom - top
+        (x, y), radius = _innermost_point(panoptic_map == segment.id)
+        x = min(max(x - text_width / 2, 4), width - text_width - 4)
+        y = min(max(y - text_height / 2, 3), height - text_height - 3)
+        box = (x - 3, y - 2, x + text_width + 3, y + text_height + 2)
+        # A name that is much larger than its segment would hide it, or seem to name its neighbors.
+        fits = radius >= 0.5 * text_height + 2 and text_width <= 5 * radius and text_width + 8 <= width
+        if not fits or any(_overlap(box, other) for other in taken):
+            continue
+        taken.append(box)
+        ink = text_color(segment.color)
+        draw.rounded_rectangle(box, radius=3, fill=segment.color, outline=ink if segment.is_thing else None)
+        draw.text((x - left, y - top), text, ink, font=font)
+    return np.array(image)
+
+
+def _overlap(box_xyxy, other_xyxy) -> bool:
+    return (
+        box_xyxy[0] < other_xyxy[2]
+        and other_xyxy[0] < box_xyxy[2]
+        and box_xyxy[1] < other_xyxy[3]
+        and other_xyxy[1] < box_xyxy[3]
+    )
+
+
+def _innermost_point(mask: np.ndarray) -> tuple[tuple[int, int], float]:
+    """Returns the (x, y) of the pixel farthest from the mask's border, and that distance in pixels."""
+    rows, columns = _bounding_slices(mask)
+    depth = cv2.distanceTransform(np.pad(mask[rows, columns].astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+    return (int(x) + columns.start, int(y) + rows.start), float(depth[y, x])
+
+
+def _bounding_slices(mask: np.ndarray) -> tuple[slice, slice]:
+    rows = np.flatnonzero(mask.any(axis=1))
+    columns = np.flatnonzero(mask.any(axis=0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def _add_legend(image_rgb, segments, num_pixels: int) -> np.ndarray:
+    entries = _legend_entries(segments, num_pixels)
+    height, width = image_rgb.shape[:2]
+    size = _font_size(image_rgb)
+    font, line, pad = load_font(size), round(1.6 * size), size // 2
+    widest = max((font.getlength(text) for *_, text in entries), default=0)
+    columns = max(1, int((width - 2 * pad) // (widest + 3 * size)))
+    capacity = columns * _MAX_LEGEND_LINES
+    if len(entries) > capacity:
+        entries = [*entries[: capacity - 1], (None, False, f"and {len(entries) - capacity + 1} more")]
+    lines = -(-len(entries) // columns)
+    canvas = Image.new("RGB", (width, height + lines * line + 2 * pad), (255, 255, 255))
+    canvas.paste(Image.fromarray(image_rgb), (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for index, (color, is_thing, text) in enumerate(entries):
+        x = pad + (index % columns) * (width - 2 * pad) // columns
+        y = height + pad + (index // columns) * line
+        if color is not None:
+            outline = (0, 0, 0) if is_thing else (170, 170, 170)
+            draw.rectangle((x, y, x + size, y + size), fill=color, outline=outline, width=2 if is_thing else 1)
+        draw.text((x + round(1.5 * size), y - size * 0.1), text, (25, 25, 25), font=font)
+    return np.array(canvas)
+
+
+def _legend_entries(segments, num_pixels: int) -> list[tuple[Color | None, bool, str]]:
+    """Returns (color, is thing, text) of each class, things first, by falling area; then what is unlabeled."""
+    # By name and color, not by id: a label map can give several clusters one category.
+    groups: dict[tuple[bool, str, Color], list[_Segment]] = {}
+    for segment in segments:
+        groups.setdefault((segment.is_thing, segment.name, segment.color), []).append(segment)
+    ordered = sorted(groups.items(), key=lambda item: (not item[0][0], -sum(s.area for s in item[1]), item[0]))
+    entries = []
+    for (is_thing, name, color), members in ordered:
+        times = f" x{len(members)}" if len(members) > 1 and is_thing else ""
+        share = sum(s.area for s in members) / num_pixels
+        entries.append((color, is_thing, f"{name}{times} ({_percent(share)})"))
+    void = num_pixels - sum(segment.area for segment in segments)
+    if void > 0:
+        entries.append((None, False, f"unlabeled ({_percent(void / num_pixels)})"))
+    return entries
+
+
+def _percent(share: float) -> str:
+    return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
+
+
+def _font_size(image_rgb: np.ndarray) -> int:
+    return int(np.clip(min(image_rgb.shape[:2]) / 24, 12, 40))
+
+
+def _line_width(image_rgb: np.ndarray) -> float:
+    return max(1.0, min(image_rgb.shape[:2]) / 400)

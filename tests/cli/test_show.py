@@ -1,0 +1,124 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from u2seg.cli.main import main
+from u2seg.data.formats.coco_panoptic import write_panoptic_png
+from u2seg.structures.label_space import LabelSpace
+from u2seg.visualization.label_page import load_panoptic_labels
+
+
+def write_labels(root, sizes=((40, 60), (50, 30))):
+    """Images with one thing on the left (of clusters 1 and 2 by turns) and one stuff region on the right."""
+    images, annotations = [], []
+    for number, (height, width) in enumerate(sizes, start=1):
+        name = f"deep/{number}.jpg"
+        path = root / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((height, width, 3), 20 * number, np.uint8)).save(path)
+        ids = np.ones((height, width), np.int32)
+        ids[:, width // 2 :] = 2
+        write_panoptic_png(root / "labels" / "panoptic" / f"deep/{number}.png", ids)
+        images.append({"id": number, "file_name": name, "height": height, "width": width})
+        segments = [{"id": 1, "category_id": 1 + number % 2}, {"id": 2, "category_id": 4}]
+        annotations.append({"image_id": number, "file_name": f"deep/{number}.png", "segments_info": segments})
+    content = {"images": images, "annotations": annotations, "categories": LabelSpace.of_clusters(3, 2).categories()}
+    (root / "labels" / "panoptic.json").write_text(json.dumps(content))
+    return root / "labels"
+
+
+def run_tool(*arguments) -> int:
+    return main(["show", *map(str, arguments)])
+
+
+def test_page_shows_counts_clusters_and_images(tmp_path, capsys):
+    labels = write_labels(tmp_path)
+    status = run_tool(
+        labels,
+        "--images",
+        tmp_path / "images",
+        "--output",
+        tmp_path / "out",
+        "--title",
+        "Mine",
+    )
+    assert status == 0
+    assert capsys.readouterr().out == f"page in {tmp_path}/out/index.html\n"
+    page = (tmp_path / "out" / "index.html").read_text()
+    for text in ("<h1>Mine</h1>", "deep/1.jpg", "deep/2.jpg", "2 of 3", "1 of 2", "Thing class 1: 1 segments"):
+        assert text in page
+    # Two clusters with one crop each, two images with two views each.
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 6
+
+
+def test_limit_takes_images_evenly(tmp_path, monkeypatch):
+    labels = write_labels(tmp_path, sizes=[(20, 30)] * 9)
+    options = [labels, "--images", tmp_path / "images", "--output", tmp_path / "out"]
+    assert run_tool(*options, "--limit", 3, "--clusters", 0) == 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert [n for n in range(1, 10) if f"<h3>deep/{n}.jpg</h3>" in page] == [1, 5, 9]
+
+
+def test_images_that_do_not_fit_their_labels_are_named(tmp_path, capsys):
+    labels = write_labels(tmp_path, sizes=[(20, 30)] * 4)
+    Image.new("RGB", (20, 30)).save(tmp_path / "images" / "deep" / "1.jpg")
+    (tmp_path / "images" / "deep" / "2.jpg").unlink()
+    (labels / "panoptic" / "deep" / "3.png").unlink()
+    options = [labels, "--images", tmp_path / "images", "--output", tmp_path / "out"]
+    assert run_tool(*options, "--clusters", 0) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[0] == "error: deep/1.jpg: it has size (30, 20), its labels (20, 30)"
+    assert errors[1] == "error: deep/2.jpg: no such file"
+    assert errors[2].startswith("error: deep/3.jpg: its labels cannot be read")
+    assert "<h3>deep/4.jpg</h3>" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_label_sets_stand_side_by_side(tmp_path, monkeypatch):
+    labels = write_labels(tmp_path)
+    content = json.loads((labels / "panoptic.json").read_text())
+    content["annotations"] = content["annotations"][1:]  # the second set lacks the first image
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "panoptic").symlink_to(labels / "panoptic")
+    (tmp_path / "other" / "panoptic.json").write_text(json.dumps(content))
+    sets = [f"ours={labels}", f"theirs={tmp_path / 'other'}"]
+    options = ["--images", tmp_path / "images", "--output", tmp_path / "out", "--clusters", 0]
+    assert run_tool(*sets, *options) == 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert '<th scope="col">ours</th><th scope="col">theirs</th>' in page
+    assert page.count("<figcaption>ours</figcaption>") == 2 and page.count("<figcaption>theirs</figcaption>") == 1
+    assert page.count("<figcaption>image</figcaption>") == 2
+
+
+@pytest.mark.parametrize("depth", ["", "panoptic"])
+def test_labels_are_found_in_all_layouts(tmp_path, depth):
+    labels = write_labels(tmp_path)
+    if depth:
+        (tmp_path / "run").mkdir()
+        labels.rename(tmp_path / "run" / depth)
+        labels = tmp_path / "run"
+    found = load_panoptic_labels(labels, tmp_path / "images")
+    image, panoptic_map = found.read(found.annotations[0])
+    assert image.shape == (40, 60, 3) and (panoptic_map[:, 30:] == 2).all()
+
+
+def test_cocos_layout(tmp_path):
+    labels = write_labels(tmp_path)
+    (tmp_path / "annotations").mkdir()
+    (labels / "panoptic.json").rename(tmp_path / "annotations" / "panoptic_val.json")
+    (labels / "panoptic").rename(tmp_path / "panoptic_val")
+    found = load_panoptic_labels(tmp_path / "annotations" / "panoptic_val.json", tmp_path / "images")
+    assert found.read(found.annotations[1])[1].shape == (50, 30)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "no panoptic labels in .*; expected"), ("{}", "is no COCO panoptic JSON")]
+)
+def test_what_is_missing_is_said(tmp_path, monkeypatch, capsys, content, message):
+    if content:
+        (tmp_path / "labels" / "panoptic").mkdir(parents=True)
+        (tmp_path / "labels" / "panoptic.json").write_text(content)
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        load_panoptic_labels(tmp_path / "labels", tmp_path)
+    assert run_tool(tmp_path / "labels", "--images", tmp_path, "--output", tmp_path / "out") == 1
+    assert capsys.readouterr().err.startswith("error: ")

@@ -1,0 +1,262 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import slow_maskcut
+import torch
+from detectron2.config import get_cfg
+from u2seg.config import add_u2seg_config
+from u2seg.pseudo_labels.masks import MaskCut, StrictMaskCut, build_mask_generator
+from u2seg.pseudo_labels.masks.maskcut import scipy_second_eigenvector, select_object
+
+COCO_MINI = Path(__file__).parents[4] / "shared" / "data" / "coco_mini" / "train2017"
+SETTINGS = {
+    "center_features": False,
+    "tau": 0.15,
+    "eps": 1e-5,
+    "rounds": 3,
+    "min_area": 0.01,
+    "max_corners": 3,
+    "max_previous_iou": 0.5,
+}
+
+
+def mask_cut(**changes):
+    return MaskCut(**{**SETTINGS, "max_area": 1.0, **changes})
+
+
+def planted_image(seed, rows=12, columns=15, channels=10):
+    """Features (channels, rows, columns) of one to four rectangles, some of equal feature, on a ground, with noise."""
+    rng = np.random.default_rng(seed)
+    centers = rng.normal(size=(5, channels))
+    groups = np.zeros((rows, columns), int)
+    for _ in range(rng.integers(1, 5)):
+        height, width = rng.integers(2, 7, 2)
+        top, left = rng.integers(0, rows - height), rng.integers(0, columns - width)
+        groups[top : top + height, left : left + width] = rng.integers(1, 5)
+    features = centers[groups] + rng.choice([0.0, 0.3, 0.7]) * rng.normal(size=(rows, columns, channels))
+    return features.transpose(2, 0, 1).astype(np.float32)
+
+
+def assert_same_masks(got, expected):
+    assert len(got) == len(expected)
+    for one, other in zip(got, expected):
+        assert np.array_equal(one, other)
+
+
+def compare(run, reference, seeds):
+    """Compares masks image by image where the reference's vectors are well defined; returns how many were compared."""
+    compared = 0
+    for seed in seeds:
+        features = planted_image(seed)
+        expected, gap = reference(features)
+        if gap > 1e-3:
+            compared += 1
+            assert_same_masks(run(torch.from_numpy(features)[None])[0].masks, expected)
+    return compared
+
+
+def test_strict_mode_equals_the_published_rules():
+    assert compare(StrictMaskCut(**SETTINGS), slow_maskcut.strict, range(260)) >= 200
+
+
+def test_default_mode_equals_the_slow_one():
+    assert compare(mask_cut(), slow_maskcut.canonical, range(330)) >= 200
+
+
+def test_the_sign_of_the_eigenvector_does_not_matter():
+    for seed in range(60):
+        features = planted_image(seed)
+        one, gap = slow_maskcut.canonical(features)
+        other, _ = slow_maskcut.canonical(features, sign=-1)
+        assert_same_masks(one, other)
+        vector = np.random.default_rng(seed).normal(size=(12, 15))
+        live = np.random.default_rng(seed + 1).random((12, 15)) < 0.8
+        assert np.array_equal(select_object(vector, live), select_object(-vector, live))
+
+
+def test_the_sign_matters_in_strict_mode():
+    def flipped(affinity):
+        vector, value = scipy_second_eigenvector(affinity)
+        return -vector, value
+
+    images = [torch.from_numpy(planted_image(seed))[None] for seed in range(60)]
+    plain, turned = StrictMaskCut(**SETTINGS), StrictMaskCut(**SETTINGS, solver=flipped)
+    changed = sum(not np.array_equal(plain(image)[0].masks, turned(image)[0].masks) for image in images)
+    assert changed > 0, "the defect that the default mode avoids"
+
+
+def test_islands_hide_the_object_in_strict_mode_alone():
+    # A ground (feature 0), a rim that is like the ground and like the object, the object (feature 1), and two islands, of two
+    # patches and of one, which are like nothing. Islands are cut off first, for lambda is about n eps / size = 6e-4 and 1.2e-3.
+    features = np.zeros((4, 10, 12), np.float32)
+    features[0] = 1
+    features[1, 2:8, 3:10] = 1
+    features[0, 3:7, 4:9] = 0
+    for channel, row, columns in ((2, 0, slice(5, 7)), (3, 9, slice(7, 8))):
+        features[:, row, columns] = 0
+        features[channel, row, columns] = 1
+    image = torch.from_numpy(features)[None]
+    settings = {**SETTINGS, "min_area": 0.02}  # at most 2.4 patches are too few
+    # Strict: the first mask has no area limit; the second island is rejected, solved for again, and rejected again.
+    assert [mask.sum() for mask in StrictMaskCut(**settings)(image)[0].masks] == [2]
+    # Default: both islands are rejected and removed, so that the third round gets to the object.
+    (found,) = mask_cut(min_area=0.02)(image)[0].masks
+    assert found[3:7, 4:9].all()
+    assert not found[features[0] * (1 - features[1]) > 0].any()
+
+
+def test_a_repeat_is_rejected_and_then_accepted_in_strict_mode():
+    # The solver is told what to say: round 2 repeats round 1's region, is rejected, and round 3 accepts the same region, less what
+    # was taken already.
+    first, second = np.full((10, 12), -0.1), np.full((10, 12), -0.1)
+    first[3:7, 4:8] = 1.0
+    second[3:7, 4:10] = 1.0  # 24 patches, 16 of them in the first region: IoU 2/3
+    vectors = iter([first, second])
+    strict = StrictMaskCut(**SETTINGS, solver=lambda affinity: (next(vectors).ravel(), 0.1))
+    masks = strict(torch.ones(1, 3, 10, 12))[0].masks
+    assert [mask.sum() for mask in masks] == [16, 8]
+    assert masks[1][3:7, 8:10].all()
+
+
+def test_select_object_prefers_the_side_with_fewer_corners():
+    vector = np.full((6, 8), -1.0)
+    vector[2:4, 3:5] = 0.5  # a weaker peak than the rest's
+    expected = vector > 0
+    live = np.ones((6, 8), bool)
+    assert np.array_equal(select_object(vector, live), expected)
+    assert np.array_equal(select_object(-vector, live), expected)
+
+
+def test_select_object_prefers_the_higher_peak_between_equal_corners():
+    vector = np.full((6, 8), -1.0)
+    vector[:, 4:] = 1.0
+    vector[2, 1] = -1.5
+    left = vector < 0
+    live = np.ones((6, 8), bool)
+    assert np.array_equal(select_object(vector, live), left)
+    assert np.array_equal(select_object(-vector, live), left)
+
+
+def test_select_object_seeds_equal_peaks_at_the_lowest_index():
+    vector = np.full((6, 8), -0.2)
+    vector[4, 1:3] = 1.0 - 1e-12  # equal to the other region's but for rounding
+    vector[1, 5:7] = 1.0 - 3e-12
+    live = np.ones((6, 8), bool)
+    expected = np.zeros((6, 8), bool)
+    expected[1, 5:7] = True
+    assert np.array_equal(select_object(vector, live), expected)
+    live[1, 5:7] = False  # removed: no seed
+    assert select_object(vector, live)[4, 1:3].all()
+
+
+def test_components_are_four_connected():
+    vector = np.full((6, 8), -0.2)
+    vector[1, 1], vector[2, 2] = 1.0, 0.9
+    assert select_object(vector, np.ones((6, 8), bool)).sum() == 1
+
+
+def test_select_object_of_nothing():
+    assert not select_object(np.zeros((3, 4)), np.ones((3, 4), bool)).any()
+    assert not select_object(np.ones((3, 4)), np.ones((3, 4), bool)).any()
+    assert not select_object(np.random.default_rng(0).normal(size=(3, 4)), np.zeros((3, 4), bool)).any()
+
+
+def test_limits():
+    features = torch.from_numpy(planted_image(3))[None]
+    everything = mask_cut(min_area=0.0, max_corners=5)(features)[0].masks
+    areas = [mask.mean() for mask in everything]
+    limit = sorted(areas)[0]
+    assert all(mask.mean() > limit for mask in mask_cut(min_area=limit, max_corners=5)(features)[0].masks)
+    assert all(
+        mask.mean() <= limit for mask in mask_cut(min_area=0.0, max_area=limit, max_corners=5)(features)[0].masks
+    )
+    assert len(mask_cut(rounds=1, min_area=0.0, max_corners=5)(features)[0].masks) == 1
+
+
+def test_masks_do_not_overlap_and_values_are_in_range():
+    for seed in range(20):
+        found = mask_cut(rounds=6)(torch.from_numpy(planted_image(seed))[None])[0]
+        assert found.masks.sum(axis=0).max(initial=0) <= 1
+        assert np.all((found.cut_values >= 0) & (found.cut_values <= 1))
+        assert np.array_equal(found.scores, 1 - found.cut_values)
+
+
+def test_a_batch_equals_its_images():
+    images = torch.from_numpy(np.stack([planted_image(seed) for seed in range(8)]))
+    generator = mask_cut()
+    for index, found in enumerate(generator(images)):
+        assert_same_masks(found.masks, generator(images[index : index + 1])[0].masks)
+
+
+def test_centering_takes_a_common_feature_away():
+    features = planted_image(0)
+    shifted = torch.from_numpy(features + 100)[None]  # all cosines near 1: one clique
+    assert len(mask_cut()(shifted)[0].masks) == 0
+    centered = mask_cut(center_features=True)
+    assert_same_masks(centered(shifted)[0].masks, centered(torch.from_numpy(features)[None])[0].masks)
+
+
+def test_wrong_settings_have_clear_errors():
+    with pytest.raises(ValueError, match="MASKS.ROUNDS must be at least 1, got 0"):
+        mask_cut(rounds=0)
+    with pytest.raises(ValueError, match="MASKS.EPS must be above 0 and below 1, got 0"):
+        mask_cut(eps=0)
+    cfg = get_cfg()
+    add_u2seg_config(cfg)
+    cfg.MASKS.GENERATOR = "MaskCat"
+    with pytest.raises(KeyError, match="Unknown MASKS.GENERATOR 'MaskCat'; registered: .*MaskCut, .*StrictMaskCut"):
+        build_mask_generator(cfg)
+
+
+def cpu_config():
+    cfg = get_cfg()
+    add_u2seg_config(cfg)
+    cfg.FEATURES.DEVICE = "cpu"
+    return cfg
+
+
+@pytest.mark.skipif(not COCO_MINI.is_dir(), reason="the photos of ../shared/data are not here")
+def test_photos_equal_the_slow_ones():
+    from u2seg.features import build_feature_extractor
+    from u2seg.utils.image_io import list_images, read_image_rgb
+
+    cfg = cpu_config()
+    cfg.FEATURES.IMAGE_SIZE = (160, 240)  # 20 x 30 patches, so that the dense solver takes a blink
+    extractor = build_feature_extractor(cfg)
+    for name in list_images(COCO_MINI)[:6]:
+        features = extractor(extractor.preprocess(read_image_rgb(COCO_MINI / name))[None])
+        features = features - features.mean(dim=(2, 3), keepdim=True)
+        expected, gap = slow_maskcut.strict(features[0].numpy())
+        if gap > 1e-3:
+            assert_same_masks(StrictMaskCut(**SETTINGS)(features)[0].masks, expected)
+        expected, gap = slow_maskcut.canonical(features[0].numpy())
+        if gap > 1e-3:
+            assert_same_masks(mask_cut()(features)[0].masks, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not COCO_MINI.is_dir(), reason="the photos of ../shared/data are not here")
+@pytest.mark.parametrize("name", ["HandmadeDescriptor", "TimmViT"])
+def test_photos_at_full_size_equal_the_slow_ones(name, tmp_path):
+    import timm
+    from u2seg.features import build_feature_extractor
+    from u2seg.utils.image_io import list_images, read_image_rgb
+
+    cfg = cpu_config()
+    cfg.FEATURES.NAME = name
+    cfg.FEATURES.VIT.ARCH = "dino_vits8"
+    cfg.FEATURES.VIT.WEIGHTS = str(tmp_path / "random.pth")
+    torch.manual_seed(0)
+    torch.save(timm.create_model("vit_small_patch8_224.dino", num_classes=0).state_dict(), cfg.FEATURES.VIT.WEIGHTS)
+    extractor = build_feature_extractor(cfg)
+    num_compared = 0
+    for image in list_images(COCO_MINI)[:1]:
+        features = extractor(extractor.preprocess(read_image_rgb(COCO_MINI / image))[None])
+        features = features - features.mean(dim=(2, 3), keepdim=True)
+        for slow, ours in ((slow_maskcut.canonical, mask_cut()), (slow_maskcut.strict, StrictMaskCut(**SETTINGS))):
+            expected, gap = slow(features[0].numpy())
+            if gap > 1e-3:
+                num_compared += 1
+                assert_same_masks(ours(features)[0].masks, expected)
+    assert num_compared

@@ -1,0 +1,258 @@
+"""The label maker as a user meets it: any directory of images, killed at any moment, broken files, clear errors."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from u2seg.cli.main import main
+from u2seg.config import setup_cfg
+from u2seg.data.formats.coco_panoptic import read_panoptic_png
+from u2seg.pseudo_labels.pipeline import make_pseudo_labels
+from u2seg.utils.manifest import StageMismatchError, TooManyFailuresError
+
+TOOL = Path(__file__).parents[2] / "tools" / "make_pseudo_labels.py"
+OPTIONS = [
+    *("FEATURES.IMAGE_SIZE", "(72,108)", "FEATURES.HANDMADE.PATCH_SIZE", "4", "FEATURES.BATCH_SIZE", "3"),
+    *("MASKS.NUM_WORKERS", "0", "MASKS.SHARD_SIZE", "3", "MASKS.MIN_AREA", "0.005"),
+    *("CLUSTERS.NUM_CLUSTERS", "2", "CLUSTERS.NUM_RESTARTS", "1"),
+    *("SEMANTICS.NUM_CLUSTERS", "2", "SEMANTICS.NUM_RESTARTS", "1"),
+]
+
+
+def draw_photo(seed: int, size=(60, 90)) -> np.ndarray:
+    """Returns an image with two blobs of two kinds on a noisy two-part background, uint8 (H, W, 3)."""
+    rng = np.random.default_rng(seed)
+    height, width = size
+    image = np.full((height, width, 3), (120, 160, 220), np.int32)
+    image[height // 2 :] = (60, 120, 50)
+    rows, columns = np.mgrid[:height, :width]
+    for x, color in ((0.3, (230, 40, 40)), (0.7, (240, 220, 40))):
+        y, x = rng.uniform(0.3, 0.7) * height, (x + rng.uniform(-0.08, 0.08)) * width
+        image[np.hypot(rows - y, columns - x) < height / 4.5] = color
+    return (image + rng.integers(-12, 13, image.shape)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A directory tree of eight images with every kind of trouble, and two files that are none."""
+    root = tmp_path_factory.mktemp("photos")
+    (root / "deep" / "er").mkdir(parents=True)
+    for number in range(4):
+        Image.fromarray(draw_photo(number)).save(root / f"{'abcd'[number]}.jpg", quality=95)
+    Image.fromarray(draw_photo(9)[..., 0]).save(root / "deep" / "gray.png")
+    Image.fromarray(draw_photo(10)).convert("CMYK").save(root / "deep" / "er" / "cmyk.jpg")
+    Image.fromarray(draw_photo(11)).convert("P").save(root / "deep" / "a.png")
+    Image.fromarray(draw_photo(12)[:1, :1]).save(root / "tiny.webp", lossless=True)
+    (root / "empty.jpg").write_bytes(b"")
+    (root / "cut.jpg").write_bytes((root / "a.jpg").read_bytes()[:600])
+    return root
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    return setup_cfg("quick_schedules/scenes.yaml", OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def labels(photos, cfg, tmp_path_factory):
+    """The result of an uninterrupted run."""
+    return make_pseudo_labels(cfg, photos, tmp_path_factory.mktemp("labels"), max_failures=0.5)
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_everything_is_labeled_or_recorded(labels, photos):
+    failures = json.loads((labels / "failures.json").read_text())
+    assert [row["file_name"] for row in failures] == ["cut.jpg", "empty.jpg"]
+    assert "truncated" in failures[0]["reason"].lower() and "empty" in failures[1]["reason"]
+    panoptic = json.loads((labels / "panoptic" / "panoptic.json").read_text())
+    readable = {"a.jpg", "b.jpg", "c.jpg", "d.jpg", "deep/a.png", "deep/gray.png", "deep/er/cmyk.jpg", "tiny.webp"}
+    assert {image["file_name"] for image in panoptic["images"]} == readable
+    assert len(panoptic["annotations"]) == len(readable)
+
+
+def test_the_three_files_agree_with_one_another(labels):
+    directory = labels / "panoptic"
+    panoptic = json.loads((directory / "panoptic.json").read_text())
+    coco = COCO(directory / "instances.json")
+    sizes = {image["id"]: (image["height"], image["width"]) for image in panoptic["images"]}
+    assert [c["id"] for c in panoptic["categories"]] == [1, 2, 3, 4]
+    assert [c["isthing"] for c in panoptic["categories"]] == [1, 1, 0, 0]
+    num_things = 0
+    for row in panoptic["annotations"]:
+        pixels = read_panoptic_png(directory / "panoptic" / row["file_name"])
+        stuff = np.asarray(Image.open(directory / "stuff" / row["file_name"]))
+        assert pixels.shape == stuff.shape == sizes[row["image_id"]]
+        assert set(np.unique(pixels)) - {0} == {segment["id"] for segment in row["segments_info"]}
+        assert (stuff[pixels == 0] == 255).all()
+        instances = coco.loadAnns(coco.getAnnIds(imgIds=[row["image_id"]]))
+        things = [segment for segment in row["segments_info"] if segment["category_id"] <= 2]
+        assert len(instances) == len(things)
+        for segment in row["segments_info"]:
+            region = pixels == segment["id"]
+            assert region.sum() == segment["area"]
+            expected = 0 if segment["category_id"] <= 2 else segment["category_id"] - 2
+            assert (stuff[region] == expected).all()
+        for segment, instance in zip(things, instances):
+            np.testing.assert_array_equal(coco.annToMask(instance).astype(bool), pixels == segment["id"])
+            assert instance["category_id"] == segment["category_id"] and 0 <= instance["score"] <= 1
+            assert instance["bbox"] == segment["bbox"]
+        num_things += len(things)
+    assert num_things >= 8, "most of the two blobs of each image should be found"
+
+
+def test_the_two_kinds_of_blobs_fall_into_two_clusters(labels):
+    coco = COCO(labels / "panoptic" / "instances.json")
+    kinds = {"red": set(), "yellow": set()}
+    for image_id, image in coco.imgs.items():
+        if image["file_name"] in ("a.jpg", "b.jpg", "c.jpg", "d.jpg"):
+            for annotation in coco.loadAnns(coco.getAnnIds(imgIds=[image_id])):
+                center = annotation["bbox"][0] + annotation["bbox"][2] / 2
+                kinds["red" if center < image["width"] / 2 else "yellow"].add(annotation["category_id"])
+    assert sorted(map(len, kinds.values())) == [1, 1] and kinds["red"] != kinds["yellow"]
+
+
+def test_a_second_run_changes_nothing(labels, photos, cfg):
+    before = snapshot(labels)
+    make_pseudo_labels(cfg, photos, labels, max_failures=0.5)
+    assert snapshot(labels) == before
+
+
+def test_interrupted_at_every_write_the_result_is_the_same(labels, photos, cfg, tmp_path, monkeypatch):
+    expected = snapshot(labels)
+    replace, countdown = os.replace, [0]
+
+    def interrupting(source, target):
+        countdown[0] -= 1
+        if countdown[0] == 0:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupting)
+    interruptions = 0
+    while True:
+        # A panoptic shard of three images is seven files, the largest unit of work; each attempt gets about one unit on.
+        countdown[0] = 8 + interruptions % 3
+        try:
+            make_pseudo_labels(cfg, photos, tmp_path / "labels", max_failures=0.5)
+            break
+        except KeyboardInterrupt:
+            interruptions += 1
+        if interruptions > 30:
+            pytest.fail("the run does not get on")
+    assert interruptions >= 4
+    assert snapshot(tmp_path / "labels") == expected
+
+
+def test_killed_for_real_it_goes_on(labels, photos, tmp_path):
+    output = tmp_path / "labels"
+    command = [sys.executable, str(TOOL), str(photos), "--config-file", "quick_schedules/scenes.yaml"]
+    command += ["--output", str(output), "--max-failures", "0.5", *OPTIONS]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not list(output.glob("masks/shard-*.parquet")):
+            assert process.poll() is None, "it ended before its first shard"
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    assert not (output / "panoptic" / "panoptic.json").exists()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert snapshot(output) == snapshot(labels)
+
+
+def test_too_many_failures_end_the_run_with_the_list(photos, cfg, tmp_path):
+    with pytest.raises(TooManyFailuresError, match=r"(?s)2 of 10 images.*cut\.jpg: .*empty\.jpg: .*empty"):
+        make_pseudo_labels(cfg, photos, tmp_path / "labels")
+
+
+def test_the_command_ends_non_zero_and_says_why(tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+
+    def run(*arguments) -> str:
+        common = [str(photos), "--config-file", "quick_schedules/scenes.yaml", "--output", str(tmp_path / "o")]
+        assert main(["labels", *common, *arguments]) == 1
+        return capsys.readouterr().err
+
+    assert "no image below" in run()
+    assert "MASKS.NO_SUCH_KEY" in run("--stages", "masks,clusters", "MASKS.NO_SUCH_KEY", "1")
+    with pytest.raises(SystemExit, match="2"):
+        run("--stages", "mask", "MASKS.TAU", "0.2")
+    assert "comma-separated list of masks, clusters, semantics, panoptic; got 'mask'" in capsys.readouterr().err
+
+
+def test_a_stage_whose_input_is_missing_is_named(photos, cfg, tmp_path):
+    with pytest.raises(FileNotFoundError, match="the clusters stage needs a finished masks stage"):
+        make_pseudo_labels(cfg, photos, tmp_path, stages=["clusters"])
+    with pytest.raises(ValueError, match=r"unknown stages \['mask'\]; choose from masks, clusters"):
+        make_pseudo_labels(cfg, photos, tmp_path, stages=["mask"])
+
+
+def test_an_output_among_the_images_and_a_strangers_manifest_are_refused(photos, cfg, tmp_path):
+    with pytest.raises(ValueError, match="lies in the image directory"):
+        make_pseudo_labels(cfg, photos, photos / "labels")
+    (tmp_path / "manifest.json").write_text('{"mine": 1}')
+    with pytest.raises(StageMismatchError, match="not written by this command"):
+        make_pseudo_labels(cfg, photos, tmp_path)
+    assert (tmp_path / "manifest.json").read_text() == '{"mine": 1}'
+
+
+def test_an_image_replaced_under_its_name_is_noticed(photos, cfg, tmp_path):
+    copy = tmp_path / "photos"
+    shutil.copytree(photos, copy)
+    make_pseudo_labels(cfg, copy, tmp_path / "labels", stages=["masks"], max_failures=0.5)
+    Image.fromarray(draw_photo(99, (50, 70))).save(copy / "a.jpg")
+    with pytest.raises(StageMismatchError, match="IMAGES.digest"):
+        make_pseudo_labels(cfg, copy, tmp_path / "labels", stages=["masks"], max_failures=0.5)
+
+
+def test_other_features_are_refused_by_a_finished_semantic_stage(labels, photos):
+    cfg = setup_cfg("quick_schedules/scenes.yaml", [*OPTIONS, "FEATURES.NAME", "RawPixels"])
+    with pytest.raises(
+        StageMismatchError, match="features.NAME: asked for 'RawPixels', the directory has 'HandmadeDescriptor'"
+    ):
+        make_pseudo_labels(cfg, photos, labels, stages=["semantics"])
+
+
+def test_a_name_that_is_no_utf8_is_recorded(photos, cfg, tmp_path):
+    copy = tmp_path / "photos"
+    shutil.copytree(photos, copy)
+    try:
+        os.rename(os.fsencode(copy / "b.jpg"), os.fsencode(copy) + b"/\xe9.jpg")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    output = make_pseudo_labels(cfg, copy, tmp_path / "labels", max_failures=0.5)
+    failures = {row["file_name"]: row["reason"] for row in json.loads((output / "failures.json").read_text())}
+    assert failures["\\udce9.jpg"] == "its name is not UTF-8; rename it"
+
+
+def test_stages_can_be_run_one_by_one(labels, photos, cfg, tmp_path):
+    for stage in ("masks", "clusters", "semantics", "panoptic"):
+        make_pseudo_labels(cfg, photos, tmp_path / "labels", stages=[stage], max_failures=0.5)
+    assert snapshot(tmp_path / "labels") == snapshot(labels)
+
+
+def test_more_clusters_than_masks_is_a_clear_error(photos, tmp_path):
+    cfg = setup_cfg("quick_schedules/scenes.yaml", [*OPTIONS, "CLUSTERS.NUM_CLUSTERS", "500"])
+    with pytest.raises(ValueError, match="fewer than the 500 clusters asked for"):
+        make_pseudo_labels(cfg, photos, tmp_path / "labels", max_failures=0.5)
+
+
+@pytest.mark.parametrize("embedding", ["masked_crop", "random_vectors"])
+def test_other_embeddings_run_the_same_chain(photos, tmp_path, embedding):
+    cfg = setup_cfg("quick_schedules/scenes.yaml", [*OPTIONS, "CLUSTERS.EMBEDDING", embedding])
+    output = make_pseudo_labels(cfg, photos, tmp_path / "labels", max_failures=0.5)
+    histogram = json.loads((output / "clusters" / "histogram.json").read_text())
+    assert sum(histogram["masks_per_cluster"]) >= 8 and histogram["empty_clusters"] == 0

@@ -1,0 +1,75 @@
+"""k-means against an obvious implementation, and its promises: seeded, no dead cluster, best of its restarts."""
+
+import numpy as np
+import pytest
+from u2seg.utils.kmeans import assign, kmeans, l2_normalize
+
+
+def blobs(seed=0, per_blob=30):
+    rng = np.random.default_rng(seed)
+    centers = np.array([[0, 0], [10, 0], [0, 10], [10, 10]], np.float32)
+    labels = np.repeat(np.arange(4), per_blob)
+    return (centers[labels] + rng.normal(size=(len(labels), 2)) * 0.3).astype(np.float32), labels
+
+
+def test_separate_blobs_are_found_up_to_renaming():
+    vectors, gt = blobs()
+    result = kmeans(vectors, 4, num_iterations=50, num_restarts=2, seed=0)
+    labels, _ = assign(vectors, result.centroids)
+    pairs = set(zip(gt.tolist(), labels.tolist()))
+    assert len(pairs) == 4
+    assert sorted(result.counts) == [30, 30, 30, 30]
+
+
+def test_assignment_and_inertia_equal_the_obvious_ones():
+    rng = np.random.default_rng(3)
+    vectors = rng.normal(size=(200, 5)).astype(np.float32)
+    result = kmeans(vectors, 7, num_iterations=100, num_restarts=1, seed=1)
+    labels, distances = assign(vectors, result.centroids)
+    squared = ((vectors[:, None].astype(np.float64) - result.centroids[None]) ** 2).sum(2)
+    assert np.array_equal(labels, squared.argmin(1))
+    np.testing.assert_allclose(distances, squared.min(1), rtol=1e-4, atol=1e-5)
+    assert result.inertia == pytest.approx(squared.min(1).sum(), rel=1e-4)
+    # A converged run is a fixed point: every centroid is the mean of what it owns.
+    for cluster in range(7):
+        np.testing.assert_allclose(result.centroids[cluster], vectors[labels == cluster].mean(0), atol=1e-5)
+
+
+def test_equal_seeds_give_equal_bytes_and_other_seeds_do_not():
+    vectors = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
+    first, again, other = (kmeans(vectors, 20, num_iterations=5, num_restarts=2, seed=s) for s in (5, 5, 6))
+    assert first.centroids.tobytes() == again.centroids.tobytes()
+    assert first.centroids.tobytes() != other.centroids.tobytes()
+
+
+def test_more_restarts_are_never_worse():
+    vectors = np.random.default_rng(2).normal(size=(300, 3)).astype(np.float32)
+    one, five = (kmeans(vectors, 12, num_iterations=30, num_restarts=n, seed=0).inertia for n in (1, 5))
+    assert five <= one
+
+
+def test_no_cluster_stays_empty():
+    # 97 copies of one point and three far ones: most starts give several centroids the same place.
+    vectors = np.zeros((100, 2), np.float32)
+    vectors[:3] = [[100, 0], [0, 100], [50, 50]]
+    for seed in range(5):
+        assert (kmeans(vectors, 4, num_iterations=20, num_restarts=1, seed=seed).counts > 0).all()
+
+
+def test_bad_input_says_what_came():
+    with pytest.raises(ValueError, match="5 clusters were asked for, 3 vectors came"):
+        kmeans(np.zeros((3, 2)), 5, num_iterations=1, num_restarts=1, seed=0)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        kmeans(np.full((3, 2), np.nan), 2, num_iterations=1, num_restarts=1, seed=0)
+    with pytest.raises(ValueError, match="vectors have 3 channels, centroids 2"):
+        assign(np.zeros((4, 3)), np.zeros((2, 2), np.float32))
+
+
+def test_no_vectors_are_assigned_to_nothing():
+    labels, distances = assign(np.zeros((0, 2)), np.zeros((2, 2), np.float32))
+    assert labels.shape == distances.shape == (0,)
+
+
+def test_normalised_vectors_have_length_one_and_zero_stays():
+    out = l2_normalize(np.array([[3.0, 4.0], [0.0, 0.0]]))
+    np.testing.assert_allclose(out, [[0.6, 0.8], [0, 0]], rtol=1e-6)

@@ -1,0 +1,102 @@
+"""Stages: manifests guard directories, files are written whole or not at all, failures are counted."""
+
+import json
+
+import pytest
+from u2seg.utils.files import atomic_path, read_json, write_json
+from u2seg.utils.manifest import (
+    Failure,
+    StageMismatchError,
+    TooManyFailuresError,
+    close_stage,
+    is_complete,
+    open_stage,
+    report_failures,
+    settings_digest,
+    shard_slices,
+)
+
+
+def test_the_same_settings_reopen_a_directory(tmp_path):
+    settings = {"tau": 0.15, "size": (480, 480)}
+    directory = open_stage(tmp_path / "s", "masks", settings)
+    assert open_stage(directory, "masks", settings) == directory
+    assert not is_complete(directory)
+    close_stage(directory, {"masks": 3})
+    assert is_complete(directory)
+    assert open_stage(directory, "masks", settings) == directory
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    directory = open_stage(tmp_path / "s", "masks", {"tau": 0.15, "nested": {"a": 1}})
+    (directory / "shard-000000.parquet").write_bytes(b"a result")
+    with pytest.raises(StageMismatchError, match=r"settings\.tau: asked for 0\.2, the directory has 0\.15"):
+        open_stage(directory, "masks", {"tau": 0.2, "nested": {"a": 1}})
+    with pytest.raises(StageMismatchError, match=r"settings\.nested\.a: asked for 2"):
+        open_stage(directory, "masks", {"tau": 0.15, "nested": {"a": 2}})
+    with pytest.raises(StageMismatchError, match="stage: asked for 'clusters'"):
+        open_stage(directory, "clusters", {"tau": 0.15, "nested": {"a": 1}})
+
+
+def test_a_run_that_failed_before_its_first_result_binds_nobody(tmp_path):
+    directory = open_stage(tmp_path / "s", "clusters", {"num_clusters": 500})
+    assert open_stage(directory, "clusters", {"num_clusters": 5}) == directory
+    (directory / "centroids.npy").write_bytes(b"a result")
+    with pytest.raises(StageMismatchError, match=r"asked for 7, the directory has 5"):
+        open_stage(directory, "clusters", {"num_clusters": 7})
+
+
+def test_a_strangers_directory_is_not_written_into(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(StageMismatchError, match="is not empty"):
+        open_stage(tmp_path, "masks", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_digest_depends_on_settings_and_on_what_came_out(tmp_path):
+    digests = []
+    for name, settings, counts in (("a", 1, 5), ("b", 2, 5), ("c", 1, 6), ("d", 1, 5)):
+        directory = open_stage(tmp_path / name, "masks", {"tau": settings})
+        close_stage(directory, {"masks": counts})
+        digests.append(settings_digest(directory))
+    assert len(set(digests[:3])) == 3 and digests[3] == digests[0]
+
+
+def test_a_failing_writer_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"b": 1, "a": 2})
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half a fi")
+        raise RuntimeError
+    assert read_json(path) == {"a": 2, "b": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_json_bytes_do_not_depend_on_insertion_order(tmp_path):
+    write_json(tmp_path / "a", {"b": 1, "a": 2})
+    write_json(tmp_path / "b", {"a": 2, "b": 1})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_broken_json_names_the_file(tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
+        read_json(tmp_path / "a.json")
+
+
+def test_slices_cover_everything_once():
+    assert shard_slices(5, 2) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert shard_slices(0, 2) == []
+    with pytest.raises(ValueError, match="at least 1"):
+        shard_slices(3, 0)
+
+
+def test_failures_are_listed_and_too_many_end_the_run(tmp_path):
+    failures = [Failure("b.jpg", "empty"), Failure("a.jpg", "truncated")]
+    report_failures(tmp_path, failures, total=200, max_share=0.01)
+    assert json.loads((tmp_path / "failures.json").read_text()) == [
+        {"file_name": "a.jpg", "reason": "truncated"},
+        {"file_name": "b.jpg", "reason": "empty"},
+    ]
+    with pytest.raises(TooManyFailuresError, match=r"(?s)2 of 199 images.*a\.jpg: truncated"):
+        report_failures(tmp_path, failures, total=199, max_share=0.01)

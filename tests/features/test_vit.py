@@ -172,7 +172,8 @@ def test_the_offset_never_loses_a_row(patch_size):
 def test_every_architecture_exists_in_timm():
     for name, architecture in ARCHITECTURES.items():
         assert timm.is_model(architecture.timm_name), name
-        assert architecture.checksum.partition(":")[0] in ("md5", "sha256")
+        if name != "dino_vits8_300ep":  # no digest of it is published
+            assert architecture.checksum.partition(":")[0] in ("md5", "sha256")
 
 
 def test_addresses_are_those_that_timm_knows():
@@ -180,6 +181,9 @@ def test_addresses_are_those_that_timm_knows():
     for architecture in ARCHITECTURES.values():
         if architecture.url:
             tag = f"{architecture.timm_name}.{tags[architecture.family]}"
+            if "_300ep" in architecture.url:  # timm knows the other one alone
+                assert "dino_deitsmall8_300ep_pretrain/dino_deitsmall8_300ep_pretrain.pth" in architecture.url
+                continue
             assert architecture.url == timm.get_pretrained_cfg(tag).url
 
 

@@ -5,9 +5,9 @@ import pytest
 import slow_maskcut
 import torch
 from detectron2.config import get_cfg
-from u2seg.config import add_u2seg_config
+from u2seg.config import add_u2seg_config, setup_cfg
 from u2seg.pseudo_labels.masks import MaskCut, StrictMaskCut, build_mask_generator
-from u2seg.pseudo_labels.masks.maskcut import scipy_second_eigenvector, select_object
+from u2seg.pseudo_labels.masks.maskcut import MaskCutRules, scipy_second_eigenvector, select_object
 
 COCO_MINI = Path(__file__).parents[4] / "shared" / "data" / "coco_mini" / "train2017"
 SETTINGS = {
@@ -58,6 +58,39 @@ def compare(run, reference, seeds):
 
 def test_strict_mode_equals_the_published_rules():
     assert compare(StrictMaskCut(**SETTINGS), slow_maskcut.strict, range(260)) >= 200
+
+
+def random_image(seed, rows=12, columns=15):
+    """Smoothed noise, (6, rows, columns): no object, islands, and regions of any shape."""
+    noise = torch.from_numpy(np.random.default_rng(seed).normal(size=(1, 6, rows, columns)).astype(np.float32))
+    return torch.nn.functional.avg_pool2d(noise, 3, stride=1, padding=1)[0].numpy()
+
+
+def oriented_solver(affinity):
+    vector, value = scipy_second_eigenvector(affinity)
+    return slow_maskcut.positive_peak(vector), value
+
+
+@pytest.mark.parametrize(("image", "num_seeds"), [(planted_image, 300), (random_image, 60)])
+def test_the_published_rules_with_the_fast_solver_equal_the_published_code(image, num_seeds):
+    rounds = 5  # more than the published three, so that rejected regions come back
+    fast = mask_cut(rules=MaskCutRules.published(), rounds=rounds)
+    num_compared = 0
+    for seed in range(num_seeds):
+        features = image(seed)
+        expected, gap = slow_maskcut.strict(features, rounds=rounds, orient=slow_maskcut.positive_peak)
+        if gap > 1e-3:
+            num_compared += 1
+            assert_same_masks(fast(torch.from_numpy(features)[None])[0].masks, expected)
+    assert num_compared >= 30
+
+
+def test_strict_mode_with_that_sign_equals_the_fast_solver():
+    fast = mask_cut(rules=MaskCutRules.published())
+    strict = StrictMaskCut(**SETTINGS, solver=oriented_solver)
+    for seed in range(30):
+        image = torch.from_numpy(random_image(seed))[None]
+        assert_same_masks(fast(image)[0].masks, strict(image)[0].masks)
 
 
 def test_default_mode_equals_the_slow_one():
@@ -117,6 +150,48 @@ def test_a_repeat_is_rejected_and_then_accepted_in_strict_mode():
     masks = strict(torch.ones(1, 3, 10, 12))[0].masks
     assert [mask.sum() for mask in masks] == [16, 8]
     assert masks[1][3:7, 8:10].all()
+
+
+def test_all_the_rest_is_no_object():
+    # A ground and an object. The object is found; what is cut off next is what was removed, and the ground is not thereby an object.
+    features = np.zeros((2, 10, 12), np.float32)
+    features[0] = 1
+    features[:, 3:7, 4:9] = [[[0]], [[1]]]
+    image = torch.from_numpy(features)[None]
+    (mask,) = mask_cut(max_corners=5)(image)[0].masks
+    assert np.array_equal(mask, features[1] > 0)
+    # A region that holds all but one of the patches left, 99 %, is "the rest" as well.
+    features[:, 3:7, 4:9] = [[[1]], [[0]]]
+    features[:, 0, 0] = [0, 1]
+    features[:, 0, 1] = [1, 1]
+    image = torch.from_numpy(features)[None]
+    shares = [mask.mean() for mask in mask_cut(max_corners=5, min_area=0.0)(image)[0].masks]
+    assert all(share < 0.95 for share in shares)
+
+
+def test_each_rule_does_what_it_says():
+    # A plateau of 6 patches of 120 in a corner: one image corner, 5 % of the patches.
+    features = np.zeros((2, 10, 12), np.float32)
+    features[0] = 1
+    features[:, :2, :3] = [[[0]], [[1]]]
+    image = torch.from_numpy(features)[None]
+
+    def count(min_area=0.01, max_corners=3, **rules):
+        generator = mask_cut(rounds=1, min_area=min_area, max_corners=max_corners, rules=MaskCutRules(**rules))
+        return len(generator(image)[0].masks)
+
+    assert count() == 1
+    assert count(min_area=0.06) == 0 and count(min_area=0.06, check_first_area=False) == 1
+    assert count(max_corners=1) == 0 and count(max_corners=1, reject_corners=False) == 1
+    assert count(max_live_share=0.05) == 1 and count(max_live_share=0.04) == 0
+
+
+def test_rules_come_from_the_configuration():
+    cfg = cpu_config()
+    assert MaskCutRules.from_config(cfg) == MaskCutRules()
+    assert build_mask_generator(cfg).rules == MaskCutRules()
+    for name in ("COCO-PanopticSegmentation/u2seg_R50_800.yaml", "ImageNet-InstanceSegmentation/cutler_R50.yaml"):
+        assert build_mask_generator(setup_cfg(name)).rules == MaskCutRules.published()
 
 
 def test_select_object_prefers_the_side_with_fewer_corners():

@@ -17,6 +17,20 @@ def add_masks_config(cfg: CN) -> None:
     cfg.MASKS.MIN_AREA = 0.01  # share of the patches at or below which a mask is rejected [MaskCut: not for the first]
     cfg.MASKS.MAX_AREA = 1.0  # share of the patches above which a mask is rejected; 1.0: none is [MaskCut]
     cfg.MASKS.MAX_CORNERS = 3  # a mask that owns so many of the image's corners is background [MaskCut]
+    # MaskCut's own additions to the published rules [ours]; what the published code does is in brackets, and all of it together in
+    # configs/Base-U2Seg-R50.yaml.
+    cfg.MASKS.RULES = CN()
+    # A region grows from a patch that no mask holds yet, and none is taken from a side without one [False].
+    cfg.MASKS.RULES.LIVE_SEEDS = True
+    cfg.MASKS.RULES.CHECK_FIRST_AREA = True  # MIN_AREA holds for the first mask too [False]
+    cfg.MASKS.RULES.MEASURE_NEW_PATCHES = True  # areas are of what no earlier mask holds [False: of the whole region]
+    cfg.MASKS.RULES.REJECT_CORNERS = (
+        True  # a region with MAX_CORNERS corners is rejected [False: corners choose a side]
+    )
+    # Share of the patches left above which a region is rejected as "all the rest" [1.0: never].
+    cfg.MASKS.RULES.MAX_LIVE_SHARE = 0.95
+    # A rejected region does not come back: it is removed like a mask [False].
+    cfg.MASKS.RULES.REMOVE_REJECTED = True
     # VoteCut: the second eigenvectors of several graphs vote [CuVLER, CVPR 2024, section 3.1].
     cfg.MASKS.VOTE = CN()
     cfg.MASKS.VOTE.TAUS = (

@@ -26,7 +26,8 @@ class Architecture:
         pretrained_size: side in pixels of the images that the position embedding was trained for.
         file_name: the authors' weight file.
         url: where it can be downloaded; "" where the authors ask for a form to be filled in first.
-        checksum: ``"md5:..."`` or ``"sha256:..."``, the beginning of the file's digest.
+        checksum: ``"md5:..."`` or ``"sha256:..."``, the beginning of the file's digest; "" where none is published: any file
+            of the right names and shapes is then taken.
         position_offset: added to the patch grid's size in the resize of the position embedding; see
             :func:`u2seg.features.vit.resize_position_embedding`.
         position_antialias: whether that resize filters when it makes the grid smaller.
@@ -42,9 +43,10 @@ class Architecture:
     position_antialias: bool = False
 
 
-def _dino(timm_name: str, stem: str, md5: str) -> Architecture:
+def _dino(timm_name: str, stem: str, md5: str = "") -> Architecture:
     file_name = f"{stem}_pretrain.pth"
-    return Architecture(timm_name, "dino", 224, file_name, f"{_META}dino/{stem}_pretrain/{file_name}", f"md5:{md5}")
+    checksum = f"md5:{md5}" if md5 else ""
+    return Architecture(timm_name, "dino", 224, file_name, f"{_META}dino/{stem}_pretrain/{file_name}", checksum)
 
 
 def _dinov2(timm_name: str, stem: str, sha256: str, registers: bool = False) -> Architecture:
@@ -67,6 +69,8 @@ def _dinov3(timm_name: str, name: str, sha256: str) -> Architecture:
 ARCHITECTURES: dict[str, Architecture] = {
     "dino_vits16": _dino("vit_small_patch16_224", "dino_deitsmall16", "cf0f22"),
     "dino_vits8": _dino("vit_small_patch8_224", "dino_deitsmall8", "230cd5"),
+    # Trained for 300 epochs: what MaskCut and CuVLER call "small, patch 8". No digest of it is published.
+    "dino_vits8_300ep": _dino("vit_small_patch8_224", "dino_deitsmall8_300ep"),
     "dino_vitb16": _dino("vit_base_patch16_224", "dino_vitbase16", "552daf"),
     "dino_vitb8": _dino("vit_base_patch8_224", "dino_vitbase8", "556550"),
     "dinov2_vits14": _dinov2("vit_small_patch14_dinov2", "vits14", "b938bf1bc15cd2ec"),
@@ -125,7 +129,8 @@ def find_weights(architecture: Architecture, weights: str) -> Path:
             f"{architecture.url} could not be downloaded ({error}). On a machine without a network, copy the file from "
             "one that has it and set FEATURES.VIT.WEIGHTS to its path"
         ) from error
-    check_digest(path, architecture.checksum)
+    if architecture.checksum:
+        check_digest(path, architecture.checksum)
     return path
 
 

@@ -17,13 +17,56 @@ from u2seg.pseudo_labels.masks.refinement import mask_iou
 ROUNDING = 1e-9  # share of the largest magnitude below which entries of an eigenvector count as equal [ours]
 
 
+@dataclass(frozen=True)
+class MaskCutRules:
+    """Where the default rules differ from the published code: ``MASKS.RULES`` of the configuration.
+
+    Attributes:
+        live_seeds: the region grows from the most extreme patch of its side that is still there; published: from the most extreme
+            one, which may lie in what was found before.
+        check_first_area: the first region must be larger than ``min_area`` as well; published: later ones only.
+        measure_new_patches: areas are those of the patches that no earlier mask holds; published: of the whole region.
+        reject_corners: a region that itself owns ``max_corners`` image corners is rejected; published: corners only choose the side.
+        max_live_share: share, 0..1, of the patches that are still there above which a region is rejected as "all the rest"; 1:
+            never [published].
+        remove_rejected: a rejected region is removed from the graph like a mask; published: it is not, so that the next round solves
+            the same problem, compares with nothing, and accepts what was rejected as a repeat.
+    """
+
+    live_seeds: bool = True
+    check_first_area: bool = True
+    measure_new_patches: bool = True
+    reject_corners: bool = True
+    max_live_share: float = 0.95
+    remove_rejected: bool = True
+
+    @classmethod
+    def published(cls) -> "MaskCutRules":
+        """Returns the rules of the published code."""
+        return cls(
+            live_seeds=False,
+            check_first_area=False,
+            measure_new_patches=False,
+            reject_corners=False,
+            max_live_share=1.0,
+            remove_rejected=False,
+        )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "MaskCutRules":
+        """Returns the rules that ``cfg.MASKS.RULES`` describes."""
+        return cls(**{key.lower(): value for key, value in cfg.MASKS.RULES.items()})
+
+
 @MASK_GENERATOR_REGISTRY.register()
 class MaskCut(MaskGenerator):
     """The rounds of MaskCut, batched over images.
 
-    Source: CutLER, section 3.1. Differs from the published code in two points, which ``StrictMaskCut`` reproduces: the choice of
-    the object does not depend on the arbitrary sign of the eigenvector, and a rejected region is removed as well, so that it
-    does not come back in the next round.
+    Source: CutLER, section 3.1. ``MaskCutRules`` names every rule in which the default differs from the published code; with
+    ``MaskCutRules.published()`` the masks are those of ``StrictMaskCut`` but for two things that the published code leaves to its
+    solver. *The sign*: where the side of the larger peak owns three corners, the published code takes either side, as the arbitrary
+    sign of LAPACK's vector falls; here it is always the other side. *Graphs without structure* (lambda = 1): every vector is a
+    solution, and the published code cuts along whichever it is given; here the image is finished.
     """
 
     @configurable
@@ -38,6 +81,7 @@ class MaskCut(MaskGenerator):
         max_area: float,
         max_corners: int,
         max_previous_iou: float,
+        rules: MaskCutRules = MaskCutRules(),
     ):
         """Takes its settings; see ``MASKS`` in the configuration."""
         if rounds < 1:
@@ -52,6 +96,7 @@ class MaskCut(MaskGenerator):
         self.max_area = max_area
         self.max_corners = max_corners
         self.max_previous_iou = max_previous_iou
+        self.rules = rules
 
     @classmethod
     def from_config(cls, cfg: CfgNode):
@@ -65,6 +110,7 @@ class MaskCut(MaskGenerator):
             "max_area": cfg.MASKS.MAX_AREA,
             "max_corners": cfg.MASKS.MAX_CORNERS,
             "max_previous_iou": cfg.MASKS.MAX_PREVIOUS_IOU,
+            "rules": MaskCutRules.from_config(cfg),
         }
 
     def __call__(self, features: Tensor) -> list[PatchMasks]:
@@ -72,36 +118,48 @@ class MaskCut(MaskGenerator):
         batch, _, rows, columns = features.shape
         affinity = BinaryAffinity(prepare_features(features, self.center_features), self.tau)
         progress = [_Progress.start(rows, columns) for _ in range(batch)]
-        for _ in range(self.rounds):
+        for round_index in range(self.rounds):
             if all(image.is_finished for image in progress):
                 break
             removed = torch.from_numpy(np.stack([image.removed.ravel() for image in progress]))
             cuts = second_eigenvectors(affinity, removed.to(features.device), self.eps)
             for image, vector, value in zip(progress, cuts.vectors.cpu().numpy(), cuts.cut_values.tolist()):
                 if not image.is_finished:
-                    self._one_round(image, vector.reshape(rows, columns), value)
+                    self._one_round(image, vector.reshape(rows, columns), value, is_first=round_index == 0)
         return [image.result() for image in progress]
 
-    def _one_round(self, image: "_Progress", vector: np.ndarray, cut_value: float) -> None:
+    def _one_round(self, image: "_Progress", vector: np.ndarray, cut_value: float, is_first: bool) -> None:
         if cut_value >= 1:  # nothing to cut: the image is uniform, or all of it has been taken
             image.is_finished = True
             return
-        region = select_object(vector, ~image.removed)
-        fresh = region & ~image.removed
-        if not fresh.any():
-            image.is_finished = True
-            return
-        if self._is_acceptable(region, fresh, image.previous):
-            image.masks.append(fresh)
-            image.cut_values.append(cut_value)
-            image.previous = region
-        image.removed |= region
+        live = ~image.removed
+        region = select_object(vector, live if self.rules.live_seeds else np.ones_like(live))
+        if self._is_acceptable(region, live, image.previous, is_first):
+            fresh = region & live
+            # An empty one leaves the graph as it is, so that all later rounds find the same.
+            image.is_finished = not fresh.any()
+            if not image.is_finished:
+                image.masks.append(fresh)
+                image.cut_values.append(cut_value)
+                image.previous = region
+                image.removed |= region
+        elif self.rules.remove_rejected:
+            image.is_finished = not (region & live).any()
+            image.removed |= region
+        else:
+            image.previous = None
 
-    def _is_acceptable(self, region: np.ndarray, fresh: np.ndarray, previous: np.ndarray | None) -> bool:
+    def _is_acceptable(self, region: np.ndarray, live: np.ndarray, previous: np.ndarray | None, is_first: bool) -> bool:
         if previous is not None and mask_iou(region, previous) > self.max_previous_iou:
             return False
-        area = fresh.sum() / fresh.size
-        return bool(self.min_area < area <= self.max_area and count_corners(region) < self.max_corners)
+        fresh = region & live
+        if fresh.sum() > self.rules.max_live_share * live.sum():
+            return False
+        if self.rules.reject_corners and count_corners(region) >= self.max_corners:
+            return False
+        area = (fresh if self.rules.measure_new_patches else region).mean()
+        is_large_enough = area > self.min_area or (is_first and not self.rules.check_first_area)
+        return bool(is_large_enough and area <= self.max_area)
 
 
 @dataclass
@@ -132,13 +190,14 @@ def select_object(vector: np.ndarray, live: np.ndarray) -> np.ndarray:
 
     Args:
         vector: float64 (rows, columns).
-        live: bool (rows, columns), patches that may seed an object: those not removed.
+        live: bool (rows, columns), patches that may seed an object.
 
     Returns:
-        bool (rows, columns); empty where no side has a live patch.
+        bool (rows, columns); empty where the chosen side has no live patch: the cut tells what was removed from the rest, and the
+        rest is not thereby an object.
 
     Source: CutLER, section 3.1, made independent of the sign: the published code flips the sides when "above" owns three corners
-    or lacks the peak.
+    or lacks the peak. The four corners being shared out, that is the same where the peak is positive and no corner is at the mean.
     """
     largest = np.abs(vector).max(initial=0.0)
     if largest == 0 or not live.any():
@@ -146,24 +205,27 @@ def select_object(vector: np.ndarray, live: np.ndarray) -> np.ndarray:
     # On a grid of 1e-9 of the largest entry, symmetric about zero, so that a flipped vector gives the flipped grid.
     grid = np.rint(vector / (largest * ROUNDING))
     above_mean = grid - np.rint(grid.mean())
-    candidates = [_side(direction * above_mean, np.abs(grid), live) for direction in (1, -1)]
+    candidates = [_side(direction * above_mean, np.abs(grid)) for direction in (1, -1)]
     candidates = [candidate for candidate in candidates if candidate is not None]
     if not candidates:
         return np.zeros_like(live)
     # No step of the comparison knows which side is "above".
-    _, _, seed, side = min(candidates, key=lambda candidate: candidate[:3])
+    *_, height = min(candidates, key=lambda candidate: candidate[:3])
+    side = height > 0
+    if not (side & live).any():
+        return np.zeros_like(live)
+    seed = int(np.where(side & live, height, 0.0).argmax())  # the lowest index among equals
     labels, _ = ndimage.label(side)  # 4-connected
     return labels == labels.flat[seed]
 
 
-def _side(height: np.ndarray, magnitude: np.ndarray, live: np.ndarray) -> tuple[int, float, int, np.ndarray] | None:
-    """Returns (corners, minus the peak's magnitude, seed, side) of the patches where ``height`` is positive; None if none lives."""
+def _side(height: np.ndarray, magnitude: np.ndarray) -> tuple[int, float, int, np.ndarray] | None:
+    """Returns (corners, minus the peak's magnitude, its index, ``height``) of where ``height`` is positive; None if nowhere."""
     side = height > 0
-    owned = side & live
-    if not owned.any():
+    if not side.any():
         return None
-    seed = int(np.where(owned, height, 0.0).argmax())  # the lowest index among equals
-    return count_corners(side), -float(magnitude[owned].max()), seed, side
+    peak = int(np.where(side, magnitude, -1.0).argmax())
+    return count_corners(side), -float(magnitude.flat[peak]), peak, height
 
 
 def count_corners(mask: np.ndarray) -> int:

@@ -95,7 +95,10 @@ class BinaryAffinity:
         part = BinaryAffinity.__new__(BinaryAffinity)
         part.batch_size, part.num_patches, part.device = 1, len(nodes), self.device
         part._is_integer = self._is_integer
-        part._matrix = self._matrix[index][nodes][:, nodes][None].contiguous()
+        matrix = self._matrix[index]
+        # All patches, in their order: no copy.
+        is_whole = len(nodes) == self.num_patches and bool((nodes[1:] > nodes[:-1]).all())
+        part._matrix = matrix[None] if is_whole else matrix[nodes][:, nodes][None].contiguous()
         return part
 
     def _store(self, features: Tensor, are_concatenate: Callable[[Tensor, Tensor], Tensor]) -> None:

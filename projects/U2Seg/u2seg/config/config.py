@@ -19,6 +19,7 @@ from u2seg.config.pseudo_labels import (
 )
 from u2seg.config.solver import add_solver_config
 from u2seg.config.test import add_test_config
+from u2seg.config.validation import check_config
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -80,6 +81,7 @@ def setup_cfg(config_file: str | Path, opts: list[str] | tuple = ()) -> CN:
 
     Raises:
         FileNotFoundError: no such file, neither on disk nor shipped.
+        ValueError: a value that its key cannot have; the message says what was expected.
         KeyError: a key that neither Detectron2 nor this project has; the message names those that are spelled alike.
         ValueError: a key without a value.
     """
@@ -88,6 +90,7 @@ def setup_cfg(config_file: str | Path, opts: list[str] | tuple = ()) -> CN:
     cfg.merge_from_file(find_config_file(config_file))
     _check_keys(cfg, list(opts))
     cfg.merge_from_list(list(opts))
+    check_config(cfg)
     return cfg
 
 

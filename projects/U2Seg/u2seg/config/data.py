@@ -2,6 +2,20 @@
 
 from detectron2.config import CfgNode as CN
 
+from u2seg.config.validation import (
+    NON_NEGATIVE,
+    POSITIVE,
+    PROBABILITY,
+    SHARE,
+    choice,
+    flag,
+    integer,
+    number,
+    register_rules,
+    several,
+    text,
+)
+
 
 def add_data_config(cfg: CN) -> None:
     """Adds the keys of datasets and training samples to a configuration, in place."""
@@ -21,3 +35,30 @@ def add_data_config(cfg: CN) -> None:
     # Overlap with an existing mask, as a share of that mask, from which a paste is refused
     cfg.INPUT.COPY_PASTE.MAX_IOY = 0.5
     cfg.INPUT.COPY_PASTE.MAX_INSTANCES = 0  # pasted into one sample; 0: any number of the source's
+
+
+register_rules(
+    {
+        "DATASETS.TRAIN": several(text()),
+        "DATASETS.TEST": several(text()),
+        "DATASETS.TRAIN_RATIO": several(POSITIVE),
+        "DATALOADER.NUM_WORKERS": integer(0, 1024),
+        "DATALOADER.ASPECT_RATIO_GROUPING": flag(),
+        "DATALOADER.FILTER_EMPTY_ANNOTATIONS": flag(),
+        "INPUT.DATASET_MAPPER_NAME": text(),
+        "INPUT.FORMAT": choice("BGR", "RGB"),
+        "INPUT.MASK_FORMAT": choice("polygon", "bitmask"),
+        "INPUT.MIN_SIZE_TEST": NON_NEGATIVE,
+        "INPUT.MAX_SIZE_TEST": integer(1),
+        "INPUT.MIN_SIZE_TRAIN": several(integer(1), at_least=1),
+        "INPUT.MAX_SIZE_TRAIN": integer(1),
+        "INPUT.MIN_SIZE_TRAIN_SAMPLING": choice("choice", "range"),
+        "INPUT.RANDOM_FLIP": choice("horizontal", "vertical", "none"),
+        "INPUT.COPY_PASTE.ENABLED": flag(),
+        "INPUT.COPY_PASTE.PROBABILITY": PROBABILITY,
+        "INPUT.COPY_PASTE.SAME_CLUSTER": flag(),
+        "INPUT.COPY_PASTE.SCALE_RANGE": several(number(0, 10, above=True), count=2, ascending=True),
+        "INPUT.COPY_PASTE.MAX_IOY": SHARE,
+        "INPUT.COPY_PASTE.MAX_INSTANCES": NON_NEGATIVE,
+    }
+)

@@ -2,6 +2,8 @@
 
 from detectron2.config import CfgNode as CN
 
+from u2seg.config.validation import COUNT, SHARE, flag, integer, register_rules, several, text
+
 
 def add_model_config(cfg: CN) -> None:
     """Adds the keys of the models to a configuration, in place."""
@@ -19,3 +21,23 @@ def add_model_config(cfg: CN) -> None:
     cfg.MODEL.SMALL_RESNET.WIDTH = 32  # channels of res2, doubled by each later stage
     cfg.MODEL.SMALL_RESNET.BLOCKS_PER_STAGE = 1
     cfg.MODEL.SMALL_RESNET.STRIDES = (1, 2, 2, 2)  # of res2 to res5, behind a stem of stride 2
+
+
+register_rules(
+    {
+        "MODEL.DEVICE": text(),
+        "MODEL.META_ARCHITECTURE": text(),
+        "MODEL.WEIGHTS": text(empty=True),
+        "MODEL.CHANNELS_LAST": flag(),
+        "MODEL.ACTIVATION_CHECKPOINTING": flag(),
+        "MODEL.ROI_HEADS.NUM_CLASSES": COUNT,
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": COUNT,
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": SHARE,
+        "MODEL.ROI_HEADS.NMS_THRESH_TEST": SHARE,
+        "MODEL.ROI_HEADS.DROP_LOSS.ENABLED": flag(),
+        "MODEL.ROI_HEADS.DROP_LOSS.IOU_THRESH": SHARE,
+        "MODEL.SMALL_RESNET.WIDTH": COUNT,
+        "MODEL.SMALL_RESNET.BLOCKS_PER_STAGE": COUNT,
+        "MODEL.SMALL_RESNET.STRIDES": several(integer(1, 4), count=4),
+    }
+)

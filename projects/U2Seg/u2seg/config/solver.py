@@ -2,6 +2,19 @@
 
 from detectron2.config import CfgNode as CN
 
+from u2seg.config.validation import (
+    COUNT,
+    NON_NEGATIVE,
+    POSITIVE,
+    choice,
+    flag,
+    integer,
+    number,
+    register_rules,
+    several,
+    text,
+)
+
 
 def add_solver_config(cfg: CN) -> None:
     """Adds the keys of training to a configuration, in place."""
@@ -20,3 +33,28 @@ def add_solver_config(cfg: CN) -> None:
     cfg.SOLVER.EMA.DECAY = 0.999
     # Names in u2seg.engine's HOOK_REGISTRY: what else happens while a model trains. PASS's pretraining monitors k-NN accuracy.
     cfg.HOOKS = ()
+
+
+register_rules(
+    {
+        "SEED": integer(),
+        "HOOKS": several(text()),
+        "SOLVER.OPTIMIZER": text(),
+        "SOLVER.BASE_LR": POSITIVE,
+        "SOLVER.MAX_ITER": COUNT,
+        "SOLVER.STEPS": several(NON_NEGATIVE),
+        "SOLVER.IMS_PER_BATCH": COUNT,
+        "SOLVER.MOMENTUM": number(0, 1),
+        "SOLVER.WEIGHT_DECAY": number(0),
+        "SOLVER.WARMUP_ITERS": NON_NEGATIVE,
+        "SOLVER.CHECKPOINT_PERIOD": COUNT,
+        "SOLVER.AMP.ENABLED": flag(),
+        "SOLVER.AMP.PRECISION": choice("auto", "bf16", "fp16"),
+        "SOLVER.CLIP_GRADIENTS.ENABLED": flag(),
+        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": choice("value", "norm", "full_model"),
+        "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": POSITIVE,
+        "SOLVER.ACCUMULATION_STEPS": COUNT,
+        "SOLVER.EMA.ENABLED": flag(),
+        "SOLVER.EMA.DECAY": number(0, 1),
+    }
+)

@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
+from u2seg.config import check_config
 from u2seg.data import DatasetFilesError, register_datasets
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ def complete_config(cfg: CfgNode, eval_only: bool = False) -> CfgNode:
         DatasetFilesError: files of a dataset are missing.
         ValueError: a dataset that is named is not registered.
     """
+    check_config(cfg)
     frozen = cfg.is_frozen()
     cfg.defrost()
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():

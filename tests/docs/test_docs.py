@@ -1,5 +1,6 @@
 """The documentation names commands, keys, files and Python names that exist, and keeps its style."""
 
+import ast
 import re
 import shlex
 import struct
@@ -146,9 +147,15 @@ def test_python_names_exist(page):
 
 
 @pages
-def test_python_blocks_are_valid(page):
+def test_python_blocks_import_what_exists(page):
     for block in blocks(page.read_text(), "python"):
-        compile(block, page_id(page), "exec")
+        tree = ast.parse(block)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "u2seg":
+                absent = [alias.name for alias in node.names if not hasattr(import_module(node.module), alias.name)]
+                assert not absent, f"{page_id(page)}: {node.module} has no {absent}"
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "u2seg":
+                assert hasattr(import_module("u2seg"), node.attr), f"{page_id(page)}: u2seg.{node.attr}"
 
 
 def test_the_image_of_the_demo_is_small():

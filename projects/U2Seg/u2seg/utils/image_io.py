@@ -58,6 +58,12 @@ def image_ids(names: list[str]) -> list[int]:
 
     COCO's own ids where every file is named by a number (``000000000139.jpg`` -> 139) and no number comes twice, so that labels
     can be held against COCO's ground truth; else 1, 2, 3, ...
+
+    Example:
+        >>> image_ids(["000000000139.jpg", "000000000285.jpg"])
+        [139, 285]
+        >>> image_ids(["a/cat.jpg", "a/dog.jpg"])
+        [1, 2]
     """
     stems = [Path(name).stem for name in names]
     if all(stem.isascii() and stem.isdigit() and int(stem) > 0 for stem in stems):
@@ -68,7 +74,12 @@ def image_ids(names: list[str]) -> list[int]:
 
 
 def png_names(names: list[str]) -> list[str]:
-    """Returns a PNG name for each image, in the same directories; images that differ only in their suffix keep it in the name."""
+    """Returns a PNG name for each image, in the same directories; images that differ only in their suffix keep it in the name.
+
+    Example:
+        >>> png_names(["a/cat.jpg", "a/dog.jpg", "a/dog.webp"])
+        ['a/cat.png', 'a/dog.jpg.png', 'a/dog.webp.png']
+    """
     short = [str(PurePosixPath(name).with_suffix("")) for name in names]
     counts = Counter(stem.lower() for stem in short)  # lower case: some file systems do not tell A.png from a.png
     chosen = [stem if counts[stem.lower()] == 1 else name for stem, name in zip(short, names)]

@@ -99,7 +99,12 @@ def shard_path(directory: str | Path, index: int, suffix: str = ".parquet") -> P
 
 
 def shard_slices(count: int, shard_size: int) -> list[slice]:
-    """Returns the slices that cut ``count`` items into shards; an item's shard depends on nothing but its position."""
+    """Returns the slices that cut ``count`` items into shards; an item's shard depends on nothing but its position.
+
+    Example:
+        >>> shard_slices(5, shard_size=2)
+        [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
     if shard_size < 1:
         raise ValueError(f"shard size must be at least 1, got {shard_size}")
     return [slice(start, min(start + shard_size, count)) for start in range(0, count, shard_size)]

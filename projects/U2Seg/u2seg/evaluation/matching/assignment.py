@@ -18,6 +18,10 @@ def hungarian(counts: np.ndarray) -> np.ndarray:
     Args:
         counts: (clusters, categories), 0 or above.
 
+    Example:
+        >>> hungarian(np.array([[5, 4], [6, 0], [1, 1]]))
+        array([ 1,  0, -1])
+
     Source: Kuhn 1955; as cluster evaluation uses it since Xie et al., ICML 2016.
     """
     matched = np.full(counts.shape[0], NO_CATEGORY, np.int64)
@@ -47,6 +51,10 @@ def majority_vote(votes: np.ndarray) -> np.ndarray:
     """Returns the category with most votes of each cluster, the lowest of equals; -1 for a cluster without votes.
 
     Many clusters may share a category. Source: U2Seg, CVPR 2024, appendix B, which calls it multi-to-one Hungarian matching.
+
+    Example:
+        >>> majority_vote(np.array([[5, 4], [6, 0], [0, 0]]))
+        array([ 0,  0, -1])
     """
     return best_category(votes)
 

@@ -41,6 +41,13 @@ def semantic_scores(confusion: np.ndarray) -> SemanticScores:
             Void ground truth is left out beforehand. Pixels in the last row are errors: they belong to the union of their
             true category.
 
+    Example:
+        Of 10 pixels of category 0, 8 are right, 1 is called category 1 and 1 has no category; all 10 of category 1 are right.
+
+        >>> scores = semantic_scores(np.array([[8, 0], [1, 10], [1, 0]]))
+        >>> scores.accuracy.round(3), scores.iou.round(3)
+        (array([0.8, 1. ]), array([0.8  , 0.909]))
+
     Source: Detectron2's ``SemSegEvaluator`` (means over the categories that occur in the ground truth), which has no last row.
     """
     if confusion.shape[0] != confusion.shape[1] + 1:
@@ -89,6 +96,12 @@ def confusion_matrix(
         pixels: (rows,), how many pixels a row stands for.
         num_categories: of the ground truth.
         weights: float (rows,), multiplies ``pixels``; None for 1.
+
+    Example:
+        >>> confusion_matrix(np.array([0, 1, -1]), np.array([0, 0, 1]), np.array([8, 2, 5]), num_categories=2)
+        array([[8., 0.],
+               [2., 0.],
+               [0., 5.]])
     """
     scored = gt >= 0
     rows = np.where(predicted >= 0, predicted, num_categories)[scored].astype(np.int64)

@@ -7,16 +7,9 @@ import numpy as np
 import pytest
 from u2seg.evaluation.matching.assignment import best_category, hungarian, hungarian_then_best
 from u2seg.evaluation.matching.label_map import load_label_map, save_label_map
-from u2seg.evaluation.matching.protocols import (
-    PAPER_THRESHOLDS,
-    RELEASE_THRESHOLDS,
-    aliased,
-    build_protocol,
-    every_object_votes,
-    instance_votes,
-    paper_thresholds,
-    semantic_votes,
-)
+from u2seg.evaluation.matching.protocols import build_protocol
+from u2seg.evaluation.matching.protocols.u2seg import PAPER_THRESHOLDS, RELEASE_THRESHOLDS, aliased, paper_thresholds
+from u2seg.evaluation.matching.protocols.votes import every_object_votes, instance_votes, semantic_votes
 from u2seg.evaluation.scoring import ScoreSettings, evaluate_tables
 from u2seg.evaluation.tables.image_tables import (
     MapSegment,

@@ -29,8 +29,8 @@ from u2seg.evaluation.metrics.average_precision import (
     accumulate,
     match_detections,
 )
-from u2seg.evaluation.metrics.panoptic_quality import PanopticMatches, match_segments, panoptic_quality
-from u2seg.evaluation.metrics.semantic_scores import boundary_iou, confusion_matrix, semantic_scores
+from u2seg.evaluation.metrics.panoptic_quality import PanopticMatches, panoptic_quality
+from u2seg.evaluation.metrics.semantic_scores import SemanticScores, boundary_iou, confusion_matrix, semantic_scores
 from u2seg.evaluation.tables.segment_tables import SegmentTables, TableSpace, load_tables, with_stuff_groups
 
 CLASS_AGNOSTIC = "class_agnostic"  # the row of scores that need no protocol
@@ -265,7 +265,7 @@ class _Matched:
         for kind, curves in (self._curves if weights is None else self._resampled_curves(weights)).items():
             instances[TASK_OF_KIND[kind]] = curves.summary()
         if self.pixels is not None:
-            semantic = semantic_scores(semantic_confusion(self.pixels, self.semantic, weights)).summary()
+            semantic = self._semantic_scores(weights).summary()
         if self.boundary is not None and semantic:
             semantic["boundary_IoU"] = 100 * boundary_iou(*self._boundary_sums(weights))
         return {"panoptic_seg": panoptic, **instances, "sem_seg": semantic}
@@ -286,10 +286,15 @@ class _Matched:
         for kind, curves in self._curves.items():
             add(space.categories.thing_names, f"{TASK_OF_KIND[kind]}_AP", curves.per_category_ap())
         if self.pixels is not None:
-            scores = semantic_scores(semantic_confusion(self.pixels, self.semantic))
+            scores = self._semantic_scores()
             add(self.semantic.names, "IoU", scores.iou)
             add(self.semantic.names, "ACC", scores.accuracy)
         return rows
+
+    def _semantic_scores(self, weights: np.ndarray | None = None) -> SemanticScores:
+        confusion = semantic_confusion(self.pixels, self.semantic, weights)
+        every = np.ones(len(self.semantic.names), bool)
+        return semantic_scores(confusion, every if self.semantic.absent_classes_count else None)
 
     def _boundary_sums(self, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows, count = self.boundary, len(self.semantic.names)
@@ -309,9 +314,7 @@ def _matched(tables: SegmentTables, label_map: LabelMap, protocol: Protocol, set
     tasks, semantic = set(tables.space.tasks), label_map.semantic
     panoptic = unmatched = pixels = boundary = None
     if protocol.scores_segments and "panoptic" in tasks:
-        panoptic = match_segments(
-            tables, label_map.panoptic, label_map.error_category, merge_stuff=protocol.merge_stuff
-        )
+        panoptic = protocol.match_segments(tables, label_map)
         unmatched = tables.predicted["image"], label_map.panoptic[tables.predicted["label"]] < 0
     if semantic is not None and {"panoptic": "panoptic", "head": "semantic"}[semantic.source] in tasks:
         pixels = PIXEL_SOURCES[semantic.source](tables)

@@ -65,7 +65,9 @@ class SemanticMap:
         labels: int (predicted labels,), class of each predicted label, -1 for none: always wrong.
         gt: int (joint categories,), class of each category.
         names: of the classes.
-        unmatched_vanish: whether pixels predicted as "none" are left out instead of wrong; a fault of U2Seg's release.
+        unmatched_vanish: whether pixels predicted as "none" are left out instead of wrong: a fault of U2Seg's release, and the
+            rule of CUPS's release for pixels without a prediction.
+        absent_classes_count: whether a class that is predicted but does not occur in the ground truth counts in the mean, as 0.
     """
 
     source: str
@@ -73,6 +75,7 @@ class SemanticMap:
     gt: np.ndarray
     names: tuple[str, ...]
     unmatched_vanish: bool = False
+    absent_classes_count: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ def save_label_map(path: str | Path, label_map: LabelMap, space: TableSpace) -> 
                 "gt": semantic.gt.tolist(),
                 "names": semantic.names,
                 "unmatched_vanish": semantic.unmatched_vanish,
+                "absent_classes_count": semantic.absent_classes_count,
             },
         },
     )
@@ -155,6 +159,7 @@ def load_label_map(path: str | Path, space: TableSpace) -> LabelMap:
             np.array(semantic["gt"], np.int64),
             tuple(semantic["names"]),
             semantic["unmatched_vanish"],
+            semantic.get("absent_classes_count", False),  # maps of version 0.1 lack it
         ),
         values["provenance"],
     )

@@ -18,7 +18,7 @@ from u2seg.evaluation.registries import EVALUATOR_REGISTRY
 from u2seg.evaluation.score_table import format_table
 from u2seg.luss.data.id_maps import read_id_map, write_id_map
 from u2seg.luss.evaluation.luss_counts import COUNTS, LUSS_IGNORE, OTHER, SWEEP_COUNTS, count_image, count_sweep
-from u2seg.luss.evaluation.luss_metrics import MATCHERS, LussScores, co_occurrence, full_label_map, score, sweep_scores
+from u2seg.luss.evaluation.luss_metrics import MATCHERS, LussScores, full_label_map, match_clusters, score, sweep_scores
 from u2seg.utils.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -204,7 +204,7 @@ class LussEvaluator(DatasetEvaluator):
 
     def _matched(self, counts: np.ndarray, num_clusters: int) -> np.ndarray:
         if self.matching in MATCHERS:
-            return MATCHERS[self.matching](co_occurrence(counts, num_clusters, len(self.class_names)))
+            return match_clusters(self.matching, counts, num_clusters, len(self.class_names))
         return read_match(self.matching, num_clusters)
 
     def _saved_or_identity(self) -> np.ndarray:

@@ -380,6 +380,11 @@ def test_the_evaluator_gives_the_functions_scores_and_writes_them(tmp_path):
     found = run(one, images)["luss"]
     assert found == pytest.approx(scores_of(images, 5), nan_ok=True)
     assert json.loads((tmp_path / "out/metrics.json").read_text())["luss"]["hungarian"]["mIoU"] == found["mIoU"]
+    # Fewer images than the dataset has: not the dataset's score.
+    assert list(run(evaluator(tmp_path, images), images[:5])) == ["partial/luss"]
+    record = json.loads((tmp_path / "out/metrics.json").read_text())["record"]
+    assert record == {"images": 5, "dataset_images": 12, "complete": False}
+    run(one, images)
     saved = evaluator(tmp_path, images, matching=str(tmp_path / "out/match.json"))
     assert run(saved, images)["luss"] == pytest.approx(found, nan_ok=True)
 

@@ -65,6 +65,26 @@ class ScoreSettings:
     bootstrap: int = 0
     max_detections: tuple[int, ...] = MAX_DETECTIONS
 
+    def __post_init__(self):
+        if self.fit_on and self.label_map:
+            raise ValueError(
+                f"either label maps are fitted on {self.fit_on} or the saved one of {self.label_map} is used, not both; leave one "
+                "of fit_on (TEST.LABEL_MAP.FIT_ON, --fit-on) and label_map (TEST.LABEL_MAP.FILE, --label-map) empty"
+            )
+        if not 0 <= self.nms_across_clusters <= 1:
+            raise ValueError(
+                "nms_across_clusters (TEST.NMS_ACROSS_CLUSTERS) must be an IoU in 0..1, 0 for none, got "
+                f"{self.nms_across_clusters}"
+            )
+        if self.bootstrap < 0 or self.bootstrap != int(self.bootstrap):
+            raise ValueError(
+                f"bootstrap (TEST.BOOTSTRAP) must be a number of resamples, 0 for none, got {self.bootstrap}"
+            )
+
+    def row_name(self, protocol: str) -> str:
+        """Returns the name of a protocol's row of scores: it names the saved label map where one is used."""
+        return f"{protocol} (map {Path(self.label_map).name})" if self.label_map else protocol
+
     @classmethod
     def of_config(cls, cfg: CfgNode | None = None) -> "ScoreSettings":
         """Returns the settings of a configuration, or the defaults; ``fit_on`` as the configuration names it."""
@@ -88,10 +108,11 @@ class Evaluation:
 
     Attributes:
         space: what was scored; its categories are grouped if the settings asked for it.
-        results: ``panoptic_seg``, ``bbox``, ``segm`` and ``sem_seg`` -> protocol -> metric -> 0..100.
+        results: ``panoptic_seg``, ``bbox``, ``segm`` and ``sem_seg`` -> row -> metric -> 0..100. A row is a protocol, or the
+            :meth:`ScoreSettings.row_name` of one with a saved label map.
         label_maps: protocol -> what it fitted.
         notes: protocol -> counts of clusters and segments, for the record beside the scores.
-        per_category: protocol -> category -> metric -> 0..100.
+        per_category: row -> category -> metric -> 0..100.
         intervals: as ``results``, with [low, high] of 95 % intervals over the images, the label maps held fixed; empty without
             bootstrap.
     """
@@ -109,8 +130,10 @@ def evaluate_tables(tables: SegmentTables, settings: ScoreSettings) -> Evaluatio
 
     Raises:
         KeyError: an unknown protocol.
-        ValueError: the tables or the label map on which to fit belong to other clusters or categories.
+        ValueError: the tables or the label map on which to fit belong to other clusters or categories, or there is no image.
     """
+    if not len(tables.images):
+        raise ValueError(f"the tables of {tables.space.dataset!r} hold no image; there is nothing to score")
     tables = _grouped(tables, settings)
     fit_on = _fitting_tables(tables, settings)
     given = load_label_map(settings.label_map, tables.space) if settings.label_map else None
@@ -119,10 +142,11 @@ def evaluate_tables(tables: SegmentTables, settings: ScoreSettings) -> Evaluatio
     for name in settings.protocols:
         protocol = build_protocol(name)
         label_map = given or protocol.fit(fit_on)
-        scored[name] = _matched(tables, label_map, protocol, settings)
+        row = settings.row_name(name)
+        scored[row] = _matched(tables, label_map, protocol, settings)
         evaluation.label_maps[name] = label_map
         evaluation.notes[name] = cluster_counts(tables, label_map)
-        evaluation.per_category[name] = scored[name].per_category(tables.space)
+        evaluation.per_category[row] = scored[row].per_category(tables.space)
     scored[CLASS_AGNOSTIC] = _Matched(instance=_class_agnostic(tables, settings))
     for name, matched in scored.items():
         _fill(evaluation.results, name, matched.scores())

@@ -35,7 +35,8 @@ DATASETS = {
     },
 }
 
-# WordNet synsets of COCO's categories where they are not "<name>.n.01". Source: the LVIS authors' list of COCO's synsets.
+# WordNet synsets of COCO's categories where they are not "<name>.n.01". LVIS v1 has no frankfurters, so that COCO's hot dogs have no
+# object. Source: the LVIS authors' list of COCO's synsets, as Detectron2's prepare_cocofied_lvis.py has it.
 _SYNSETS = {
     "fire hydrant": "fireplug.n.01",
     "cow": "beef.n.01",

@@ -47,6 +47,8 @@ def evaluate_masks(predictions: str | Path, ground_truth: str | Path) -> dict:
     with contextlib.redirect_stdout(io.StringIO()):
         gt.createIndex()
     detections, num_left_out = _only_known(_load_predictions(Path(predictions), gt), gt)
+    # With useCats = 0, pycocotools still leaves out detections of a category that the ground truth does not list.
+    detections = [{**detection, "category_id": min(gt.cats)} for detection in detections]
     if num_left_out and not detections:
         raise ValueError(
             f"none of the {num_left_out} predictions in {predictions} belongs to an image of {ground_truth}; "

@@ -284,7 +284,7 @@ def load_tables(path: str | Path) -> SegmentTables:
             blocks = {name: archive[name] for name in BLOCKS}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}; make the tables again") from error
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: header is not JSON: {error}") from error
     try:
         space = TableSpace.of_json(header)

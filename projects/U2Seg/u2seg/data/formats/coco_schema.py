@@ -24,12 +24,13 @@ def read_panoptic_json(path: str | Path) -> dict:
         ValueError: the file is not of that form.
     """
     content = _object(path, "COCO panoptic JSON", ("annotations", "categories"))
+    rows = [_Row(path, f"annotations[{index}]", annotation) for index, annotation in enumerate(content["annotations"])]
+    for row in rows[:1]:
+        if "segments_info" not in row.values and "bbox" in row.values:
+            raise row.fault("has a bbox and no segments_info: this is an instances JSON, expected a panoptic one")
     kinds = _categories(path, content, is_panoptic=True)
     seen: set = set()
-    for index, annotation in enumerate(content["annotations"]):
-        row = _Row(path, f"annotations[{index}]", annotation)
-        if "segments_info" not in row.values and "segmentation" in row.values:
-            raise row.fault("has segmentation and no segments_info: this is an instances JSON, expected a panoptic one")
+    for row in rows:
         image_id = row.field("image_id", _is_id, "an integer or a string")
         row.unique("image_id", image_id, seen)
         row.field("file_name", _is_file_name, "the name of a PNG below its directory")

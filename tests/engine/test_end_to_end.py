@@ -29,6 +29,7 @@ def test_with_ground_truth_there_are_scores_of_the_model_and_of_its_labels(scene
     opts = [*TINY, "DATASETS.BY_PATH.scenes_val.ROOT", str(scenes)]
     directories = run_end_to_end(CONFIG, scenes / "train", tmp_path / "run", opts=opts)
     metrics = read_json(directories.root / "metrics.json")
+    assert metrics.pop("record")["complete"]
     assert metrics.keys() == {"panoptic_seg", "bbox", "segm", "sem_seg"}
     numbers = [v for task in metrics.values() for protocol in task.values() for v in protocol.values()]
     assert numbers and all(0 <= value <= 100 for value in numbers)

@@ -142,5 +142,5 @@ def test_clear_errors(gt, tmp_path):
     with pytest.raises(ValueError, match="neither a list of COCO results nor a COCO dataset"):
         evaluate_masks(path, gt)
     path.write_text('[{"image_id": 7, "bbox": [0, 0, 1, 1]}]')
-    with pytest.raises(ValueError, match="entry 0 has no 'segmentation'"):
+    with pytest.raises(ValueError, match=r"entry\[0\] has no 'segmentation'"):
         evaluate_masks(path, gt)

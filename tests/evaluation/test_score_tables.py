@@ -126,11 +126,16 @@ def test_the_table_names_every_protocol_and_marks_what_is_undefined():
     assert "hungarian | 35.25 | 70.00 | 45.00" in text
     assert "class_agnostic |    - |   20.00 |" in text and "Semantic" not in text
     assert "35.25 [30.0, 40.0]" in format_table(RESULTS, {"panoptic_seg": {"hungarian": {"PQ": [30, 40]}}})
+    assert format_table({**RESULTS, "record": {"dataset": "val"}}) == format_table(RESULTS)
     assert "0.50" in format_table({"luss": {"mIoU": 0.5}})  # rows without a protocol
 
 
 def test_csv_and_latex():
-    assert to_csv(RESULTS).splitlines()[:2] == ["task,protocol,metric,value", "panoptic_seg,hungarian,PQ,35.25"]
+    record = {"dataset": "val", "images": 5, "fitted_on": "train", "checkpoint": "a,b.pth", "u2seg": "1"}
+    assert to_csv(RESULTS, record).splitlines()[:2] == [
+        "dataset,images,dataset_images,fitted_on,checkpoint,task,protocol,metric,value",
+        'val,5,,train,"a,b.pth",panoptic_seg,hungarian,PQ,35.25',
+    ]
     latex = to_latex(RESULTS)
     assert r"hungarian & 35.25 & 70.00 & 45.00 \\" in latex and r"class\_agnostic & - & 20.00 \\" in latex
 

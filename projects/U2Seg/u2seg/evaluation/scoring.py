@@ -29,8 +29,8 @@ from u2seg.evaluation.metrics.average_precision import (
     accumulate,
     match_detections,
 )
-from u2seg.evaluation.metrics.panoptic_quality import PanopticMatches, match_segments, panoptic_quality
-from u2seg.evaluation.metrics.semantic_scores import boundary_iou, confusion_matrix, semantic_scores
+from u2seg.evaluation.metrics.panoptic_quality import PanopticMatches, panoptic_quality
+from u2seg.evaluation.metrics.semantic_scores import SemanticScores, boundary_iou, confusion_matrix, semantic_scores
 from u2seg.evaluation.tables.segment_tables import SegmentTables, TableSpace, load_tables, with_stuff_groups
 
 CLASS_AGNOSTIC = "class_agnostic"  # the row of scores that need no protocol
@@ -65,6 +65,26 @@ class ScoreSettings:
     bootstrap: int = 0
     max_detections: tuple[int, ...] = MAX_DETECTIONS
 
+    def __post_init__(self):
+        if self.fit_on and self.label_map:
+            raise ValueError(
+                f"either label maps are fitted on {self.fit_on} or the saved one of {self.label_map} is used, not both; leave one "
+                "of fit_on (TEST.LABEL_MAP.FIT_ON, --fit-on) and label_map (TEST.LABEL_MAP.FILE, --label-map) empty"
+            )
+        if not 0 <= self.nms_across_clusters <= 1:
+            raise ValueError(
+                "nms_across_clusters (TEST.NMS_ACROSS_CLUSTERS) must be an IoU in 0..1, 0 for none, got "
+                f"{self.nms_across_clusters}"
+            )
+        if self.bootstrap < 0 or self.bootstrap != int(self.bootstrap):
+            raise ValueError(
+                f"bootstrap (TEST.BOOTSTRAP) must be a number of resamples, 0 for none, got {self.bootstrap}"
+            )
+
+    def row_name(self, protocol: str) -> str:
+        """Returns the name of a protocol's row of scores: it names the saved label map where one is used."""
+        return f"{protocol} (map {Path(self.label_map).name})" if self.label_map else protocol
+
     @classmethod
     def of_config(cls, cfg: CfgNode | None = None) -> "ScoreSettings":
         """Returns the settings of a configuration, or the defaults; ``fit_on`` as the configuration names it."""
@@ -88,10 +108,11 @@ class Evaluation:
 
     Attributes:
         space: what was scored; its categories are grouped if the settings asked for it.
-        results: ``panoptic_seg``, ``bbox``, ``segm`` and ``sem_seg`` -> protocol -> metric -> 0..100.
+        results: ``panoptic_seg``, ``bbox``, ``segm`` and ``sem_seg`` -> row -> metric -> 0..100. A row is a protocol, or the
+            :meth:`ScoreSettings.row_name` of one with a saved label map.
         label_maps: protocol -> what it fitted.
         notes: protocol -> counts of clusters and segments, for the record beside the scores.
-        per_category: protocol -> category -> metric -> 0..100.
+        per_category: row -> category -> metric -> 0..100.
         intervals: as ``results``, with [low, high] of 95 % intervals over the images, the label maps held fixed; empty without
             bootstrap.
     """
@@ -109,8 +130,10 @@ def evaluate_tables(tables: SegmentTables, settings: ScoreSettings) -> Evaluatio
 
     Raises:
         KeyError: an unknown protocol.
-        ValueError: the tables or the label map on which to fit belong to other clusters or categories.
+        ValueError: the tables or the label map on which to fit belong to other clusters or categories, or there is no image.
     """
+    if not len(tables.images):
+        raise ValueError(f"the tables of {tables.space.dataset!r} hold no image; there is nothing to score")
     tables = _grouped(tables, settings)
     fit_on = _fitting_tables(tables, settings)
     given = load_label_map(settings.label_map, tables.space) if settings.label_map else None
@@ -119,10 +142,11 @@ def evaluate_tables(tables: SegmentTables, settings: ScoreSettings) -> Evaluatio
     for name in settings.protocols:
         protocol = build_protocol(name)
         label_map = given or protocol.fit(fit_on)
-        scored[name] = _matched(tables, label_map, protocol, settings)
+        row = settings.row_name(name)
+        scored[row] = _matched(tables, label_map, protocol, settings)
         evaluation.label_maps[name] = label_map
         evaluation.notes[name] = cluster_counts(tables, label_map)
-        evaluation.per_category[name] = scored[name].per_category(tables.space)
+        evaluation.per_category[row] = scored[row].per_category(tables.space)
     scored[CLASS_AGNOSTIC] = _Matched(instance=_class_agnostic(tables, settings))
     for name, matched in scored.items():
         _fill(evaluation.results, name, matched.scores())
@@ -265,7 +289,7 @@ class _Matched:
         for kind, curves in (self._curves if weights is None else self._resampled_curves(weights)).items():
             instances[TASK_OF_KIND[kind]] = curves.summary()
         if self.pixels is not None:
-            semantic = semantic_scores(semantic_confusion(self.pixels, self.semantic, weights)).summary()
+            semantic = self._semantic_scores(weights).summary()
         if self.boundary is not None and semantic:
             semantic["boundary_IoU"] = 100 * boundary_iou(*self._boundary_sums(weights))
         return {"panoptic_seg": panoptic, **instances, "sem_seg": semantic}
@@ -286,10 +310,15 @@ class _Matched:
         for kind, curves in self._curves.items():
             add(space.categories.thing_names, f"{TASK_OF_KIND[kind]}_AP", curves.per_category_ap())
         if self.pixels is not None:
-            scores = semantic_scores(semantic_confusion(self.pixels, self.semantic))
+            scores = self._semantic_scores()
             add(self.semantic.names, "IoU", scores.iou)
             add(self.semantic.names, "ACC", scores.accuracy)
         return rows
+
+    def _semantic_scores(self, weights: np.ndarray | None = None) -> SemanticScores:
+        confusion = semantic_confusion(self.pixels, self.semantic, weights)
+        every = np.ones(len(self.semantic.names), bool)
+        return semantic_scores(confusion, every if self.semantic.absent_classes_count else None)
 
     def _boundary_sums(self, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows, count = self.boundary, len(self.semantic.names)
@@ -309,9 +338,7 @@ def _matched(tables: SegmentTables, label_map: LabelMap, protocol: Protocol, set
     tasks, semantic = set(tables.space.tasks), label_map.semantic
     panoptic = unmatched = pixels = boundary = None
     if protocol.scores_segments and "panoptic" in tasks:
-        panoptic = match_segments(
-            tables, label_map.panoptic, label_map.error_category, merge_stuff=protocol.merge_stuff
-        )
+        panoptic = protocol.match_segments(tables, label_map)
         unmatched = tables.predicted["image"], label_map.panoptic[tables.predicted["label"]] < 0
     if semantic is not None and {"panoptic": "panoptic", "head": "semantic"}[semantic.source] in tasks:
         pixels = PIXEL_SOURCES[semantic.source](tables)

@@ -25,12 +25,19 @@ def read_panoptic_png(path: str | Path) -> np.ndarray:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is no RGB PNG.
+        ValueError: the file is no RGB PNG, or a damaged one.
     """
-    with Image.open(path) as image:
-        if image.mode not in ("RGB", "RGBA"):
-            raise ValueError(f"{path} must be an RGB panoptic PNG (id = R + 256 G + 65536 B), got mode {image.mode}")
-        rgb = np.asarray(image.convert("RGB")).astype(np.int32)
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("RGB", "RGBA"):
+                raise ValueError(
+                    f"{path} must be an RGB panoptic PNG (id = R + 256 G + 65536 B), got mode {image.mode}"
+                )
+            rgb = np.asarray(image.convert("RGB")).astype(np.int32)
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError) as error:  # Pillow's errors of damaged files
+        raise ValueError(f"{path} is not readable as an image: {error}") from error
     return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
 
 

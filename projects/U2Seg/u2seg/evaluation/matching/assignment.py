@@ -78,19 +78,19 @@ def canonical_clusters(tables: SegmentTables) -> np.ndarray:
     segments = np.zeros(len(tables.predicted), np.uint64)
     inside = tables.overlaps[tables.overlaps["predicted"] >= 0]
     gt = inside["gt"].astype(np.int64).astype(np.uint64)
-    np.add.at(segments, inside["predicted"], _mixed(gt, inside["pixels"].astype(np.uint64)))
-    segments = _mixed(segments, image_ids[tables.predicted["image"]], tables.predicted["area"].astype(np.uint64))
+    np.add.at(segments, inside["predicted"], mixed(gt, inside["pixels"].astype(np.uint64)))
+    segments = mixed(segments, image_ids[tables.predicted["image"]], tables.predicted["area"].astype(np.uint64))
 
     scores = np.ascontiguousarray(tables.detections["score"]).view(np.uint64)
     boxes = np.ascontiguousarray(tables.detections["box_xywh"]).view(np.uint64).reshape(-1, 4)
-    detections = _mixed(image_ids[tables.detections["image"]], scores, *boxes.T)
+    detections = mixed(image_ids[tables.detections["image"]], scores, *boxes.T)
 
     digests = np.zeros(tables.space.num_clusters, np.uint64)
     np.add.at(digests, tables.predicted["label"], segments)
     np.add.at(digests, tables.detections["label"], detections)
     stuff = tables.head_pixels[tables.head_pixels["predicted"] > 0]  # the semantic head numbers stuff from 1
     gt = stuff["gt"].astype(np.int64).astype(np.uint64)
-    covered = _mixed(image_ids[stuff["image"]], gt, stuff["pixels"].astype(np.uint64))
+    covered = mixed(image_ids[stuff["image"]], gt, stuff["pixels"].astype(np.uint64))
     np.add.at(digests, tables.space.num_things + stuff["predicted"] - 1, covered)
     return np.argsort(digests, kind="stable")
 
@@ -102,7 +102,7 @@ def in_canonical_order(match, counts: np.ndarray, order: np.ndarray) -> np.ndarr
     return matched
 
 
-def _mixed(*columns: np.ndarray) -> np.ndarray:
+def mixed(*columns: np.ndarray) -> np.ndarray:
     """Returns one well-spread 64-bit number a row (the finalizer of splitmix64 over the columns), wrapping on overflow."""
     value = np.full(len(columns[0]), 0x9E3779B97F4A7C15, np.uint64)
     for column in columns:

@@ -88,7 +88,8 @@ def panoptic_blocks(
         predicted: its segments. Those without a pixel are left out.
 
     Raises:
-        ValueError: the maps differ in size, or the predicted map holds an id that ``predicted`` does not list.
+        ValueError: the maps differ in size, the predicted map holds an id that ``predicted`` does not list, or the ground truth
+            lists a segment that has no pixel.
     """
     if gt_map.shape != predicted_map.shape:
         raise ValueError(
@@ -102,7 +103,11 @@ def panoptic_blocks(
             f"the predicted map holds segment ids that its list lacks: {sorted(unknown)[:10]}; 0 stands for no segment"
         )
     gt_areas = _totals(gt_ids, pixels)
-    gt = [segment for segment in gt if segment.area is not None or segment.id in gt_areas]
+    absent = [segment.id for segment in gt if segment.id not in gt_areas]
+    if absent:
+        raise ValueError(
+            f"the ground truth lists segment ids that its map lacks: {absent[:10]}; do the PNG and the JSON belong together?"
+        )
     predicted = [segment for segment in predicted if segment.id in areas]
     gt_rows = [(0, s.label, gt_areas[s.id] if s.area is None else s.area, s.crowd) for s in gt]
     predicted_rows = [(0, s.label, areas[s.id], s.score) for s in predicted]

@@ -13,6 +13,8 @@ def add_model_config(cfg: CN) -> None:
     cfg.MODEL.ROI_HEADS.DROP_LOSS.ENABLED = False
     # Largest IoU with a target at or below which it is dropped [CutLER]
     cfg.MODEL.ROI_HEADS.DROP_LOSS.IOU_THRESH = 0.01
+    # What the targets are: "labels", the image's pseudo-labels [CutLER, equation 3], or "guessed", what CutLER's code takes for them.
+    cfg.MODEL.ROI_HEADS.DROP_LOSS.TARGETS = "labels"
 
     # build_small_resnet_backbone, for images of a hundred pixels [ours].
     cfg.MODEL.SMALL_RESNET = CN()

@@ -6,7 +6,8 @@ from detectron2.config import CfgNode as CN
 def add_solver_config(cfg: CN) -> None:
     """Adds the keys of training to a configuration, in place."""
     cfg.SOLVER.OPTIMIZER = "SGD"  # name in u2seg.engine's OPTIMIZER_REGISTRY: "SGD", "ADAMW" or "LARC"
-    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be "full_model": one norm over all gradients [CutLER], not one for each tensor.
+    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be "full_model": one norm over all gradients [ours]. Detectron2's "norm" clips each
+    # tensor alone [CutLER, U2Seg release].
     # Learning-rate multipliers: pairs (beginning of a parameter's name, factor); the longest that fits counts. Few-label
     # fine-tuning: (("roi_heads", 4.0), ("sem_seg_head", 4.0)) [U2Seg and CutLER, whose own keys have no effect].
     cfg.SOLVER.LR_MULTIPLIERS = ()

@@ -9,11 +9,12 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from u2seg.data.copy_paste import CopyPaste
+from u2seg.data.copy_paste import CopyPaste, build_copy_paste
 from u2seg.data.formats.coco_panoptic import read_panoptic_png
 from u2seg.data.training_sample import Sample, boxes_of_masks, semantic_target, to_instances
 from u2seg.utils.image_io import ImageReadError, read_image_rgb
 from u2seg.utils.registry import NamedRegistry, get_registered
+from u2seg.utils.seeding import seed_random
 
 DATASET_MAPPER_REGISTRY = NamedRegistry("DATASET_MAPPER")
 DATASET_MAPPER_REGISTRY.__doc__ = """
@@ -72,13 +73,14 @@ class PanopticMapper:
             "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
             "recompute_boxes": crop,
-            "copy_paste": CopyPaste.from_config(cfg) if paste else None,
+            "copy_paste": build_copy_paste(cfg) if paste else None,
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
         """Returns the dict with ``image`` (uint8 (3, H, W)) and, in training, ``instances`` and ``sem_seg`` (int64 (H, W)).
 
-        The dict given stays as it is. Its key ``copy_paste_source``, a second dataset dict, is what copy-paste draws on.
+        The dict given stays as it is. Its key ``copy_paste_source``, a second dataset dict, is what copy-paste draws on; where that
+        one has an ``augmentation_seed``, its augmentation draws from it.
 
         Raises:
             ImageReadError: the image or a label file cannot be read; the message names it.
@@ -96,7 +98,7 @@ class PanopticMapper:
         source = dataset_dict.get("copy_paste_source")
         if self.copy_paste is not None and source is not None:
             # A function, since most of the time's cost is in decoding an image that may not be pasted from.
-            sample = self.copy_paste(sample, lambda: self.load(source))
+            sample = self.copy_paste(sample, lambda: self._load_source(source))
         packed = {**kept, "image": _to_tensor(sample.image), "instances": to_instances(sample)}
         if sample.sem_seg is not None:
             packed["sem_seg"] = torch.from_numpy(sample.sem_seg.astype(np.int64))
@@ -120,6 +122,11 @@ class PanopticMapper:
             classes=np.array([a["category_id"] for a in annotations], np.int64),
             sem_seg=augmented.sem_seg,
         )
+
+    def _load_source(self, source: dict) -> Sample:
+        if "augmentation_seed" in source:
+            seed_random(source["augmentation_seed"])
+        return self.load(source)
 
     def _read(self, dataset_dict: dict) -> np.ndarray:
         image = _named(read_image_rgb, dataset_dict["file_name"])

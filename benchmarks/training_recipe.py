@@ -168,7 +168,9 @@ def check_kept(path: Path, name: str, args) -> None:
 
 
 def figures_of(scores: dict, protocol: str) -> dict[str, float]:
-    return {name: scores[task][protocol][metric] for name, (task, metric) in METRICS.items()}
+    # The first protocol's rows are named by the task alone, the others' by task/protocol.
+    row = lambda task: scores.get(f"{task}/{protocol}", scores[task])  # noqa: E731
+    return {name: row(task)[metric] for name, (task, metric) in METRICS.items()}
 
 
 def main() -> int:

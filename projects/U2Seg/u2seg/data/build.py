@@ -1,7 +1,8 @@
 """The training loader: an endless stream of batches in which batch k depends on the seed and on k, and on nothing else.
 
-Not on the number of workers, not on the number of processes, not on where the training was resumed: every sample's place in the
-stream seeds the random numbers of its augmentation. That makes an interrupted run continue exactly.
+Not on the number of workers, not on the number of processes, not on where the training was resumed:
+every sample's place in the stream seeds the random numbers of its augmentation. That makes an
+interrupted run continue exactly.
 """
 
 from collections.abc import Iterator
@@ -18,15 +19,17 @@ from u2seg.data.dataset_mapper import build_mapper
 from u2seg.data.paste_sources import PasteSources, augmentation_seed, build_paste_sources
 from u2seg.utils.seeding import seed_random
 
-# What a random number is for, so that no two draws share a seed; u2seg.data.paste_sources has the numbers behind these.
+# What a random number is for, so that no two draws share a seed; u2seg.data.paste_sources has the
+# numbers behind these.
 _PERMUTATION, _SHUFFLE = range(2)
 
 
 class BatchStream(Sampler):
     """Endless batches of (position, index) pairs: which sample of the dataset comes where.
 
-    Every dataset is gone through in random order, again and again; an epoch holds each in the share asked for, shuffled. Images
-    wider than high and the others are batched apart where wanted, so that batches need little padding.
+    Every dataset is gone through in random order, again and again; an epoch holds each in the share
+    asked for, shuffled. Images wider than high and the others are batched apart where wanted, so
+    that batches need little padding.
     """
 
     def __init__(
@@ -46,13 +49,16 @@ class BatchStream(Sampler):
             sizes: images in each dataset; their indices follow one another.
             batch_size: images in a batch, all processes together.
             seed: of the order.
-            ratios: share of each dataset in the stream, any positive scale; None: proportional to the sizes.
+            ratios: share of each dataset in the stream, any positive scale; None: proportional to
+                the sizes.
             is_wide: bool (sum of sizes,), the group of each image; None: one group.
-            rank: of this process, which takes every ``world_size``-th sample of each batch, from ``rank``.
+            rank: of this process, which takes every ``world_size``-th sample of each batch, from
+                ``rank``.
             world_size: number of processes.
 
         Raises:
-            ValueError: the ratios do not fit the datasets, or the batch does not divide by the processes.
+            ValueError: the ratios do not fit the datasets, or the batch does not divide by the
+                processes.
         """
         if batch_size < 1 or batch_size % world_size:
             raise ValueError(f"batch size must be a positive multiple of the {world_size} processes, got {batch_size}")
@@ -102,9 +108,10 @@ class BatchStream(Sampler):
 class PartneredBatchStream(BatchStream):
     """A stream whose items name a second sample too: (position, index, partner's position, partner's index).
 
-    The partner is the sample at the mirrored place of the batch, all processes together; so the middle one of an odd batch, or the
-    only one, is its own. Source: CutLER's code, which reverses each process's part of the batch; over the whole batch it does not
-    depend on the number of processes.
+    The partner is the sample at the mirrored place of the batch, all processes together; so the
+    middle one of an odd batch, or the only one, is its own. Source: CutLER's code, which reverses
+    each process's part of the batch; over the whole batch it does not depend on the number of
+    processes.
     """
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int, int]]]:
@@ -123,7 +130,8 @@ class MappedDataset(Dataset):
             dicts: the dataset in Detectron2's standard form.
             mapper: from dataset dict to sample.
             seed: of the stream.
-            paste_sources: chooses the images that copy-paste draws on, of a :class:`PartneredBatchStream`; None: there are none.
+            paste_sources: chooses the images that copy-paste draws on, of a
+                :class:`PartneredBatchStream`; None: there are none.
         """
         self.dicts = DatasetFromList(dicts, copy=False)
         self.mapper = mapper

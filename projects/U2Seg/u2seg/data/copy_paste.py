@@ -1,10 +1,11 @@
 """Copy-paste: instances of a second image, rescaled and shifted, laid over the first; runs in the loader's workers.
 
-Two classes, chosen by ``INPUT.COPY_PASTE.NAME``: :class:`CutLERCopyPaste` pastes as CutLER's code does, :class:`LayeredCopyPaste` is
-ours. Which image is pasted from is another choice, ``INPUT.COPY_PASTE.PARTNER``; see :mod:`u2seg.data.paste_sources`.
+Two classes, chosen by ``INPUT.COPY_PASTE.NAME``: :class:`CutLERCopyPaste` pastes as CutLER's code
+does, :class:`LayeredCopyPaste` is ours. Which image is pasted from is another choice,
+``INPUT.COPY_PASTE.PARTNER``; see :mod:`u2seg.data.paste_sources`.
 
-Source: CutLER, section 3.3 (any instances); U2Seg, section 3.4, equation 4 (between instances of one cluster, ``SAME_CLUSTER``; the
-paper gives neither counts nor scales, and no code was released).
+Source: CutLER, section 3.3 (any instances); U2Seg, section 3.4, equation 4 (between instances of
+one cluster, ``SAME_CLUSTER``; the paper gives neither counts nor scales, and no code was released).
 """
 
 import random
@@ -22,20 +23,24 @@ from u2seg.utils.registry import NamedRegistry, get_registered
 
 COPY_PASTE_REGISTRY = NamedRegistry("COPY_PASTE")
 COPY_PASTE_REGISTRY.__doc__ = """
-Ways to paste, chosen by ``INPUT.COPY_PASTE.NAME``; an entry is called with the settings that :class:`CopyPaste` lists and returns
-a function from (target sample, function that loads the source sample) to a sample.
+Ways to paste, chosen by ``INPUT.COPY_PASTE.NAME``; an entry is called with the settings that
+:class:`CopyPaste` lists and returns a function from (target sample, function that loads the source
+sample) to a sample.
 """
 
 
 @dataclass(frozen=True)
 class CopyPaste(ABC):
-    """Pastes instances of one sample into another, by chance; a subclass says how many, at what shape and what becomes of overlaps.
+    """Pastes instances of one sample into another, by chance.
+
+    A subclass says how many are pasted, in what shape, and what becomes of overlaps.
 
     Attributes:
         probability: of pasting into a sample, 0..1.
         same_cluster: paste only instances of a cluster that the target holds.
         scale_range: share of the target's sides that the source is made to fill, drawn uniformly.
-        max_ioy: an instance is refused where it would cover at least this share of an instance that is there.
+        max_ioy: an instance is refused where it would cover at least this share of an instance that
+            is there.
         max_instances: pasted at most; 0: no limit but the subclass's own.
     """
 
@@ -53,11 +58,12 @@ class CopyPaste(ABC):
             raise ValueError(f"INPUT.COPY_PASTE.PROBABILITY must be in 0..1, got {self.probability}")
 
     def __call__(self, target: Sample, load_source: Callable[[], Sample]) -> Sample:
-        """Returns the target with instances of the source pasted into it, or the target itself where chance or space forbid.
+        """Returns the target with instances of the source pasted in, or the target itself if none is.
 
         Args:
             target: is not changed.
-            load_source: returns the sample to paste from; called only where something may be pasted.
+            load_source: returns the sample to paste from; called only where something may be
+                pasted.
         """
         # Python's generator, which the loader seeds for each sample.
         rng = np.random.default_rng(random.getrandbits(64))
@@ -82,11 +88,11 @@ class CopyPaste(ABC):
 
     @abstractmethod
     def most_of(self, available: int) -> int:
-        """Returns how many of so many instances may be pasted at most; the number tried is drawn uniformly from 1 to this."""
+        """Returns the largest number of instances to try; the number is drawn uniformly from 1 to it."""
 
     @abstractmethod
     def lay(self, target: Sample, source: Sample, chosen: np.ndarray, rng: np.random.Generator) -> Sample:
-        """Returns the target with the chosen instances of the source laid over it, less those that ``max_ioy`` refuses."""
+        """Returns the target with the chosen instances over it, but for those that ``max_ioy`` refuses."""
 
 
 @COPY_PASTE_REGISTRY.register()
@@ -95,23 +101,25 @@ class CutLERCopyPaste(CopyPaste):
     """Copy-paste as CutLER's code does it.
 
     * Of n instances, 1 to n - 1 are pasted, the number drawn uniformly; of a single one, that one.
-    * The source is stretched to ``scale`` times the target's height and width, whatever its own shape, sides rounded down.
-    * Image and masks are interpolated bilinearly without smoothing; gray levels are rounded down, and a mask holds every pixel
-      that gets a share of it, so it grows by up to a pixel.
+    * The source is stretched to ``scale`` times the target's height and width, whatever its own
+      shape, sides rounded down.
+    * Image and masks are interpolated bilinearly without smoothing; gray levels are rounded down,
+      and a mask holds every pixel that gets a share of it, so it grows by up to a pixel.
     * Pasted masks may overlap one another.
     * Every box is drawn anew around its mask, also where nothing was pasted over it.
 
-    Differs from that code in: it pastes on the batch in the trainer's main process, this one in the workers, with the same partner
-    (``PARTNER: reversed_batch``); it exchanges the x and y shifts of boxes, which shows where the target holds no instance; it
-    keeps pasted masks that have become empty; it leaves the semantic target as it was, here it becomes "thing".
+    Differs from that code: it pastes in the trainer's main process, this class in the workers, with
+    the same partner (``PARTNER: reversed_batch``). It exchanges the x and y shifts of boxes, which
+    shows where the target holds no instance; here the boxes fit. It keeps pasted masks that have
+    become empty; here they are left out. It has no semantic target; here that becomes "thing".
     """
 
     def __post_init__(self):
         super().__post_init__()
         if self.scale_range[1] > 1:
             raise ValueError(
-                "INPUT.COPY_PASTE.SCALE_RANGE must not exceed 1.0 for CutLERCopyPaste, which keeps the whole source inside the "
-                f"target, got {self.scale_range}; LayeredCopyPaste takes larger ones"
+                "INPUT.COPY_PASTE.SCALE_RANGE must not exceed 1.0 for CutLERCopyPaste, which keeps the whole source "
+                f"inside the target, got {self.scale_range}; LayeredCopyPaste takes larger ones"
             )
 
     def most_of(self, available: int) -> int:
@@ -169,18 +177,19 @@ def build_copy_paste(cfg: CfgNode) -> CopyPaste:
 def place_stretched(
     source: Sample, chosen: np.ndarray, size: tuple[int, int], scale: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the source, stretched to a share of the target's sides and shifted at random, on a canvas of the target's size.
+    """Returns the source, stretched and shifted at random, on a canvas of the target's size.
 
     Args:
         source: the sample to paste from.
         chosen: indices of its instances, (n,).
         size: the target's (height, width).
-        scale: share of the target's sides that the source fills, at most 1; its aspect ratio becomes the target's.
+        scale: share of the target's sides that the source fills, at most 1; its aspect ratio
+            becomes the target's.
         rng: draws the shift.
 
     Returns:
-        The image, uint8 (H, W, 3), interpolated bilinearly and rounded down, and the masks of the chosen instances, bool
-        (n, H, W): the pixels with any share of them.
+        The image, uint8 (H, W, 3), interpolated bilinearly and rounded down, and the masks of the
+        chosen instances, bool (n, H, W): the pixels with any share of them.
     """
     height, width = size
     new_height, new_width = max(1, int(scale * height)), max(1, int(scale * width))
@@ -247,9 +256,10 @@ def in_layers(masks: np.ndarray) -> np.ndarray:
 def paste(target: Sample, image: np.ndarray, masks: np.ndarray, classes: np.ndarray, max_ioy: float) -> Sample:
     """Returns the target with instances laid over it; image, masks, boxes and semantic target stay consistent.
 
-    What is pasted hides what lies under it: the target's masks lose those pixels, and one that loses all is dropped. Boxes of
-    masks that changed are drawn anew, tight; the others stay. The semantic target becomes "thing" under what is pasted. The
-    pasted masks stay as they are, also where they overlap one another.
+    What is pasted hides what lies under it: the target's masks lose those pixels, and one that
+    loses all is dropped. Boxes of masks that changed are drawn anew, tight; the others stay. The
+    semantic target becomes "thing" under what is pasted. The pasted masks stay as they are, also
+    where they overlap one another.
 
     Args:
         target: is not changed.

@@ -18,8 +18,9 @@ from u2seg.utils.seeding import seed_random
 
 DATASET_MAPPER_REGISTRY = NamedRegistry("DATASET_MAPPER")
 DATASET_MAPPER_REGISTRY.__doc__ = """
-Dataset mappers, chosen by ``INPUT.DATASET_MAPPER_NAME``; an entry is called as ``(cfg, is_train)`` and returns a function from
-a dataset dict to a training or test sample, as Detectron2's ``DatasetMapper`` does.
+Dataset mappers, chosen by ``INPUT.DATASET_MAPPER_NAME``; an entry is called as ``(cfg, is_train)``
+and returns a function from a dataset dict to a training or test sample, as Detectron2's
+``DatasetMapper`` does.
 """
 
 
@@ -27,10 +28,11 @@ a dataset dict to a training or test sample, as Detectron2's ``DatasetMapper`` d
 class PanopticMapper:
     """Maps a dataset dict to a sample of image, instances and semantic target.
 
-    The output equals stock ``DatasetMapper``'s with ``MASK_FORMAT: bitmask``, but for boxes given as integers, which that one
-    truncates to whole pixels when it scales them. Beyond it: images are read by
-    :func:`u2seg.utils.image_io.read_image_rgb`, so that training sees exactly the pixels that label making saw; the semantic target
-    is derived from the panoptic PNG where no stuff PNG exists; and copy-paste may add instances of a second image.
+    The output equals stock ``DatasetMapper``'s with ``MASK_FORMAT: bitmask``, but for boxes given
+    as integers, which that one truncates to whole pixels when it scales them. Beyond it: images are
+    read by :func:`u2seg.utils.image_io.read_image_rgb`, so that training sees exactly the pixels
+    that label making saw; the semantic target is derived from the panoptic PNG where no stuff PNG
+    exists; and copy-paste may add instances of a second image.
     """
 
     @configurable
@@ -49,7 +51,8 @@ class PanopticMapper:
             is_train: whether targets are wanted beside the image.
             augmentations: applied in order to image and targets.
             image_format: "RGB" or "BGR", the order of the channels in the output.
-            recompute_boxes: draw boxes tight around the masks: a crop leaves less of an object than of its box.
+            recompute_boxes: draw boxes tight around the masks: a crop leaves less of an object than
+                of its box.
             copy_paste: pastes instances of the dict's ``copy_paste_source``; None: never.
         """
         if image_format not in ("RGB", "BGR"):
@@ -79,8 +82,9 @@ class PanopticMapper:
     def __call__(self, dataset_dict: dict) -> dict:
         """Returns the dict with ``image`` (uint8 (3, H, W)) and, in training, ``instances`` and ``sem_seg`` (int64 (H, W)).
 
-        The dict given stays as it is. Its key ``copy_paste_source``, a second dataset dict, is what copy-paste draws on; where that
-        one has an ``augmentation_seed``, its augmentation draws from it.
+        The dict given stays as it is. Its key ``copy_paste_source``, a second dataset dict, is what
+        copy-paste draws on; where that one has an ``augmentation_seed``, its augmentation draws
+        from it.
 
         Raises:
             ImageReadError: the image or a label file cannot be read; the message names it.
@@ -97,7 +101,8 @@ class PanopticMapper:
         sample = self.load(dataset_dict)
         source = dataset_dict.get("copy_paste_source")
         if self.copy_paste is not None and source is not None:
-            # A function, since most of the time's cost is in decoding an image that may not be pasted from.
+            # A function, since most of the time's cost is in decoding an image that may not be
+            # pasted from.
             sample = self.copy_paste(sample, lambda: self._load_source(source))
         packed = {**kept, "image": _to_tensor(sample.image), "instances": to_instances(sample)}
         if sample.sem_seg is not None:
@@ -139,7 +144,8 @@ class PanopticMapper:
         return image if self.image_format == "RGB" else np.ascontiguousarray(image[:, :, ::-1])
 
 
-# What training's targets are made from, of no use behind the mapper and costly to send between processes.
+# What training's targets are made from, of no use behind the mapper and costly to send between
+# processes.
 _CONSUMED = ("annotations", "sem_seg_file_name", "pan_seg_file_name", "segments_info", "copy_paste_source")
 
 

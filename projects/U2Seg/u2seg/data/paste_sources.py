@@ -8,16 +8,18 @@ from detectron2.config import CfgNode
 
 from u2seg.utils.registry import NamedRegistry, get_registered
 
-# What a random number is for; u2seg.data.build has the numbers before these, u2seg.engine.training_step the next.
+# What a random number is for; u2seg.data.build has the numbers before these,
+# u2seg.engine.training_step the next.
 _AUGMENTATION, _PARTNER = 2, 3
 
-# From (dataset, position, index, partner's position, partner's index) to the dataset dict to paste from.
+# From (dataset, position, index, partner's position, partner's index) to the dataset dict to paste
+# from.
 PasteSources = Callable[[Sequence[dict], int, int, int, int], dict]
 
 PASTE_SOURCES_REGISTRY = NamedRegistry("PASTE_SOURCES")
 PASTE_SOURCES_REGISTRY.__doc__ = """
-Rules that find the image to paste from, chosen by ``INPUT.COPY_PASTE.PARTNER``; an entry is called as ``(dicts, same_cluster, seed)``
-and returns :data:`PasteSources`.
+Rules that find the image to paste from, chosen by ``INPUT.COPY_PASTE.PARTNER``; an entry is called
+as ``(dicts, same_cluster, seed)`` and returns :data:`PasteSources`.
 """
 
 
@@ -46,8 +48,8 @@ def build_paste_sources(cfg: CfgNode, dicts: list[dict], seed: int) -> PasteSour
 class ReversedBatch:
     """The image at the mirrored place of the batch, augmented just as where it is a target itself.
 
-    It may hold no instance, or none of the target's clusters; then nothing is pasted. With many clusters and ``SAME_CLUSTER`` that is
-    the rule: use ``any_image`` there. Source: CutLER's code.
+    It may hold no instance, or none of the target's clusters; then nothing is pasted. With many
+    clusters and ``SAME_CLUSTER`` that is the rule: use ``any_image`` there. Source: CutLER's code.
     """
 
     def __init__(self, dicts: list[dict], same_cluster: bool, seed: int):
@@ -63,7 +65,10 @@ class ReversedBatch:
 
 @PASTE_SOURCES_REGISTRY.register("any_image")
 class AnyImage:
-    """Another image of the dataset that holds instances, all with the same chance; of a shared class with ``SAME_CLUSTER``. Ours."""
+    """Another image of the dataset that holds instances, drawn uniformly; ours.
+
+    With ``SAME_CLUSTER`` it is one that holds the class of an instance of the target, drawn as well.
+    """
 
     def __init__(self, dicts: list[dict], same_cluster: bool, seed: int):
         """Indexes the images that hold instances, by class where ``same_cluster`` asks for it."""
@@ -84,7 +89,7 @@ class AnyImage:
         return dicts[self.choose(dicts[index], index, np.random.default_rng((self._seed, _PARTNER, position)))]
 
     def choose(self, record: dict, index: int, rng: np.random.Generator) -> int:
-        """Returns the index of an image to paste from: another one, if there is one, that holds instances (of a shared class)."""
+        """Returns the index of an image to paste from: another one if there is one, with instances."""
         candidates = self._with_instances
         if self._by_class is not None and record.get("annotations"):
             annotation = record["annotations"][rng.integers(len(record["annotations"]))]

@@ -7,7 +7,7 @@ import torch
 
 
 def seed_random(key: tuple[int, ...]) -> None:
-    """Seeds Python's, NumPy's and PyTorch's (CPU) global generators, on which augmentations draw, from a tuple of numbers."""
+    """Seeds Python's, NumPy's and PyTorch's (CPU) global generators, on which augmentations draw."""
     state = np.random.SeedSequence(key).generate_state(4)
     random.seed(int(state[0]))
     np.random.seed(int(state[1]))  # noqa: NPY002 - Detectron2's augmentations draw from the global generator

@@ -1,7 +1,10 @@
-"""DropLoss: no classification loss for regions that no pseudo-label touches, since they may be objects that the labels missed.
+"""DropLoss: no classification loss for regions that no pseudo-label touches.
 
-``MODEL.ROI_HEADS.DROP_LOSS.TARGETS`` says what a region is compared with: "labels", all pseudo-labels of its image, or "guessed", the
-boxes that CutLER's code takes for them (:func:`guessed_targets`), which drops more regions where an image has several labels.
+They may be objects that the labels missed.
+
+``MODEL.ROI_HEADS.DROP_LOSS.TARGETS`` says what a region is compared with: "labels", all
+pseudo-labels of its image, or "guessed", the boxes that CutLER's code takes for them
+(:func:`guessed_targets`), which drops more regions where an image has several labels.
 
 Source: CutLER, section 3.2, equation 3; U2Seg, section 3.4.
 """
@@ -20,8 +23,8 @@ from torch import Tensor, nn
 def drop_loss_weights(predicted_boxes: list[Tensor], targets: list[Boxes], iou_thresh: float) -> Tensor:
     """Returns the weight of each region's classification loss, float32 (R,): 0 where it is dropped, else 1.
 
-    A region is dropped when the largest IoU of its predicted box with any target of its image is at most ``iou_thresh``; so is
-    every region of an image without targets.
+    A region is dropped when the largest IoU of its predicted box with any target of its image is at
+    most ``iou_thresh``; so is every region of an image without targets.
 
     Args:
         predicted_boxes: for each image, boxes after regression, float (Ri, 4), XYXY, pixels.
@@ -60,18 +63,19 @@ _NUM_COUNTED = 100
 
 
 def guessed_targets(proposals: list[Instances]) -> list[Boxes] | None:
-    """Returns for each image the boxes that CutLER's code takes for its targets; None: it then drops nothing in this batch.
+    """Returns for each image the boxes that CutLER's code takes for its targets; None: it drops nothing.
 
-    The code does not know the targets. It counts the distinct boxes that the first 100 sampled regions are matched with, n, and takes the
-    boxes that the first n regions are matched with. These may hold one target twice and lack another, so regions on a real
-    target may be dropped.
+    The code does not know the targets. It counts the distinct boxes that the first 100 sampled
+    regions are matched with, n, and takes the boxes that the first n regions are matched with.
+    These may hold one target twice and lack another, so regions on a real target may be dropped.
 
-    In the first stage an image without labels has no matched boxes at all; the code then gives up on the whole batch. In later
-    stages of the cascade such an image's regions are matched with an empty box, so all of them are dropped.
+    In the first stage an image without labels has no matched boxes at all; the code then gives up
+    on the whole batch, and None is returned. In later stages of the cascade Detectron2 matches such
+    an image's regions with an empty box, so all of them are dropped.
 
     Args:
-        proposals: for each image, its sampled regions with ``gt_boxes``, the target that each is matched with; an image without
-            labels may lack the field.
+        proposals: for each image, its sampled regions with ``gt_boxes``, the target that each is
+            matched with; an image without labels may lack the field.
 
     Source: CutLER's code, as its published numbers were trained with; neither paper describes it.
     """
@@ -157,8 +161,8 @@ class _TargetsKnown:
 class DropLossCascadeROIHeads(_TargetsKnown, CascadeROIHeads):
     """Cascade heads with DropLoss in the classification loss of every stage.
 
-    With ``MODEL.ROI_HEADS.DROP_LOSS.ENABLED: False`` they are Detectron2's ``CascadeROIHeads``: the same modules, random numbers and
-    losses. Parameters have the same names either way.
+    With ``MODEL.ROI_HEADS.DROP_LOSS.ENABLED: False`` they are Detectron2's ``CascadeROIHeads``: the
+    same modules, random numbers and losses. Parameters have the same names either way.
     """
 
     @classmethod

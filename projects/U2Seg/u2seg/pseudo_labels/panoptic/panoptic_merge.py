@@ -10,8 +10,9 @@ from u2seg.utils.registry import NamedRegistry
 
 INSTANCE_SIZE_REGISTRY = NamedRegistry("INSTANCE_SIZE")
 INSTANCE_SIZE_REGISTRY.__doc__ = """
-What counts as an instance's size where instances are drawn from the largest to the smallest, chosen by
-``PANOPTIC_LABELS.ORDER_BY``; an entry takes masks, bool (N, H, W), and returns int64 (N,), pixels.
+What counts as an instance's size where instances are drawn from the largest to the smallest, chosen
+by ``PANOPTIC_LABELS.ORDER_BY``; an entry takes masks, bool (N, H, W), and returns int64 (N,),
+pixels.
 """
 
 
@@ -26,7 +27,10 @@ def box_areas(masks: np.ndarray) -> np.ndarray:
 
 @INSTANCE_SIZE_REGISTRY.register("mask_area")
 def mask_areas(masks: np.ndarray) -> np.ndarray:
-    """Returns the areas of masks, bool (N, H, W), in pixels, int64 (N,). Ours: a thin diagonal object is small, its box is not."""
+    """Returns the areas of masks, bool (N, H, W), in pixels, int64 (N,).
+
+    Source: ours. A thin diagonal object is small, its box is not.
+    """
     return masks.sum(axis=(1, 2), dtype=np.int64)
 
 
@@ -48,9 +52,10 @@ def merge_panoptic(
 ) -> tuple[np.ndarray, list[Segment]]:
     """Returns a panoptic map and its segments, things first.
 
-    Instances are drawn from the largest to the smallest, so that small ones win, and of equal ones the last; those of which fewer than
-    ``min_instance_pixels`` stay visible are dropped, and their pixels are free again. Then each semantic cluster, in ascending
-    order, takes its free pixels, unless more than ``max_covered`` of it lies under instances: what is left of it is void.
+    Instances are drawn from the largest to the smallest, so that small ones win, and of equal ones
+    the last; those of which fewer than ``min_instance_pixels`` stay visible are dropped, and their
+    pixels are free again. Then each semantic cluster, in ascending order, takes its free pixels,
+    unless more than ``max_covered`` of it lies under instances: what is left of it is void.
 
     Args:
         masks: bool (N, H, W), instances; they may overlap.
@@ -67,7 +72,8 @@ def merge_panoptic(
     Raises:
         ValueError: shapes that do not fit together.
 
-    Source: U2Seg, equation 5; the 70 % rule and the order by box area stand in the authors' release only.
+    Source: U2Seg, equation 5; the 70 % rule and the order by box area stand in the authors' release
+    only.
     """
     height, width = semantic.shape
     if masks.shape[1:] != (height, width) or masks.ndim != 3 or masks.dtype != bool:
@@ -106,7 +112,8 @@ def _draw_instances(masks: np.ndarray, sizes: np.ndarray, min_pixels: int) -> np
         for index in kept:
             owner[masks[index]] = index
         visible = np.bincount(owner.ravel() + 1, minlength=len(masks) + 1)[1:]
-        # Dropping an instance uncovers what lies below it; the smallest offender goes first, so that no other goes without need.
+        # Dropping an instance uncovers what lies below it; the smallest offender goes first, so
+        # that no other goes without need.
         offenders = [index for index in kept if visible[index] < min_pixels]
         if not offenders:
             return owner

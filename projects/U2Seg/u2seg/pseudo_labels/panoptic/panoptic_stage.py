@@ -40,9 +40,12 @@ class PanopticRule:
 
     Attributes:
         order_by: name in ``INSTANCE_SIZE_REGISTRY``: by what size instances are drawn.
-        carve_instances: whether an instance is what of it is visible in the panoptic map; else its whole mask.
-        max_covered: share, 0..1; see :func:`u2seg.pseudo_labels.panoptic.panoptic_merge.merge_panoptic`.
-        min_instance_pixels: visible pixels below which an instance is left out of the panoptic map, and if carved, altogether.
+        carve_instances: whether an instance is what of it is visible in the panoptic map; else its
+            whole mask.
+        max_covered: share, 0..1; see
+            :func:`u2seg.pseudo_labels.panoptic.panoptic_merge.merge_panoptic`.
+        min_instance_pixels: visible pixels below which an instance is left out of the panoptic map,
+            and if carved, altogether.
         min_stuff_pixels: pixels below which a stuff segment is left out.
     """
 
@@ -110,8 +113,8 @@ class PanopticRule:
 def make_panoptic_labels(cfg: CfgNode, masks: Path, clusters: Path, semantics: Path, output: Path) -> Path:
     """Returns ``output``, filled with instances JSON, panoptic JSON and PNGs, and stuff PNGs.
 
-    Every readable image appears, also those without an instance. Killed and called again, it goes on at the first image group
-    that is not finished.
+    Every readable image appears, also those without an instance. Killed and called again, it goes
+    on at the first image group that is not finished.
 
     Args:
         cfg: reads ``PANOPTIC_LABELS``.
@@ -172,7 +175,8 @@ def write_dataset(output: Path, parts: list[dict], space: LabelSpace) -> None:
 
     Args:
         output: the stage's directory, which holds the PNGs.
-        parts: for each image group a dict of lists: ``images``, ``panoptic`` and ``instances`` (COCO's rows) and ``void`` (shares).
+        parts: for each image group a dict of lists: ``images``, ``panoptic`` and ``instances``
+            (COCO's rows) and ``void`` (shares).
         space: the classes.
     """
     images = [image for part in parts for image in part["images"]]

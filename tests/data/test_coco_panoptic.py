@@ -10,6 +10,7 @@ from u2seg.data.formats.coco_panoptic import (
     panoptic_annotation,
     read_panoptic_png,
     semantic_target,
+    whole_instance_annotations,
     write_panoptic_png,
     write_stuff_png,
 )
@@ -68,3 +69,13 @@ def test_annotations_say_what_is_seen():
         0.75,
     )
     np.testing.assert_array_equal(mask_utils.decode(instance["segmentation"]).astype(bool), PANOPTIC == 1)
+
+
+def test_whole_instances_overlap_and_hidden_ones_stay():
+    masks = np.zeros((3, 4, 6), bool)
+    masks[0, :3, :3] = masks[1, 1:2, 1:2] = True  # the second lies within the first
+    first, second = whole_instance_annotations(17, masks, np.array([0, 2, 1]), np.array([0.5, 0.25, 1.0]), SPACE)
+    assert (first["category_id"], first["area"], first["bbox"], first["score"]) == (1, 9, [0, 0, 3, 3], 0.5)
+    assert (second["category_id"], second["area"], second["bbox"], second["image_id"]) == (3, 1, [1, 1, 1, 1], 17)
+    np.testing.assert_array_equal(mask_utils.decode(first["segmentation"]).astype(bool), masks[0])
+    assert whole_instance_annotations(17, masks[2:], np.array([1]), np.array([1.0]), SPACE) == []  # it has no pixel

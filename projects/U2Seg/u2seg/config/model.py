@@ -8,13 +8,17 @@ from u2seg.config.validation import COUNT, SHARE, flag, integer, register_rules,
 def add_model_config(cfg: CN) -> None:
     """Adds the keys of the models to a configuration, in place."""
     cfg.MODEL.CHANNELS_LAST = False  # NHWC memory layout of the convolutions; faster on GPUs with AMP [ours]
-    # Recompute the backbone's residual blocks in the backward pass: less memory, about a third more time [ours].
+    # Recompute the backbone's residual blocks in the backward pass: less memory, about a third more
+    # time [ours].
     cfg.MODEL.ACTIVATION_CHECKPOINTING = False
-    # DropLoss: no classification loss for proposals far from every pseudo-label [CutLER, equation 3].
+    # DropLoss: no classification loss for regions far from every pseudo-label [CutLER, equation 3].
     cfg.MODEL.ROI_HEADS.DROP_LOSS = CN()
     cfg.MODEL.ROI_HEADS.DROP_LOSS.ENABLED = False
     # Largest IoU with a target at or below which it is dropped [CutLER]
     cfg.MODEL.ROI_HEADS.DROP_LOSS.IOU_THRESH = 0.01
+    # What the targets are: "labels", the image's pseudo-labels [CutLER, equation 3], or "guessed",
+    # what CutLER's code takes for them.
+    cfg.MODEL.ROI_HEADS.DROP_LOSS.TARGETS = "labels"
 
     # build_small_resnet_backbone, for images of a hundred pixels [ours].
     cfg.MODEL.SMALL_RESNET = CN()

@@ -66,6 +66,8 @@ def add_masks_config(cfg: CN) -> None:
     cfg.MASKS.GUIDED_FILTER.RADIUS = 16  # pixels: two patches, about how far a coarse border may be off [ours]
     cfg.MASKS.GUIDED_FILTER.EPS = 1e-4  # squared color contrast, range 0..1, that counts as an edge [ours]
     cfg.MASKS.MIN_REFINED_IOU = 0.5  # masks that the refinement changes more are dropped [MaskCut]
+    # Whether an image's masks may overlap [MaskCut]; False: the smaller one keeps the pixels [ours].
+    cfg.MASKS.ALLOW_OVERLAPS = True
     cfg.MASKS.SHARD_SIZE = 64  # images in one file on disk; what a kill loses at most
     cfg.MASKS.NUM_WORKERS = 2  # decoding processes; 0: decode in the main one
     cfg.MASKS.NUM_THREADS = 2  # threads that refine and encode
@@ -110,9 +112,13 @@ def add_semantics_config(cfg: CN) -> None:
 def add_panoptic_labels_config(cfg: CN) -> None:
     """Adds the keys of ``PANOPTIC_LABELS`` to a configuration, in place."""
     cfg.PANOPTIC_LABELS = CN()
+    # By what size instances are drawn, the largest first: "box_area" [U2Seg release] or "mask_area" [ours].
+    cfg.PANOPTIC_LABELS.ORDER_BY = "box_area"
+    # Whether instances.json holds what is visible of an instance in the panoptic map [ours], not its whole mask [U2Seg release].
+    cfg.PANOPTIC_LABELS.CARVE_INSTANCES = False
     # A semantic cluster more than this covered by instances is left void [U2Seg release, stage 3].
     cfg.PANOPTIC_LABELS.MAX_COVERED = 0.7
-    cfg.PANOPTIC_LABELS.MIN_INSTANCE_PIXELS = 1  # visible pixels below which an instance is dropped
+    cfg.PANOPTIC_LABELS.MIN_INSTANCE_PIXELS = 1  # visible pixels below which the panoptic map lacks an instance
     cfg.PANOPTIC_LABELS.MIN_STUFF_PIXELS = 1
 
 

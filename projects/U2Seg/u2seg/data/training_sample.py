@@ -18,7 +18,8 @@ class Sample:
         masks: bool (N, H, W), the instances; they may overlap.
         boxes_xyxy: float64 (N, 4), pixels, absolute.
         classes: int64 (N,), contiguous ids 0..K-1.
-        sem_seg: uint8 (H, W), semantic target: 0 "thing", 1..S stuff, 255 ignore; None where there is none.
+        sem_seg: uint8 (H, W), semantic target: 0 "thing", 1..S stuff, 255 ignore; None where there
+            is none.
     """
 
     image: np.ndarray
@@ -36,7 +37,8 @@ class Sample:
 def boxes_of_masks(masks: np.ndarray) -> np.ndarray:
     """Returns float64 (N, 4) tight XYXY boxes of bool masks (N, H, W); an empty mask has the box 0, 0, 0, 0.
 
-    The right and lower edges lie behind the last pixel, so that a one-pixel mask has a box of area 1, as in Detectron2's BitMasks.
+    The right and lower edges lie behind the last pixel, so that a one-pixel mask has a box of area
+    1, as in Detectron2's BitMasks.
     """
     boxes = np.zeros((len(masks), 4))
     columns, rows = masks.any(axis=1), masks.any(axis=2)
@@ -51,7 +53,8 @@ def semantic_target(panoptic_map: np.ndarray, segments_info: list[dict]) -> np.n
 
     Args:
         panoptic_map: int (H, W), segment ids, 0 void.
-        segments_info: dicts with ``id``, ``isthing``, ``category_id`` (contiguous; of stuff that is the target itself).
+        segments_info: dicts with ``id``, ``isthing``, ``category_id`` (contiguous; of stuff that is
+            the target itself).
 
     Source: U2Seg release, ``prepare_stuff_panoptic_fpn.py`` (0 thing, 1..S stuff, 255 void).
     """
@@ -68,7 +71,8 @@ def semantic_target(panoptic_map: np.ndarray, segments_info: list[dict]) -> np.n
 def to_instances(sample: Sample) -> Instances:
     """Returns a sample's instances in the form that Detectron2's models train on, without those that have no pixel or no box.
 
-    Like Detectron2's ``annotations_to_instances``, an image without instances gets no ``gt_masks`` field.
+    Like Detectron2's ``annotations_to_instances``, an image without instances gets no ``gt_masks``
+    field.
     """
     keep = sample.masks.any(axis=(1, 2)) & ((sample.boxes_xyxy[:, 2:] - sample.boxes_xyxy[:, :2]) > 1e-5).all(axis=1)
     instances = Instances(sample.size)

@@ -5,7 +5,7 @@ Source: CutLER, section 3.3 and its README (thresholds, IoU rule); U2Seg, figure
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +22,17 @@ from u2seg.checkpoint import load_weights
 from u2seg.data import build_mapper, label_space_of
 from u2seg.data.datasets.registration import DatasetFiles, files_of
 from u2seg.data.formats.coco_panoptic import (
-    instance_annotations,
     panoptic_annotation,
     write_panoptic_png,
     write_stuff_png,
 )
-from u2seg.pseudo_labels.panoptic.panoptic_merge import merge_panoptic, void_share
-from u2seg.pseudo_labels.panoptic.panoptic_stage import PANOPTIC_DIRECTORY, STUFF_DIRECTORY, write_dataset
+from u2seg.pseudo_labels.panoptic.panoptic_merge import void_share
+from u2seg.pseudo_labels.panoptic.panoptic_stage import (
+    PANOPTIC_DIRECTORY,
+    STUFF_DIRECTORY,
+    PanopticRule,
+    write_dataset,
+)
 from u2seg.structures.label_space import IGNORE_LABEL, LabelSpace
 from u2seg.utils.files import list_digest, read_json, write_json
 from u2seg.utils.manifest import is_complete, open_stage, shard_path, shard_slices
@@ -77,7 +81,7 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
         score_thresh: from which a prediction becomes a label, 0..1.
     """
     name = cfg.DATASETS.TRAIN[0]
-    settings = cfg.SELF_TRAINING
+    settings, rule = cfg.SELF_TRAINING, PanopticRule.from_config(cfg)
     merge = get_registered(LABEL_MERGE_REGISTRY, settings.MERGE, "SELF_TRAINING.MERGE")
     records, directory = DatasetCatalog.get(name), output / "panoptic"
     made_by = {
@@ -89,6 +93,7 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
         "flip": settings.FLIP,
         "new_semantics": settings.NEW_SEMANTICS,
         "shard_size": settings.SHARD_SIZE,
+        "panoptic": asdict(rule),
         "images": list_digest([record["file_name"] for record in records]),
     }
     if comm.is_main_process():
@@ -106,6 +111,7 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
             settings=settings,
             merge=merge,
             score_thresh=score_thresh,
+            rule=rule,
             space=label_space_of(name),
             old_files=files_of(name, cfg.DATASETS.BY_PATH[name]),
             directory=directory,
@@ -185,6 +191,7 @@ class _Relabeler:
     settings: CfgNode
     merge: LabelMerge
     score_thresh: float
+    rule: PanopticRule
     space: LabelSpace
     old_files: DatasetFiles
     directory: Path
@@ -197,12 +204,14 @@ class _Relabeler:
             name = Path(record["file_name"]).relative_to(self.old_files.images).as_posix()
             png = Path(record["pan_seg_file_name"]).relative_to(self.old_files.panoptic_directory).as_posix()
             objects, semantic = self._targets(record)
-            panoptic, segments = merge_panoptic(objects.masks, objects.classes, semantic)
+            panoptic, segments = self.rule.merge(objects.masks, objects.classes, semantic)
             write_panoptic_png(self.directory / PANOPTIC_DIRECTORY / png, panoptic)
             write_stuff_png(self.directory / STUFF_DIRECTORY / png, panoptic, segments, self.space)
             rows["images"].append({"id": image_id, "file_name": name, **shape})
             rows["panoptic"].append(panoptic_annotation(image_id, png, panoptic, segments, self.space))
-            rows["instances"] += instance_annotations(image_id, panoptic, segments, objects.scores, self.space)
+            rows["instances"] += self.rule.instances(
+                image_id, objects.masks, objects.classes, objects.scores, (panoptic, segments), self.space
+            )
             rows["void"].append(void_share(panoptic))
         return rows
 

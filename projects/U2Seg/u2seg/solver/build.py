@@ -84,7 +84,10 @@ def lr_factors(multipliers: list[tuple[str, float]], names: list[str]) -> dict[s
 
 
 def _clip_full_model(max_norm: float, norm_type: float, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
-    """Scales all gradients together so that their common norm is at most ``max_norm``. Source: CutLER's recipe."""
+    """Scales all gradients together so that their common norm is at most ``max_norm``.
+
+    Detectron2's own ``norm`` clips each tensor alone, which is what CutLER and U2Seg train with.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
 

@@ -84,27 +84,50 @@ def panoptic_annotation(
 def instance_annotations(
     image_id: int, panoptic: np.ndarray, segments: list[Segment], scores: np.ndarray, space: LabelSpace
 ) -> list[dict]:
-    """Returns the COCO instance annotations of one image's things, as they are visible in the panoptic map.
+    """Returns the COCO instance annotations of one image's things, as they are visible in the panoptic map: without overlaps.
 
     The ``id`` of an annotation is left to the writer of the whole file. ``score`` (0..1) is the mask's confidence; COCO's tools
     pass over it.
     """
-    annotations = []
-    for segment in segments:
-        if segment.is_thing:
-            rle = mask_utils.encode(np.asfortranarray(panoptic == segment.segment_id))
-            annotations.append(
-                {
-                    "image_id": image_id,
-                    "category_id": _dataset_id(segment, space),
-                    "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
-                    "area": segment.area,
-                    "bbox": [float(value) for value in mask_utils.toBbox(rle)],
-                    "iscrowd": 0,
-                    "score": round(float(scores[segment.source]), 6),
-                }
-            )
-    return annotations
+    return [
+        _instance(image_id, panoptic == segment.segment_id, segment.cluster, scores[segment.source], space)
+        for segment in segments
+        if segment.is_thing
+    ]
+
+
+def whole_instance_annotations(
+    image_id: int, masks: np.ndarray, clusters: np.ndarray, scores: np.ndarray, space: LabelSpace
+) -> list[dict]:
+    """Returns the COCO instance annotations of one image's masks as they are; they may overlap, and hide one another.
+
+    ``id`` and ``score`` as in :func:`instance_annotations`.
+
+    Args:
+        image_id: of the image.
+        masks: bool (N, H, W); an empty one gets no annotation.
+        clusters: int (N,), 0-based thing clusters.
+        scores: float (N,), 0..1.
+        space: the classes.
+    """
+    return [
+        _instance(image_id, mask, int(cluster), score, space)
+        for mask, cluster, score in zip(masks, clusters, scores, strict=True)
+        if mask.any()
+    ]
+
+
+def _instance(image_id: int, mask: np.ndarray, cluster: int, score: float, space: LabelSpace) -> dict:
+    rle = mask_utils.encode(np.asfortranarray(mask))
+    return {
+        "image_id": image_id,
+        "category_id": space.thing_dataset_id(cluster),
+        "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+        "area": int(mask.sum()),
+        "bbox": [float(value) for value in mask_utils.toBbox(rle)],
+        "iscrowd": 0,
+        "score": round(float(score), 6),
+    }
 
 
 def _dataset_id(segment: Segment, space: LabelSpace) -> int:

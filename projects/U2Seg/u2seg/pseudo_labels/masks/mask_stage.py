@@ -188,6 +188,7 @@ class MaskPostprocessor:
     def __init__(self, cfg: CfgNode, refinement: MaskRefinement):
         self._refinement = refinement
         self._min_refined_iou = cfg.MASKS.MIN_REFINED_IOU
+        self._allow_overlaps = cfg.MASKS.ALLOW_OVERLAPS
 
     def __call__(self, image: _Image, found: PatchMasks, features: np.ndarray) -> ImageMasks:
         """Returns the image's record, best masks first.
@@ -204,7 +205,9 @@ class MaskPostprocessor:
         scores = (found.scores * ious).astype(np.float32)
         size = (record.height, record.width)
         kept = [index for index in np.argsort(-scores, kind="stable") if ious[index] >= self._min_refined_iou]
-        masks = without_overlaps([resize_mask(refined[index], size) for index in kept])
+        masks = [resize_mask(refined[index], size) for index in kept]
+        if not self._allow_overlaps:
+            masks = without_overlaps(masks)
         present = [position for position, mask in enumerate(masks) if mask.any()]
         kept = [kept[position] for position in present]
         rles = [coco_mask.encode(np.asfortranarray(masks[p].view(np.uint8)))["counts"] for p in present]

@@ -8,7 +8,7 @@ from pathlib import Path
 from detectron2.engine import default_argument_parser, launch
 
 from u2seg.config import setup_cfg
-from u2seg.engine import run_training
+from u2seg.engine import continue_training
 from u2seg.luss.clustering import CENTROIDS, cluster_images
 from u2seg.luss.pixel_labels import write_pseudo_labels
 from u2seg.modeling import complete_config
@@ -106,16 +106,13 @@ _STEPS: dict[str, Callable[[Run], None]] = {
 
 
 def _train(run: Run, stage: str, opts: tuple) -> None:
-    """Trains a stage, or goes on with its last checkpoint; a stage with a final checkpoint is done."""
-    if run.weights(stage).is_file():
-        logger.info("%s is done already", stage)
-        return
+    """Trains a stage, or goes on with its last checkpoint; one that is trained and scored is not repeated."""
     command = ["--config-file", f"{run.configs}_{stage}.yaml", "--resume", "--num-gpus", str(run.num_gpus)]
     args = default_argument_parser().parse_args(
         [*command, *map(str, (*run.opts, *opts)), "OUTPUT_DIR", str(run.directory(stage))]
     )
     try:
-        launch(run_training, run.num_gpus, dist_url=args.dist_url, args=(args,))
+        launch(continue_training, run.num_gpus, dist_url=args.dist_url, args=(args,))
     finally:
         _close_logs()
 

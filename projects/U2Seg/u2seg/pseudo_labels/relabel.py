@@ -95,6 +95,8 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
         open_stage(directory, "self-training labels", made_by)
     comm.synchronize()
     if is_complete(directory):
+        if comm.is_main_process():
+            shutil.rmtree(directory / _PARTS, ignore_errors=True)  # a kill at the very end leaves it
         return output
     slices = shard_slices(len(records), settings.SHARD_SIZE)
     parts = [shard_path(directory / _PARTS, index, ".json") for index in range(len(slices))]

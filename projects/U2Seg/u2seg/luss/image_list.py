@@ -14,7 +14,7 @@ from u2seg.checkpoint import AtomicCheckpointer
 from u2seg.luss.data.image_batches import iter_image_batches
 from u2seg.luss.data.semantic_mapper import read_for
 from u2seg.utils.files import list_digest
-from u2seg.utils.image_io import ImageReadError
+from u2seg.utils.image_io import ImageReadError, content_digest
 from u2seg.utils.manifest import Failure
 
 
@@ -48,7 +48,8 @@ class LussImageList:
 
     def settings(self) -> dict:
         """Returns what a stage's manifest should say of the images."""
-        return {"count": len(self), "digest": list_digest(self.file_names)}
+        entries = [f"{name}\t{content_digest(self.root / name)}" for name in self.file_names]
+        return {"count": len(self), "digest": list_digest(entries)}
 
 
 def unreadable(images: LussImageList, kept: set[int]) -> list[Failure]:

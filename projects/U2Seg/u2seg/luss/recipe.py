@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser, launch
 
 from u2seg.config import setup_cfg
@@ -88,11 +89,18 @@ def _labels(run: Run) -> None:
 
 def _finetune(run: Run) -> None:
     labels = _needed(run.directory("labels"))
+    # The images are those that were labeled, wherever the fine-tuning's own configuration looks for them.
+    images = MetadataCatalog.get(_attention_cfg(run).DATASETS.TRAIN[0]).image_root
+    key = "DATASETS.BY_PATH.pass_labels"
     # Fine-tuning starts from the pretrained network, not from the attention stage [LUSS].
     _train(
         run,
         "finetune",
-        ("MODEL.WEIGHTS", str(_needed(run.weights("pretrain"))), "DATASETS.BY_PATH.pass_labels.ROOT", str(labels)),
+        (
+            *("MODEL.WEIGHTS", str(_needed(run.weights("pretrain")))),
+            # Quoted, since a directory called 2024 is no number.
+            *(f"{key}.ROOT", repr(str(labels)), f"{key}.IMAGES", repr(str(images))),
+        ),
     )
 
 

@@ -231,12 +231,53 @@ def test_a_stage_of_luss_that_was_not_scored_is_not_taken_for_done(tiny_run, tmp
     run = recipe.Run(str(tmp_path / "x"), tmp_path / "run")
     scores = tmp_path / "run" / "pretrain" / "inference" / "tiny_train" / "metrics.json"
     recipe.run_pass(run, ("pretrain",))
-    finished = state(tmp_path / "run")
+    finished = state(tmp_path / "run" / "pretrain")
     # Killed in the evaluation: the final checkpoint is there, the scores are not.
     scores.unlink()
     training_record.begin(cfg)
     recipe.run_pass(run, ("pretrain",))
-    assert state(tmp_path / "run") == finished and scores.is_file()
+    assert state(tmp_path / "run" / "pretrain") == finished and scores.is_file()
     with monkeypatch.context() as patch:
         patch.setattr(U2SegTrainer, "train", lambda self: pytest.fail("trained again"))
         recipe.run_pass(run, ("pretrain",))
+
+
+def test_a_run_that_was_moved_or_is_named_otherwise_is_the_same(tiny_run, tmp_path, monkeypatch):
+    cfg = tiny_run(tmp_path / "a" / "run")
+    labels = tmp_path / "a" / "labels"
+    shutil.copytree(cfg.DATASETS.BY_PATH.tiny_train.ROOT, labels)
+    cfg.DATASETS.BY_PATH.tiny_train.ROOT = str(labels)
+    train_and_record(cfg, resume=False)
+    monkeypatch.chdir(tmp_path)
+    cfg.DATASETS.BY_PATH.tiny_train.ROOT = "a/labels"
+    assert not training_record.differences(cfg)
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    cfg.DATASETS.BY_PATH.tiny_train.ROOT, cfg.OUTPUT_DIR = "b/labels", "b/run"
+    assert not training_record.differences(cfg)
+    cfg.DATASETS.BY_PATH.tiny_train.ROOT = "c/labels"
+    assert [line.partition(":")[0] for line in training_record.differences(cfg)] == ["DATASETS.BY_PATH.tiny_train.ROOT"]
+
+
+def test_living_processes_keep_their_partial_files_and_dead_ones_do_not(tmp_path):
+    import subprocess
+    import sys
+
+    from u2seg.utils.files import atomic_path, remove_partial_files
+
+    program = (
+        "import sys; from u2seg.utils.files import atomic_path\n"
+        "with atomic_path(sys.argv[1]):\n    print(1, flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "x.pth")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    other.stdout.readline()
+    with atomic_path(tmp_path / "own.json") as own:
+        remove_partial_files(tmp_path)
+        assert own.is_file() and len(list(tmp_path.iterdir())) == 2
+    other.kill()
+    other.wait()
+    assert len(list(tmp_path.glob(".u2seg-partial-*"))) == 1
+    (tmp_path / ".u2seg-partial-abcdef.json").touch()  # of a version that did not name the process
+    remove_partial_files(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["own.json"]

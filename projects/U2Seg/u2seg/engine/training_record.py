@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -20,6 +21,10 @@ _NOT_TRAINED_BY += ("SOLVER.CHECKPOINT_PERIOD", "CUDNN_BENCHMARK", "VIS_PERIOD",
 _LABEL_STAGES = ("FEATURES", "MASKS", "CLUSTERS", "SEMANTICS", "PANOPTIC_LABELS", "SELF_TRAINING")
 
 
+# Of the keys of a dataset's description, those that name no file.
+_NO_PATHS = ("FORMAT", "SPLIT", "PREPARED_BY")
+
+
 class TrainingMismatchError(ValueError):
     """A directory that holds a model trained with other settings than those asked for now; the message says which differ."""
 
@@ -36,8 +41,23 @@ def training_settings(cfg: CfgNode) -> dict[str, object]:
         if by_path != key and not by_path.startswith(tuple(f"{name}." for name in cfg.DATASETS.TRAIN)):
             continue
         if not _begins_with(key, (*_NOT_TRAINED_BY, *_LABEL_STAGES)) and "TEST" not in re.split(r"[._]", key):
-            found[key] = value
+            found[key] = _placed(key, value, cfg.OUTPUT_DIR)
     return found
+
+
+def _placed(key: str, value: object, output_dir: str) -> object:
+    """Returns a path as it is absolutely and as seen from ``OUTPUT_DIR``, every other value as it is; see :func:`_equal`."""
+    in_description = key.startswith("DATASETS.BY_PATH.") and key.rpartition(".")[2] not in _NO_PATHS
+    if not isinstance(value, str) or not value or "://" in value or not (in_description or key == "MODEL.WEIGHTS"):
+        return value
+    return {"path": os.path.abspath(value), "from_here": os.path.relpath(value, output_dir)}
+
+
+def _equal(first: object, second: object) -> bool:
+    """Returns whether two values are the same; a path is where the whole of it was moved with the directory, or was written otherwise."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        return any(first[name] == second.get(name) for name in first)
+    return first == second
 
 
 def differences(cfg: CfgNode) -> list[str]:
@@ -52,10 +72,14 @@ def differences(cfg: CfgNode) -> list[str]:
     # A key of one of the two alone is that of another dataset: datasets alone come and go.
     shared = sorted(key for key in asked if key in recorded or (recorded and key.startswith("DATASETS.BY_PATH.")))
     return [
-        f"{key}: asked for {asked[key]!r}, the model has {recorded.get(key)!r}"
+        f"{key}: asked for {_readable(asked[key])}, the model has {_readable(recorded.get(key))}"
         for key in shared
-        if asked[key] != recorded.get(key)
+        if not _equal(asked[key], recorded.get(key))
     ]
+
+
+def _readable(value: object) -> str:
+    return repr(value["path"] if isinstance(value, dict) and "path" in value else value)
 
 
 def iterations_done(cfg: CfgNode) -> int:

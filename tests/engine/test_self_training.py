@@ -226,6 +226,16 @@ def test_two_rounds_and_a_third_call_that_has_nothing_to_do(run, tmp_path, monke
     assert run_self_training(args) == last
 
 
+def test_shipped_configurations_are_found(tmp_path, monkeypatch):
+    from u2seg.engine import launch
+
+    monkeypatch.setattr(launch, "complete_config", lambda cfg: cfg)
+    monkeypatch.setattr(launch, "self_train", lambda cfg, output, rounds: cfg.MODEL.RESNETS.DEPTH)
+    name = "quick_schedules/Base-Scenes-R18-FPN.yaml"
+    args = SimpleNamespace(config_file=name, opts=[], output=str(tmp_path / "rounds"), rounds=1)
+    assert run_self_training(args) == 18
+
+
 def test_wrong_inputs_are_refused(run, tmp_path):
     cfg = run.clone()
     cfg.MODEL.WEIGHTS = ""

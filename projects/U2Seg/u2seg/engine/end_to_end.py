@@ -67,6 +67,7 @@ def run_end_to_end(
 
     Raises:
         ValueError: the configuration has no such training set.
+        TrainingMismatchError: ``output`` holds a model that was trained with other settings.
     """
     directories = RunDirectories(Path(output))
     cfg = setup_cfg(config_file, opts)
@@ -85,10 +86,14 @@ def run_end_to_end(
 
 
 def train(config_file: str, output: Path, opts: Sequence[str], num_gpus: int = 0) -> None:
-    """Trains and scores a model as ``u2seg train --resume`` does."""
+    """Trains and scores a model as ``u2seg train --resume`` does, unless that is done.
+
+    Raises:
+        TrainingMismatchError: ``output`` holds a model that was trained with other settings.
+    """
     from detectron2.engine import default_argument_parser, launch
 
-    from u2seg.engine import run_training
+    from u2seg.engine import continue_training
 
     arguments = [
         "--config-file",
@@ -101,7 +106,7 @@ def train(config_file: str, output: Path, opts: Sequence[str], num_gpus: int = 0
         str(output),
     ]
     args: argparse.Namespace = default_argument_parser().parse_args(arguments)
-    launch(run_training, num_gpus, dist_url="auto", args=(args,))
+    launch(continue_training, num_gpus, dist_url="auto", args=(args,))
 
 
 def label_test_images(config_file: str, directories: RunDirectories, opts: Sequence[str]) -> None:

@@ -54,8 +54,8 @@ def write_pseudo_labels(cfg: CfgNode, output: str | Path) -> Path:
     }
     write_json(output / INDEX, index)
     failures = unreadable(images, set(LabelStore(output).numbers()))
-    close_stage(output, {"images": len(images) - len(failures), "failures": len(failures)})
     report_failures(output, failures, len(images), cfg.MASKS.MAX_FAILURES)
+    close_stage(output, {"images": len(images) - len(failures), "failures": len(failures)})
     return output
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from pycocotools import mask as mask_utils
 
 from u2seg.data.formats.coco_writer import image_record, require_tree, write_instances
-from u2seg.utils.files import read_json
+from u2seg.utils.files import confined_path, read_json
 
 FRAMES = {"dense": "uvo_videos_dense_frames", "sparse": "uvo_videos_sparse_frames"}
 OUTPUTS = {"dense": "uvo_dense_val_coco80.json", "sparse": "uvo_sparse_val_cls_agnostic.json"}
@@ -115,7 +115,7 @@ def prepare_dense(json: Path, uvo: Path, frames: Path) -> Path:
         )
     ids = {category["id"] for category in named}
     of_coco = [annotation for annotation in annotations if annotation["category_id"] in ids]
-    return _write(uvo / "annotations" / OUTPUTS["dense"], images, of_coco, named, frames)
+    return _write(uvo / "annotations" / OUTPUTS["dense"], images, of_coco, named, frames, json)
 
 
 def prepare_sparse(json: Path, uvo: Path, frames: Path) -> Path:
@@ -137,12 +137,14 @@ def prepare_sparse(json: Path, uvo: Path, frames: Path) -> Path:
         )
     agnostic = [{**a, "category_id": 1, "iscrowd": a.get("iscrowd", 0)} for a in content["annotations"]]
     one = [{"id": 1, "name": "object"}]
-    return _write(uvo / "annotations" / OUTPUTS["sparse"], content["images"], agnostic, one, frames)
+    return _write(uvo / "annotations" / OUTPUTS["sparse"], content["images"], agnostic, one, frames, json)
 
 
-def _write(path: Path, images: list[dict], annotations: list[dict], categories: list[dict], frames: Path) -> Path:
-    """Writes the images that are there, with their annotations."""
-    there = [image for image in images if (frames / image["file_name"]).is_file()]
+def _write(
+    path: Path, images: list[dict], annotations: list[dict], categories: list[dict], frames: Path, json: Path
+) -> Path:
+    """Writes the images of ``json`` that are there, with their annotations."""
+    there = [image for image in images if confined_path(frames, image["file_name"], json).is_file()]
     if not there:
         first = images[0]["file_name"] if images else "VIDEO/FRAME.png"
         require_tree(frames, {first: "the first of the frames"}, DOWNLOAD)

@@ -10,6 +10,7 @@ from u2seg.data.formats.coco_panoptic import read_panoptic_png
 from u2seg.data.formats.coco_schema import image_sizes, read_instances_json, read_panoptic_json
 from u2seg.evaluation.tables.image_tables import MapSegment, Regions
 from u2seg.structures.label_space import LabelSpace
+from u2seg.utils.files import confined_path
 
 
 def joint_labels(categories: list[dict], space: LabelSpace) -> dict[int, int]:
@@ -81,7 +82,7 @@ class PanopticGroundTruth:
             )
             for info in annotation["segments_info"]
         ]
-        return read_panoptic_png(self._directory / annotation["file_name"]), segments
+        return read_panoptic_png(confined_path(self._directory, annotation["file_name"], self.path)), segments
 
 
 class InstanceGroundTruth:

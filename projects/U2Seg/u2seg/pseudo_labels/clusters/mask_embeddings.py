@@ -71,7 +71,7 @@ def masked_crop(cfg: CfgNode, images: Path, output: Path) -> Embedding:
         for record in records:
             if not record.rle_counts:
                 continue
-            image_rgb = read_listed_image(images, record.file_name)
+            image_rgb = read_listed_image(images, record.file_name, (record.height, record.width))
             for rle in record.rles():
                 crops.append(extractor.preprocess(crop_on_white(image_rgb, mask_utils.decode(rle).astype(bool))))
                 if len(crops) == cfg.FEATURES.BATCH_SIZE:

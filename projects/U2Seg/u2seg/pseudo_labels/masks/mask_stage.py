@@ -20,7 +20,7 @@ from u2seg.pseudo_labels.masks.interfaces import MaskRefinement, PatchMasks, bui
 from u2seg.pseudo_labels.masks.refinement import fill_holes, mask_iou, resize_mask, upsample_nearest, without_overlaps
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import file_digest, list_digest
-from u2seg.utils.image_io import ImageReadError, image_ids, list_images, read_image_rgb
+from u2seg.utils.image_io import ImageReadError, content_digest, image_ids, list_images, read_image_rgb
 from u2seg.utils.manifest import close_stage, is_complete, open_stage, report_failures, shard_path, shard_slices
 
 # Keys that say how the work is done, not what comes out; a run may go on with other ones.
@@ -60,9 +60,8 @@ def make_masks(cfg: CfgNode, images: str | Path, output: str | Path, *, max_fail
 
 
 def _settings(cfg: CfgNode, images: Path, names: list[str]) -> dict:
-    # Sizes, so that another image under the same name is noticed; a link that leads nowhere has none.
-    sizes = [path.stat().st_size if path.is_file() else -1 for path in (images / name for name in names)]
-    entries = [f"{name}\t{size}" for name, size in zip(names, sizes)]
+    # With their contents, so that another image under the same name is noticed.
+    entries = [f"{name}\t{content_digest(images / name)}" for name in names]
     settings = {"IMAGES": {"count": len(names), "digest": list_digest(entries)}}
     for section, left_out in _NOT_IN_MANIFEST.items():
         values = json.loads(json.dumps(cfg[section]))

@@ -93,7 +93,9 @@ class PatchKMeans:
         readable = [record for record in records if record.error is None]
         for start in range(0, len(readable), self._batch_size):
             batch = readable[start : start + self._batch_size]
-            images_rgb = [read_listed_image(self._images, record.file_name) for record in batch]
+            images_rgb = [
+                read_listed_image(self._images, record.file_name, (record.height, record.width)) for record in batch
+            ]
             inputs = torch.stack([self._extractor.preprocess(image) for image in images_rgb])
             yield from zip(batch, images_rgb, self._extractor(inputs.to(self._device)))
 
@@ -166,7 +168,32 @@ def nearest_centroid_map(features: Tensor, centroids: Tensor, size: tuple[int, i
     vectors = features.flatten(1).T.float()
     # |f - c|^2 without |f|^2, which is equal for all centroids of a patch.
     nearest = (centroids.square().sum(1) - 2 * vectors @ centroids.T).argmin(1)
-    votes = F.one_hot(nearest, len(centroids)).T.float().reshape(1, len(centroids), *features.shape[1:])
-    return (
-        F.interpolate(votes, size=size, mode="bilinear", align_corners=False)[0].argmax(0).to(torch.uint8).cpu().numpy()
-    )
+    # A cluster without a vote wins nowhere, since the votes at a pixel add up to 1.
+    present, position = nearest.unique(return_inverse=True)
+    votes = F.one_hot(position, len(present)).T.float().reshape(len(present), *features.shape[1:])
+    return present.to(torch.uint8).cpu().numpy()[_largest_vote(votes, size)]
+
+
+def _largest_vote(votes: Tensor, size: tuple[int, int], max_values: int = 1 << 23) -> np.ndarray:
+    """Returns which map is the largest at each pixel when all are interpolated bilinearly, uint8 (H, W); of equal ones the first.
+
+    It is computed for a band of columns at a time, so that the memory does not grow with the image, and is equal, bit for bit, to the
+    argmax of ``F.interpolate(votes, size, mode="bilinear")``: that interpolates along rows first, which is exact to repeat for 0 and 1,
+    and then along columns, which is left to it.
+
+    Args:
+        votes: float32 (S, rows, columns), 0 or 1.
+        size: (height, width) to which they are interpolated.
+        max_values: interpolated votes that are held at once; a single column may have more.
+    """
+    (count, rows, columns), (height, width) = votes.shape, size
+    result = np.empty(size, np.uint8)
+    probes = torch.eye(columns, device=votes.device)[None, :, None]
+    weights = F.interpolate(probes, size=(1, width), mode="bilinear", align_corners=False)[0, :, 0].double()
+    flat = votes.double().reshape(count * rows, columns)
+    step = max(1, max_values // (count * height))
+    for left in range(0, width, step):
+        band = (flat @ weights[:, left : left + step]).float().reshape(1, count, rows, -1)
+        tall = F.interpolate(band, size=(height, band.shape[-1]), mode="bilinear", align_corners=False)[0]
+        result[:, left : left + step] = tall.argmax(0).to(torch.uint8).cpu().numpy()
+    return result

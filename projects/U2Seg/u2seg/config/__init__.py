@@ -6,5 +6,6 @@ Segmentation, CVPR 2024; [STEGO] = ICLR 2022; [LUSS] = TPAMI 2022; [DINO] = ICCV
 """
 
 from u2seg.config.config import CONFIG_REGISTRY, add_u2seg_config, find_config_file, get_config_file, setup_cfg
+from u2seg.config.config_file import ConfigFileError
 
-__all__ = ["CONFIG_REGISTRY", "add_u2seg_config", "find_config_file", "get_config_file", "setup_cfg"]
+__all__ = ["CONFIG_REGISTRY", "ConfigFileError", "add_u2seg_config", "find_config_file", "get_config_file", "setup_cfg"]

@@ -7,6 +7,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.utils.registry import Registry
 
+from u2seg.config.config_file import ConfigFileError, read_config_file
 from u2seg.config.data import add_data_config
 from u2seg.config.features import add_features_config
 from u2seg.config.model import add_model_config
@@ -80,15 +81,27 @@ def setup_cfg(config_file: str | Path, opts: list[str] | tuple = ()) -> CN:
 
     Raises:
         FileNotFoundError: no such file, neither on disk nor shipped.
+        ConfigFileError: the file is no plain YAML: a tag in it could run code, for example.
         KeyError: a key that neither Detectron2 nor this project has; the message names those that are spelled alike.
         ValueError: a key without a value.
     """
     cfg = get_cfg()
     add_u2seg_config(cfg)
-    cfg.merge_from_file(find_config_file(config_file))
+    _merge_file(cfg, find_config_file(config_file))
     _check_keys(cfg, list(opts))
     cfg.merge_from_list(list(opts))
     return cfg
+
+
+def _merge_file(cfg: CN, path: str) -> None:
+    """Merges a file into the configuration, in place; Detectron2's own ``merge_from_file`` runs the code that YAML tags name."""
+    values = read_config_file(path)
+    version = values.get("VERSION", cfg.VERSION)
+    if version != cfg.VERSION:
+        raise ConfigFileError(
+            f"{path} is written for VERSION {version!r} of Detectron2's configuration, expected {cfg.VERSION}"
+        )
+    cfg.merge_from_other_cfg(CN(values))
 
 
 def _check_keys(cfg: CN, opts: list[str]) -> None:

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
+from u2seg.checkpoint import AtomicCheckpointer
 from u2seg.luss.data.image_batches import iter_image_batches
 from u2seg.luss.data.semantic_mapper import read_for
 from u2seg.utils.files import list_digest
@@ -99,7 +99,7 @@ def load_model(cfg: CfgNode, architecture: str) -> nn.Module:
     cfg.defrost()
     cfg.MODEL.META_ARCHITECTURE = architecture
     model = build_model(cfg)
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    AtomicCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     return model.eval()
 
 

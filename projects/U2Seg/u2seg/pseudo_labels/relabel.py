@@ -30,7 +30,7 @@ from u2seg.data.formats.coco_panoptic import (
 from u2seg.pseudo_labels.panoptic.panoptic_merge import merge_panoptic, void_share
 from u2seg.pseudo_labels.panoptic.panoptic_stage import PANOPTIC_DIRECTORY, STUFF_DIRECTORY, write_dataset
 from u2seg.structures.label_space import IGNORE_LABEL, LabelSpace
-from u2seg.utils.files import list_digest, read_json, write_json
+from u2seg.utils.files import confined_path, list_digest, read_json, write_json
 from u2seg.utils.manifest import is_complete, open_stage, shard_path, shard_slices
 from u2seg.utils.registry import NamedRegistry, get_registered
 
@@ -198,8 +198,11 @@ class _Relabeler:
             png = Path(record["pan_seg_file_name"]).relative_to(self.old_files.panoptic_directory).as_posix()
             objects, semantic = self._targets(record)
             panoptic, segments = merge_panoptic(objects.masks, objects.classes, semantic)
-            write_panoptic_png(self.directory / PANOPTIC_DIRECTORY / png, panoptic)
-            write_stuff_png(self.directory / STUFF_DIRECTORY / png, panoptic, segments, self.space)
+            source = self.old_files.panoptic_json
+            write_panoptic_png(confined_path(self.directory / PANOPTIC_DIRECTORY, png, source), panoptic)
+            write_stuff_png(
+                confined_path(self.directory / STUFF_DIRECTORY, png, source), panoptic, segments, self.space
+            )
             rows["images"].append({"id": image_id, "file_name": name, **shape})
             rows["panoptic"].append(panoptic_annotation(image_id, png, panoptic, segments, self.space))
             rows["instances"] += instance_annotations(image_id, panoptic, segments, objects.scores, self.space)

@@ -11,6 +11,36 @@ from pathlib import Path
 _TEMPORARY = ".u2seg-partial-"  # begins the names of files that are being written
 
 
+class UnsafeNameError(ValueError):
+    """A name in a file that leads out of the directory to which it is relative."""
+
+
+def confined_name(name: str, source: str | Path) -> str:
+    """Returns a name that a file gives, having checked that it stays below the directory to which it is relative.
+
+    Links below that directory are the user's own and are followed.
+
+    Args:
+        name: a relative POSIX path.
+        source: the file that gives it, for the message.
+
+    Raises:
+        UnsafeNameError: the name is empty, absolute, or has a ``..`` or a null character in it.
+    """
+    parts = Path(name).parts if isinstance(name, str) else ()
+    if not parts or Path(name).anchor or ".." in parts or "\0" in name:
+        raise UnsafeNameError(
+            f"{source} names the file {name!r}; expected a name relative to its directory, without .. in it: "
+            "nothing outside the directory is read or written"
+        )
+    return name
+
+
+def confined_path(root: str | Path, name: str, source: str | Path) -> Path:
+    """Returns ``root / name`` for a name that a file gives, having checked that it lies below ``root``; see :func:`confined_name`."""
+    return Path(root) / confined_name(name, source)
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` that becomes ``path`` if the block ends without an error, and is removed if not."""

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from u2seg.data.formats.coco_writer import require_tree, write_instances
-from u2seg.utils.files import read_json
+from u2seg.utils.files import confined_path, read_json
 
 DATASETS = {
     name: {
@@ -41,7 +41,7 @@ def prepare(json: Path, uvo: Path, frames: Path) -> list[Path]:
         DatasetFilesError: no frame is there.
     """
     content = read_json(json)
-    images = [image for image in content["images"] if (frames / image["file_name"]).is_file()]
+    images = [image for image in content["images"] if confined_path(frames, image["file_name"], json).is_file()]
     if not images:
         first = content["images"][0]["file_name"] if content["images"] else "VIDEO/FRAME.png"
         require_tree(

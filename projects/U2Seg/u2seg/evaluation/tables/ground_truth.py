@@ -9,7 +9,7 @@ from pycocotools import mask as mask_utils
 from u2seg.data.formats.coco_panoptic import read_panoptic_png
 from u2seg.evaluation.tables.image_tables import MapSegment, Regions
 from u2seg.structures.label_space import LabelSpace
-from u2seg.utils.files import read_json
+from u2seg.utils.files import confined_path, read_json
 
 
 def joint_labels(categories: list[dict], space: LabelSpace) -> dict[int, int]:
@@ -76,7 +76,7 @@ class PanopticGroundTruth:
             )
             for info in annotation["segments_info"]
         ]
-        return read_panoptic_png(self._directory / annotation["file_name"]), segments
+        return read_panoptic_png(confined_path(self._directory, annotation["file_name"], self.path)), segments
 
 
 class InstanceGroundTruth:

@@ -12,6 +12,7 @@ from detectron2.utils.logger import setup_logger
 from u2seg.checkpoint.checkpointer import AtomicCheckpointer
 from u2seg.checkpoint.loading import load_weights
 from u2seg.config import find_config_file, setup_cfg
+from u2seg.config.config import require_chosen_model
 from u2seg.engine.self_training import self_train
 from u2seg.engine.trainer import U2SegTrainer, verify_expected_results
 from u2seg.modeling.build import complete_config
@@ -30,6 +31,7 @@ def run_training(args) -> OrderedDict:
     """
     args.config_file = find_config_file(args.config_file)
     cfg = setup_cfg(args.config_file, args.opts)
+    require_chosen_model(cfg, args.config_file)
     complete_config(cfg, eval_only=args.eval_only)
     cfg.freeze()
     default_setup(cfg, args)

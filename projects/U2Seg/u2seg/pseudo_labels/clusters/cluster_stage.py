@@ -110,7 +110,9 @@ def _num_images(masks: Path) -> int:
 def _find_centroids(settings, masks: Path, vectors_of) -> np.ndarray:
     sample = _training_sample(masks, vectors_of, settings.MAX_TRAINING_SAMPLES, settings.SEED)
     if not len(sample):
-        logger.warning("No mask was found in any image: the clusters of things stay empty, and the labels hold stuff alone")
+        logger.warning(
+            "No mask was found in any image: the clusters of things stay empty, and the labels hold stuff alone"
+        )
         return np.zeros((settings.NUM_CLUSTERS, 1), np.float32)
     if len(sample) < settings.NUM_CLUSTERS:
         raise ValueError(

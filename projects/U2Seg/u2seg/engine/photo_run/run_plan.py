@@ -422,7 +422,7 @@ def format_plan(plan: RunPlan) -> str:
         *_entry("features", plan.features.description),
         *_entry("scores", scores),
         "",
-        *_entry("settings", f"{plan.base}, fitted to these photos: {plan.config_file}"),
+        *_entry("settings", f"{plan.base}, fitted to these photos: {plan.output / plan.config_file.name}"),
         *_entry(
             "labels",
             f"{cfg.MASKS.GENERATOR} masks at {cfg.FEATURES.IMAGE_SIZE[1]}x{cfg.FEATURES.IMAGE_SIZE[0]} pixels; thing clusters: "

@@ -13,7 +13,8 @@ from u2seg.version import __version__
 
 COMMANDS = {
     "demo": "render scenes, label, train, score and show them: the whole pipeline in minutes",
-    "run": "from a directory of photos to labels, a trained model and a page of images",
+    "run": "from photos to labels, a trained model, predictions and a page of images",
+    "config": "write a configuration file to start from",
     "labels": "turn unlabeled photos into panoptic pseudo-labels",
     "show": "write a page that shows labels or predictions on their images",
     "show-samples": "draw training samples as the trainer gets them",

@@ -18,11 +18,10 @@ from u2seg.config.pseudo_labels import (
     add_self_training_config,
     add_semantics_config,
 )
+from u2seg.config.shipped import get_config_file
 from u2seg.config.solver import add_solver_config
 from u2seg.config.test import add_test_config
 from u2seg.config.validation import check_config
-
-_PACKAGE = Path(__file__).resolve().parents[1]
 
 CONFIG_REGISTRY = Registry("CONFIG")
 CONFIG_REGISTRY.__doc__ = """
@@ -42,24 +41,6 @@ for _section in (
     add_test_config,
 ):
     CONFIG_REGISTRY.register(_section)
-
-
-def get_config_file(name: str) -> str:
-    """Returns the path of a configuration file that the package ships.
-
-    Args:
-        name: path relative to the project's ``configs/``, for example ``"quick_schedules/scenes.yaml"``.
-
-    Raises:
-        FileNotFoundError: no such file; the message lists those that exist.
-    """
-    # Installed: the configs are package data. Editable install or checkout: they lie at the repository's root.
-    roots = [_PACKAGE / "configs", _PACKAGE.parents[2] / "configs"]
-    for root in roots:
-        if (root / name).is_file():
-            return str(root / name)
-    known = sorted({path.relative_to(root).as_posix() for root in roots for path in root.rglob("*.yaml")})
-    raise FileNotFoundError(f"No configuration file {name!r}; available: {', '.join(known)}")
 
 
 def find_config_file(config_file: str | Path) -> str:
@@ -94,6 +75,22 @@ def setup_cfg(config_file: str | Path, opts: list[str] | tuple = ()) -> CN:
     cfg.merge_from_list(list(opts))
     check_config(cfg)
     return cfg
+
+
+def require_chosen_model(cfg: CN, config_file: str | Path) -> None:
+    """Refuses a configuration that leaves the model as Detectron2 has it by default.
+
+    Raises:
+        ValueError: nothing in the file, its bases or the command line chose a model; the message says which line to add.
+    """
+    default = get_cfg().MODEL
+    values = [(m.META_ARCHITECTURE, m.MASK_ON, m.BACKBONE.NAME, m.ROI_HEADS.NAME) for m in (cfg.MODEL, default)]
+    if values[0] == values[1]:
+        raise ValueError(
+            f"{config_file} chooses no model, so Detectron2's default, a {default.META_ARCHITECTURE} box detector without masks, would "
+            "be trained. Add a base as its first line, for example\n    _BASE_: quick_schedules/photos.yaml\n"
+            "or set MODEL.META_ARCHITECTURE: PanopticFPN with the rest of a model."
+        )
 
 
 def _merge_file(cfg: CN, path: str) -> None:

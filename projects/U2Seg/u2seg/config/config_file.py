@@ -7,6 +7,8 @@ from typing import Any
 import yaml
 from detectron2.utils.file_io import PathManager
 
+from u2seg.config.shipped import find_base
+
 BASE_KEY = "_BASE_"
 
 
@@ -26,7 +28,7 @@ class _PlainLoader(yaml.SafeLoader):
 def read_config_file(path: str | Path) -> dict[str, Any]:
     """Returns the values of a YAML file, laid over those of the files that its ``_BASE_`` names.
 
-    ``_BASE_`` is one name or a list of them, relative to the file; of several, a later one wins.
+    ``_BASE_`` is one name or a list of them, relative to the file or a shipped one; of several, a later one wins.
 
     Args:
         path: the file, or anything that Detectron2's ``PathManager`` opens.
@@ -49,7 +51,7 @@ def _read(path: str, above: tuple[str, ...]) -> dict[str, Any]:
     for base in bases:
         if not isinstance(base, str):
             raise ConfigFileError(f"{path}: {BASE_KEY} must be a file name or a list of them, got {base!r}")
-        _merge(merged, _read(_beside(path, base), (*above, path)), path)
+        _merge(merged, _read(find_base(base, path), (*above, path)), path)
     _merge(merged, values, path)
     return merged
 
@@ -80,15 +82,6 @@ def _load(path: str) -> dict[str, Any]:
 def _place(path: str, error: yaml.MarkedYAMLError) -> str:
     mark = error.problem_mark or error.context_mark
     return path if mark is None else f"{path}, line {mark.line + 1}"
-
-
-def _beside(path: str, base: str) -> str:
-    """Returns where a base lies: its name is relative to the file that names it, unless it is absolute or an address."""
-    if base.startswith("~"):
-        return str(Path(base).expanduser())
-    if base.startswith("/") or "://" in base:
-        return base
-    return str(Path(path).parent / base)
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any], path: str) -> None:

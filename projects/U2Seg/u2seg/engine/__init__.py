@@ -2,6 +2,7 @@
 
 from u2seg.engine.hooks import HOOK_REGISTRY
 from u2seg.engine.launch import continue_training, run_self_training, run_training
+from u2seg.engine.photo_run import run_hooks as _run_hooks  # noqa: F401  (registers)
 from u2seg.engine.trainer import U2SegTrainer
 from u2seg.engine.training_record import TrainingMismatchError
 from u2seg.engine.training_step import NonFiniteLossError

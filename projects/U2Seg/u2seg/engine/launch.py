@@ -12,6 +12,7 @@ from detectron2.utils.logger import setup_logger
 from u2seg.checkpoint.checkpointer import AtomicCheckpointer
 from u2seg.checkpoint.loading import load_weights
 from u2seg.config import find_config_file, setup_cfg
+from u2seg.config.config import require_chosen_model
 from u2seg.engine import training_record
 from u2seg.engine.self_training import self_train
 from u2seg.engine.trainer import U2SegTrainer, train_and_record, verify_expected_results
@@ -66,6 +67,7 @@ def continue_training(args) -> OrderedDict:
 def _complete_config(args) -> CfgNode:
     args.config_file = find_config_file(args.config_file)
     cfg = setup_cfg(args.config_file, args.opts)
+    require_chosen_model(cfg, args.config_file)
     complete_config(cfg, eval_only=args.eval_only)
     cfg.freeze()
     return cfg

@@ -44,7 +44,7 @@ def complete_config(cfg: CfgNode, eval_only: bool = False) -> CfgNode:
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is cuda and there is none: running on the CPU")
         cfg.MODEL.DEVICE = "cpu"
-    _resolve_norms(cfg)
+    resolve_norms(cfg)
     if not eval_only or _has_test_sets(cfg):
         _register(cfg, eval_only)
     _set_class_counts(cfg, eval_only)
@@ -104,7 +104,8 @@ def _require_one_label_space(cfg: CfgNode) -> None:
             )
 
 
-def _resolve_norms(cfg: CfgNode) -> None:
+def resolve_norms(cfg: CfgNode) -> None:
+    """Replaces SyncBN by BN, in place, where one process or a CPU trains."""
     if comm.get_world_size() > 1 and cfg.MODEL.DEVICE != "cpu":
         return
     for key in _NORM_KEYS:

@@ -8,6 +8,7 @@ from pathlib import Path
 from u2seg.data.formats.coco_schema import compressed_counts, read_instances_json, read_results_json
 from u2seg.data.formats.mask_shards import iter_records
 from u2seg.utils.files import read_json
+from u2seg.utils.manifest import MANIFEST
 
 # Name -> (is average precision, IoU threshold or None for .50:.05:.95, area range, most detections an image).
 _METRICS = {
@@ -27,16 +28,17 @@ def evaluate_masks(predictions: str | Path, ground_truth: str | Path) -> dict:
     """Returns class-agnostic AP and AR of masks, in per cent, as pycocotools computes them with ``useCats = 0``.
 
     Args:
-        predictions: a directory that ``make_masks`` made; or a JSON file, either COCO results (a list) or a COCO dataset
+        predictions: a label directory, or the directory ``masks`` in it; or a JSON file, either COCO results (a list) or a COCO dataset
             (``{"images", "annotations"}``, as MaskCut writes it). Annotations without ``score`` count as 1.
         ground_truth: COCO instances JSON.
 
     Returns:
         ``{"segm": {...}, "bbox": {...}, "counts": {...}}``; metrics AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, NaN where the
-        ground truth has no object of that size; counts of ground-truth images and objects, of predictions, and of
-        predictions that were left out because their image is not in the ground truth.
+        ground truth has no object of that size; counts of ground-truth images and objects, of ground-truth images without a
+        prediction, of predictions, and of predictions that were left out because their image is not in the ground truth.
 
     Raises:
+        FileNotFoundError: the directory holds no masks.
         ValueError: none of the predictions belongs to an image of the ground truth, or a file is not what it should be; the
             message names the row and the field.
     """
@@ -57,6 +59,7 @@ def evaluate_masks(predictions: str | Path, ground_truth: str | Path) -> dict:
     counts = {
         "images": len(gt.imgs),
         "objects": sum(not annotation.get("iscrowd", 0) for annotation in gt.anns.values()),
+        "images_without_prediction": len(gt.imgs.keys() - {detection["image_id"] for detection in detections}),
         "predictions": len(detections),
         "left_out": num_left_out,
     }
@@ -68,20 +71,37 @@ def format_quality(results: dict) -> str:
     from tabulate import tabulate
 
     rows = [[kind, *(results[kind][name] for name in _METRICS)] for kind in ("segm", "bbox")]
-    counts = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in results["counts"].items())
     table = tabulate(rows, headers=["class-agnostic", *_METRICS], floatfmt=".2f")
-    return f"{table}\n{counts}"
+    counts = results["counts"]
+    return (
+        f"{table}\n"
+        f"ground truth: {counts['objects']} objects in {counts['images']} images; "
+        f"{counts['images_without_prediction']} of the images have no prediction\n"
+        f"predictions: {counts['predictions']}; {counts['left_out']} more were left out: their images are not in the ground truth"
+    )
 
 
 def _load_predictions(path: Path, gt) -> list[dict]:
     """Returns COCO results: dicts with image_id, category_id, segmentation (RLE or polygons) and score."""
     if path.is_dir():
-        return _from_records(path, gt)
+        return _from_records(_mask_directory(path), gt)
     annotations = read_results_json(path, {i: (image["height"], image["width"]) for i, image in gt.imgs.items()})
     _check_numbering(path, gt)
     return [
         _result(a["image_id"], _as_rle(a["segmentation"], a["image_id"], gt), a.get("score", 1)) for a in annotations
     ]
+
+
+def _mask_directory(path: Path) -> Path:
+    for directory in (path, path / "masks"):
+        manifest = directory / MANIFEST
+        stage = read_json(manifest).get("stage") if manifest.is_file() else "masks"
+        if stage == "masks" and any(directory.glob("shard-*.parquet")):
+            return directory
+    raise FileNotFoundError(
+        f"{path} holds no masks: expected a label directory with masks/, or a mask directory with shard-*.parquet; for predictions give "
+        "their coco_results.json"
+    )
 
 
 def _from_records(path: Path, gt) -> list[dict]:

@@ -12,7 +12,6 @@ import torch
 from detectron2.config import CfgNode
 from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from u2seg.data.formats.mask_shards import failures_of, iter_records, write_shard
 from u2seg.features import FeatureExtractor, build_feature_extractor
@@ -22,6 +21,7 @@ from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import file_digest, list_digest
 from u2seg.utils.image_io import ImageReadError, content_digest, image_ids, list_images, read_image_rgb
 from u2seg.utils.manifest import close_stage, is_complete, open_stage, report_failures, shard_path, shard_slices
+from u2seg.utils.progress import Progress
 
 # Keys that say how the work is done, not what comes out; a run may go on with other ones.
 _NOT_IN_MANIFEST = {"FEATURES": ("BATCH_SIZE", "DEVICE"), "MASKS": ("NUM_WORKERS", "MAX_FAILURES", "NUM_THREADS")}
@@ -98,7 +98,7 @@ def _make_shards(
     done = sum(piece.stop - piece.start for index, piece in enumerate(slices) if index not in set(missing))
     with (
         ThreadPoolExecutor(max_workers=max(1, cfg.MASKS.NUM_THREADS)) as pool,
-        tqdm(total=len(names), initial=done, desc="masks", unit="image", smoothing=0.05) as bar,
+        Progress(len(names), "masks", initial=done) as bar,
     ):
         futures = _submit(loader, extractor, generator, finish, device, pool)
         for shard, group in groupby(_in_order(futures, limit=4 * cfg.FEATURES.BATCH_SIZE), key=lambda item: item[0]):

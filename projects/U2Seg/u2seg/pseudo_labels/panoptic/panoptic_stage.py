@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from detectron2.config import CfgNode
 from pycocotools import mask as mask_utils
-from tqdm import tqdm
 
 from u2seg.data.formats.coco_panoptic import (
     instance_annotations,
@@ -25,6 +24,7 @@ from u2seg.structures.segments import Segment
 from u2seg.utils.files import read_json, write_json
 from u2seg.utils.image_io import png_names
 from u2seg.utils.manifest import close_stage, is_complete, open_stage, settings_digest, shard_path
+from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
 
 INSTANCES_JSON = "instances.json"
@@ -136,9 +136,12 @@ def make_panoptic_labels(cfg: CfgNode, masks: Path, clusters: Path, semantics: P
     png_of = dict(zip(names, png_names(names)))
     parts = [shard_path(output / _PARTS, index, ".json") for index in range(len(names_by_shard))]
     shards = zip(parts, iter_assigned(masks, clusters), iter_semantic_maps(semantics), strict=True)
-    for part, group, maps in tqdm(shards, total=len(parts), desc="panoptic labels", unit="shards"):
-        if not part.is_file():
-            write_json(part, _label_group(group, maps, output, png_of, space, rule))
+    with Progress(len(names), "panoptic labels") as bar:
+        for part, group, maps in shards:
+            if part.is_file():
+                bar.update(len(group))
+            else:
+                write_json(part, _label_group(bar.track(group), maps, output, png_of, space, rule))
     write_dataset(output, [read_json(part) for part in parts], space)
     shutil.rmtree(output / _PARTS)
     return output

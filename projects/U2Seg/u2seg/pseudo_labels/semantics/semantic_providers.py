@@ -10,7 +10,6 @@ from detectron2.utils.registry import Registry
 from PIL import Image
 from pycocotools import mask as mask_utils
 from torch import Tensor
-from tqdm import tqdm
 
 from u2seg.data.formats.mask_shards import iter_shards
 from u2seg.features import build_feature_extractor, resolve_device
@@ -20,6 +19,7 @@ from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path
 from u2seg.utils.image_io import png_names, read_listed_image
 from u2seg.utils.kmeans import kmeans
+from u2seg.utils.progress import Progress
 
 SEMANTIC_PROVIDER_REGISTRY = Registry("SEMANTIC_PROVIDER")
 SEMANTIC_PROVIDER_REGISTRY.__doc__ = """
@@ -59,11 +59,12 @@ class PatchKMeans:
         settings = self._settings
         num_images = sum(len(records) for records in iter_shards(self._masks))
         limit = min(settings.PATCHES_PER_IMAGE, -(-settings.MAX_TRAINING_SAMPLES // max(num_images, 1)))
-        samples = [
-            self._sample(record, features, limit)
-            for records in tqdm(iter_shards(self._masks), desc="sampling patches", unit="shards")
-            for record, _, features in self._features(records)
-        ]
+        with Progress(num_images, "sampling patches", transient=True) as bar:
+            samples = [
+                self._sample(record, features, limit)
+                for records in iter_shards(self._masks)
+                for record, _, features in bar.track(self._features(records))
+            ]
         vectors = np.concatenate(samples) if samples else np.zeros((0, 1), np.float32)
         if len(vectors) > settings.MAX_TRAINING_SAMPLES:
             chosen = np.random.default_rng([settings.SEED, 2]).choice(

@@ -9,7 +9,7 @@ from score_oracles import categories, random_map, write_coco_panoptic
 from u2seg.data.datasets.coco_supercategories import STUFF_SUPERCATEGORIES, semantic_groups, stuff_supercategories
 from u2seg.evaluation.score_table import format_table, to_csv, to_latex
 from u2seg.evaluation.scoring import suppress_across_clusters
-from u2seg.evaluation.tables.image_tables import MapSegment, count_pairs, mask_iou, panoptic_blocks
+from u2seg.evaluation.tables.image_tables import MapSegment, count_pairs, crowd_mask_iou, panoptic_blocks
 from u2seg.evaluation.tables.panoptic_files import tables_from_panoptic_files
 from u2seg.evaluation.tables.segment_tables import concatenate_tables, load_tables, with_stuff_groups
 from u2seg.structures.label_space import LabelSpace
@@ -31,7 +31,7 @@ def test_mask_iou_equals_pycocotools_with_crowds():
     first[0], second[1] = False, False
     crowds = np.array([False, False, True, False])
     encode = lambda masks: [mask_utils.encode(np.asfortranarray(m.astype(np.uint8))) for m in masks]  # noqa: E731
-    ious, areas = mask_iou(first, second, crowds)
+    ious, areas = crowd_mask_iou(first, second, crowds)
     np.testing.assert_array_equal(ious, mask_utils.iou(encode(first), encode(second), crowds.astype(int).tolist()))
     np.testing.assert_array_equal(areas, first.sum((1, 2)))
 
@@ -39,9 +39,9 @@ def test_mask_iou_equals_pycocotools_with_crowds():
 def test_popcounts_without_numpy_2_are_the_same(monkeypatch):
     rng = np.random.default_rng(2)
     masks = rng.random((3, 9, 15)) < 0.5
-    expected = mask_iou(masks, masks, np.zeros(3, bool))
+    expected = crowd_mask_iou(masks, masks, np.zeros(3, bool))
     monkeypatch.delattr(np, "bitwise_count", raising=False)
-    for got, want in zip(mask_iou(masks, masks, np.zeros(3, bool)), expected):
+    for got, want in zip(crowd_mask_iou(masks, masks, np.zeros(3, bool)), expected):
         np.testing.assert_array_equal(got, want)
 
 

@@ -29,7 +29,7 @@ from u2seg.data.formats.coco_panoptic import (
 )
 from u2seg.pseudo_labels.panoptic.panoptic_merge import merge_panoptic, void_share
 from u2seg.pseudo_labels.panoptic.panoptic_stage import PANOPTIC_DIRECTORY, STUFF_DIRECTORY, write_dataset
-from u2seg.structures.label_space import IGNORE_LABEL, LabelSpace
+from u2seg.structures import IGNORE_LABEL, LabelSpace, pairwise_mask_iou
 from u2seg.utils.files import list_digest, read_json, write_json
 from u2seg.utils.manifest import is_complete, open_stage, shard_path, shard_slices
 from u2seg.utils.registry import NamedRegistry, get_registered
@@ -150,7 +150,7 @@ def confirmed_labels_first(new: Objects, old: Objects, settings: CfgNode, score_
 def _mask_nms(objects: Objects, max_iou: float) -> Objects:
     """Returns the objects, best first, without those whose mask IoU with a better one reaches ``max_iou``."""
     objects = objects[np.argsort(-objects.scores, kind="stable")]
-    among = mask_ious(objects.masks, objects.masks)
+    among = pairwise_mask_iou(objects.masks, objects.masks)
     kept: list[int] = []
     for index in range(len(objects)):
         if not (among[index, kept] >= max_iou).any():
@@ -160,20 +160,11 @@ def _mask_nms(objects: Objects, max_iou: float) -> Objects:
 
 def _overlaps_any(objects: Objects, others: Objects, iou: float) -> np.ndarray:
     """Returns bool (N,): which objects have a mask IoU of at least ``iou`` with one of the others."""
-    return (mask_ious(objects.masks, others.masks) >= iou).any(axis=1)
+    return (pairwise_mask_iou(objects.masks, others.masks) >= iou).any(axis=1)
 
 
 def _concatenate(first: Objects, second: Objects) -> Objects:
     return Objects(*(np.concatenate([getattr(first, f), getattr(second, f)]) for f in ("masks", "classes", "scores")))
-
-
-def mask_ious(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Returns float64 (N, M), the IoU of each of N masks with each of M masks, bool (N, H, W) and (M, H, W); 0 where both are empty."""
-    pixels = int(np.prod(first.shape[1:]))
-    a, b = (masks.reshape(len(masks), pixels).astype(np.float32) for masks in (first, second))
-    shared = (a @ b.T).astype(np.float64)
-    union = a.sum(axis=1, dtype=np.float64)[:, None] + b.sum(axis=1, dtype=np.float64)[None] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
 @dataclass(frozen=True)

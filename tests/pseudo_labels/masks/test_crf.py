@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from u2seg.pseudo_labels.masks import MASKCUT_CRF, STEGO_CRF, CRFSettings, DenseCRF, dense_crf
+from u2seg.pseudo_labels.masks import MASKCUT_CRF, STEGO_CRF, CRFSettings, DenseCRF
 from u2seg.pseudo_labels.masks.permutohedral import PermutohedralLattice
 from u2seg.utils.image_io import list_images, read_image_rgb
 
@@ -127,19 +127,9 @@ def test_marginals_move_to_the_edge_of_the_image():
     image[:, 30:] = 200
     mask = np.zeros((1, 40, 60), np.float32)
     mask[:, :, 27:] = 1  # three pixels too far
-    refined = dense_crf(image, torch.from_numpy(2 * mask - 1))[0] > 0.5
+    refined = DenseCRF(image).foreground(torch.from_numpy(2 * mask - 1))[0] > 0.5
     assert not refined[:, :30].any()
     assert refined[:, 30:].all()
-
-
-def test_two_labels_equal_the_binary_shortcut():
-    image = random_image(31, 45)
-    log_odds = torch.from_numpy(2.0 * box_masks(31, 45)[:1] - 1).float()
-    crf = DenseCRF(image)
-    # Labels (background, foreground) with log-probabilities -+ log_odds / 2.
-    both = crf.labels(torch.cat([-log_odds / 2, log_odds / 2]))
-    assert torch.allclose(both.sum(0), torch.ones(31, 45), atol=1e-5)
-    assert torch.allclose(both[1], crf.foreground(log_odds)[0], atol=1e-4)
 
 
 def test_number_of_masks_does_not_matter():
@@ -155,7 +145,7 @@ def test_number_of_masks_does_not_matter():
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (2, 3)])
 def test_tiny_images(size):
     image = random_image(*size)
-    marginal = dense_crf(image, torch.ones(1, *size))
+    marginal = DenseCRF(image).foreground(torch.ones(1, *size))
     assert marginal.shape == (1, *size)
     assert bool((marginal >= 0.5).all())
 
@@ -194,7 +184,7 @@ def test_equals_the_oracle(constants, seed):
     image = random_image(90, 131, seed)
     masks = box_masks(90, 131)
     expected = oracle(image, masks, constants)
-    got = dense_crf(image, torch.from_numpy(2.0 * masks - 1).float(), constants).numpy()
+    got = DenseCRF(image, constants).foreground(torch.from_numpy(2.0 * masks - 1).float()).numpy()
     assert np.abs(got - expected).max() < 0.02
     assert np.mean((got > 0.5) == (expected > 0.5)) > 0.9999
 
@@ -212,7 +202,7 @@ def test_twenty_photos_equal_the_oracle():
         radii = (3 + 12 * index, 245 - 12 * index)
         masks = np.stack([np.hypot(y - 240 + 5 * index, x - 200 - 3 * index) < radius for radius in radii])
         expected = oracle(image, masks, MASKCUT_CRF)
-        got = dense_crf(image, torch.from_numpy(2.0 * masks - 1).float()).numpy()
+        got = DenseCRF(image).foreground(torch.from_numpy(2.0 * masks - 1).float()).numpy()
         assert np.abs(got - expected).max() < 0.02, name
         num_equal += ((got > 0.5) == (expected > 0.5)).sum()
         num_pixels += got.size
@@ -224,5 +214,5 @@ def test_twenty_photos_equal_the_oracle():
 def test_gpu_equals_cpu():
     image = random_image(120, 161)
     log_odds = torch.from_numpy(2.0 * box_masks(120, 161) - 1).float()
-    on_cpu = dense_crf(image, log_odds)
-    assert (dense_crf(image, log_odds.cuda()).cpu() - on_cpu).abs().max() < 0.02
+    on_cpu = DenseCRF(image).foreground(log_odds)
+    assert (DenseCRF(image, device="cuda").foreground(log_odds.cuda()).cpu() - on_cpu).abs().max() < 0.02

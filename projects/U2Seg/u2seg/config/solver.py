@@ -5,7 +5,7 @@ from detectron2.config import CfgNode as CN
 
 def add_solver_config(cfg: CN) -> None:
     """Adds the keys of training to a configuration, in place."""
-    cfg.SOLVER.OPTIMIZER = "SGD"  # name in u2seg.engine's OPTIMIZER_REGISTRY: "SGD", "ADAMW" or "LARC"
+    cfg.SOLVER.OPTIMIZER = "SGD"  # name in u2seg.engine's OPTIMIZER_REGISTRY: "SGD", "AdamW" or "LARC"
     # SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be "full_model": one norm over all gradients [CutLER], not one for each tensor.
     # Learning-rate multipliers: pairs (beginning of a parameter's name, factor); the longest that fits counts. Few-label
     # fine-tuning: (("roi_heads", 4.0), ("sem_seg_head", 4.0)) [U2Seg and CutLER, whose own keys have no effect].

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from u2seg.config import setup_cfg
 from u2seg.pseudo_labels.pipeline import make_pseudo_labels
 from u2seg.utils.files import read_json, write_json
+from u2seg.utils.kmeans import CENTROIDS
 
 METRICS = "metrics.json"
 TIMES = "times.json"
@@ -113,7 +114,7 @@ def label_test_images(config_file: str, directories: RunDirectories, opts: Seque
 
     centroids = []
     for section, stage in (("CLUSTERS", "clusters"), ("SEMANTICS", "semantics")):
-        centroids += [f"{section}.CENTROIDS", repr(str(directories.labels / stage / "centroids.npy"))]
+        centroids += [f"{section}.CENTROIDS", repr(str(directories.labels / stage / CENTROIDS))]
     cfg = setup_cfg(config_file, [*opts, *centroids])
     register_datasets(cfg.DATASETS.BY_PATH, list(cfg.DATASETS.TEST[:1]))
     gt = MetadataCatalog.get(cfg.DATASETS.TEST[0])

@@ -1,6 +1,5 @@
 """Published weights of vision transformers: where they are, how a file is checked, and how its names become timm's."""
 
-import hashlib
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +7,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from u2seg.utils.files import file_digest
 
 _META = "https://dl.fbaipublicfiles.com/"
 
@@ -140,13 +141,10 @@ def check_digest(path: Path, checksum: str) -> None:
         WeightsError: they differ.
     """
     algorithm, _, published = checksum.partition(":")
-    digest = hashlib.new(algorithm, usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if not digest.hexdigest().startswith(published):
+    found = file_digest(path, algorithm)
+    if not found.startswith(published):
         raise WeightsError(
-            f"{path} is damaged or was exchanged: expected {algorithm} {published}..., got {digest.hexdigest()[: len(published)]}... "
+            f"{path} is damaged or was exchanged: expected {algorithm} {published}..., got {found[: len(published)]}... "
             "Delete it and run again"
         )
 

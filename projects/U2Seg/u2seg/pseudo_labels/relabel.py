@@ -28,14 +28,16 @@ from u2seg.data.formats.coco_panoptic import (
     write_stuff_png,
 )
 from u2seg.pseudo_labels.panoptic.panoptic_merge import merge_panoptic, void_share
-from u2seg.pseudo_labels.panoptic.panoptic_stage import PANOPTIC_DIRECTORY, STUFF_DIRECTORY, write_dataset
+from u2seg.pseudo_labels.panoptic.panoptic_stage import (
+    PANOPTIC_DIRECTORY,
+    PARTS_DIRECTORY,
+    STUFF_DIRECTORY,
+    write_dataset,
+)
 from u2seg.structures import IGNORE_LABEL, LabelSpace, pairwise_mask_iou
 from u2seg.utils.files import list_digest, read_json, write_json
 from u2seg.utils.manifest import is_complete, open_stage, shard_path, shard_slices
 from u2seg.utils.registry import NamedRegistry, get_registered
-
-_PARTS = ".parts"
-
 
 LABEL_MERGE_REGISTRY = NamedRegistry("LABEL_MERGE")
 """How an image's predictions and old labels become its new labels: from (predictions, labels, ``SELF_TRAINING``, the round's score
@@ -97,7 +99,7 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
     if is_complete(directory):
         return output
     slices = shard_slices(len(records), settings.SHARD_SIZE)
-    parts = [shard_path(directory / _PARTS, index, ".json") for index in range(len(slices))]
+    parts = [shard_path(directory / PARTS_DIRECTORY, index, ".json") for index in range(len(slices))]
     mine = [i for i in range(comm.get_rank(), len(parts), comm.get_world_size()) if not parts[i].is_file()]
     if mine:
         relabeler = _Relabeler(
@@ -115,12 +117,12 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
     comm.synchronize()
     if comm.is_main_process():
         write_dataset(directory, [read_json(part) for part in parts], label_space_of(name))
-        shutil.rmtree(directory / _PARTS)
+        shutil.rmtree(directory / PARTS_DIRECTORY)
     comm.synchronize()
     return output
 
 
-@LABEL_MERGE_REGISTRY.register("predictions_first")
+@LABEL_MERGE_REGISTRY.register()
 def predictions_first(new: Objects, old: Objects, settings: CfgNode, score_thresh: float) -> Objects:
     """Returns confident predictions, best first, then the old labels that none of them explains: those with no mask IoU of
     ``MAX_IOU`` or more. Old masks are replaced, so it helps a model whose masks are better than its labels'.
@@ -131,7 +133,7 @@ def predictions_first(new: Objects, old: Objects, settings: CfgNode, score_thres
     return _concatenate(new, old[~_overlaps_any(old, new, settings.MAX_IOU)])
 
 
-@LABEL_MERGE_REGISTRY.register("confirmed_labels_first")
+@LABEL_MERGE_REGISTRY.register()
 def confirmed_labels_first(new: Objects, old: Objects, settings: CfgNode, score_thresh: float) -> Objects:
     """Returns the old labels that the model sees as well, then confident predictions of objects that they lack.
 

@@ -3,7 +3,7 @@
 from u2seg.structures.label_space import IGNORE_LABEL, MAX_STUFF, THING_LABEL, VOID_SEGMENT, LabelSpace
 from u2seg.structures.mask_overlaps import mask_iou, mask_overlaps, pairwise_mask_iou
 from u2seg.structures.mask_records import ImageMasks
-from u2seg.structures.segments import Segment
+from u2seg.structures.segments import Segment, segment_values, semantic_target
 
 __all__ = [
     "IGNORE_LABEL",
@@ -16,4 +16,6 @@ __all__ = [
     "mask_iou",
     "mask_overlaps",
     "pairwise_mask_iou",
+    "segment_values",
+    "semantic_target",
 ]

@@ -20,7 +20,7 @@ from u2seg.evaluation.tables.segment_tables import (
     TableSpace,
     empty_tables,
 )
-from u2seg.structures import mask_overlaps
+from u2seg.structures import mask_overlaps, segment_values
 
 
 @dataclass(frozen=True)
@@ -214,12 +214,7 @@ def near_border(labels: np.ndarray, distance: int) -> np.ndarray:
 
 def label_map_of(segment_map: np.ndarray, segments: list[MapSegment]) -> np.ndarray:
     """Returns the joint label of every pixel, int32, shaped as ``segment_map``; -1 where no listed segment is."""
-    ids = np.sort(np.array([segment.id for segment in segments], np.int64))
-    labels = np.array([s.label for s in sorted(segments, key=lambda segment: segment.id)], np.int32)
-    if not len(ids):
-        return np.full(segment_map.shape, VOID, np.int32)
-    place = np.minimum(np.searchsorted(ids, segment_map), len(ids) - 1)
-    return np.where(ids[place] == segment_map, labels[place], VOID).astype(np.int32)
+    return segment_values(segment_map, {segment.id: segment.label for segment in segments}, VOID)
 
 
 def regions_of_map(segment_map: np.ndarray, segments: list[MapSegment]) -> Regions:

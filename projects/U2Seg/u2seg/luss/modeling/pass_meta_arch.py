@@ -130,7 +130,7 @@ class PASSPretrainer(nn.Module):
         """Returns the losses ``loss_i2i``, ``loss_d2s_*`` and ``loss_p2p``, whose sum is what the paper minimizes.
 
         Args:
-            batched_inputs: what the mapper ``pass_multi_crop`` gives: ``views``, ``overlap_grids`` and ``overlaps``.
+            batched_inputs: what the mapper ``MultiCropMapper`` gives: ``views``, ``overlap_grids`` and ``overlaps``.
 
         Raises:
             RuntimeError: called for inference, which pretraining has not.
@@ -273,7 +273,7 @@ class PASSPixelAttention(nn.Module):
         """Returns the loss ``loss_i2i``.
 
         Args:
-            batched_inputs: what the mapper ``pass_multi_crop`` gives.
+            batched_inputs: what the mapper ``MultiCropMapper`` gives.
 
         Raises:
             RuntimeError: called for inference; `attended_features` gives what clustering needs.

@@ -15,7 +15,7 @@ from u2seg.data.formats.mask_shards import failures_of, iter_records, write_shar
 from u2seg.features import FeatureExtractor
 from u2seg.pseudo_labels.masks.automatic import AutomaticMaskGenerator, CoarseMasks, PreparedImage, prepare_image
 from u2seg.structures import ImageMasks
-from u2seg.utils.files import file_digest, list_digest
+from u2seg.utils.files import list_digest, short_file_digest
 from u2seg.utils.image_io import ImageReadError, image_ids, list_images, read_image_rgb
 from u2seg.utils.manifest import close_stage, is_complete, open_stage, report_failures, shard_path, shard_slices
 
@@ -72,7 +72,7 @@ def _counts(output: Path) -> dict:
         num_images += 1
         num_masks += len(record.rle_counts)
         num_failures += record.error is not None
-    contents = list_digest([file_digest(path) for path in sorted(output.glob("shard-*.parquet"))])
+    contents = list_digest([short_file_digest(path) for path in sorted(output.glob("shard-*.parquet"))])
     return {"images": num_images, "masks": num_masks, "failures": num_failures, "contents": contents}
 
 

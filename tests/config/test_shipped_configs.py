@@ -59,7 +59,7 @@ def test_the_published_recipe():
 
 
 def test_the_coco_scores_hold_the_row_with_the_releases_faults():
-    assert {"u2seg_release", "u2seg_release+faults"} <= set(setup_cfg("evaluation/coco.yaml").TEST.PROTOCOLS)
+    assert {"u2seg_release", "u2seg_release_faults"} <= set(setup_cfg("evaluation/coco.yaml").TEST.PROTOCOLS)
 
 
 def test_cutlers_recipe():

@@ -9,13 +9,11 @@ from u2seg.data.formats.coco_panoptic import (
     instance_annotations,
     panoptic_annotation,
     read_panoptic_png,
-    semantic_target,
     whole_instance_annotations,
     write_panoptic_png,
     write_stuff_png,
 )
-from u2seg.structures.label_space import LabelSpace
-from u2seg.structures.segments import Segment
+from u2seg.structures import LabelSpace, Segment, semantic_target
 
 SPACE = LabelSpace.of_clusters(3, 2)
 # 4 x 6: a thing of cluster 2 in a corner, stuff of cluster 1 in the lower half, the rest void.
@@ -49,7 +47,7 @@ def test_stuff_png_is_detectron2s_semantic_target(tmp_path):
 
 
 def test_segments_that_are_not_listed_are_void():
-    target = semantic_target(np.array([[5, 6]]), {5: 4}, SPACE)
+    target = semantic_target(np.array([[5, 6]]), {5: 1})
     np.testing.assert_array_equal(target, [[1, 255]])
 
 

@@ -18,7 +18,8 @@ from u2seg.engine import run_self_training
 from u2seg.engine.self_training import self_train
 from u2seg.modeling import complete_config
 from u2seg.pseudo_labels import relabel as relabel_module
-from u2seg.pseudo_labels.relabel import Objects, confirmed_labels_first, mask_ious, predictions_first, relabel
+from u2seg.pseudo_labels.relabel import Objects, confirmed_labels_first, predictions_first, relabel
+from u2seg.structures import pairwise_mask_iou
 
 
 def objects(masks, classes, scores):
@@ -99,7 +100,7 @@ def test_predictions_first_equals_the_slow_rule(seed):
     got = predictions_first(new, old, SimpleNamespace(MAX_IOU=0.3), 0.4)
     assert got.scores.tolist() == [new.scores[k] for k in kept] + [old.scores[i] for i in stay]
     expected = [[slow_iou(a, b) for b in old.masks] for a in new.masks]
-    assert np.allclose(mask_ious(new.masks, old.masks), expected)
+    assert np.allclose(pairwise_mask_iou(new.masks, old.masks), expected)
 
 
 @pytest.fixture

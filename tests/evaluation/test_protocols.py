@@ -201,7 +201,7 @@ def test_u2seg_paper_unmatched_stuff_is_wrong_and_with_the_releases_faults_it_va
     assert row(tables, "u2seg_paper", "sem_seg")["pACC"] == pytest.approx(100 * 62 / 64)
     assert row(tables, "u2seg_release", "sem_seg")["pACC"] == pytest.approx(100 * 62 / 64)
     # In place: key 3 (cluster 5) is written 3 = "none" (two categories + 1), none of the keys after it rewrites that.
-    assert row(tables, "u2seg_release+faults", "sem_seg")["pACC"] == 100  # the two wrong pixels are not counted
+    assert row(tables, "u2seg_release_faults", "sem_seg")["pACC"] == 100  # the two wrong pixels are not counted
 
 
 def test_aliasing_rewrites_what_was_just_written():

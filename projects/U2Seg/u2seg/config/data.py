@@ -25,7 +25,7 @@ def add_data_config(cfg: CN) -> None:
     # Share of each training set in the stream of samples, any positive scale; (): proportional to
     # their sizes [ours]; the paper mixes COCO and ImageNet without saying how.
     cfg.DATASETS.TRAIN_RATIO = ()
-    cfg.INPUT.DATASET_MAPPER_NAME = "u2seg_panoptic"  # name in DATASET_MAPPER_REGISTRY (Mask2Former's key)
+    cfg.INPUT.DATASET_MAPPER_NAME = "PanopticMapper"  # name in DATASET_MAPPER_REGISTRY (Mask2Former's key)
 
     # Copy-paste in the loader [U2Seg, equation 4; CutLER, section 3.3].
     cfg.INPUT.COPY_PASTE = CN()

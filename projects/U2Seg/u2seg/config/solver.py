@@ -18,7 +18,7 @@ from u2seg.config.validation import (
 
 def add_solver_config(cfg: CN) -> None:
     """Adds the keys of training to a configuration, in place."""
-    cfg.SOLVER.OPTIMIZER = "SGD"  # name in u2seg.engine's OPTIMIZER_REGISTRY: "SGD", "ADAMW" or "LARC"
+    cfg.SOLVER.OPTIMIZER = "SGD"  # name in u2seg.engine's OPTIMIZER_REGISTRY: "SGD", "AdamW" or "LARC"
     # SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be "full_model": one norm over all gradients [ours].
     # Detectron2's "norm" clips each tensor alone [CutLER, U2Seg release].
     # Learning-rate multipliers: pairs (beginning of a parameter's name, factor); the longest that

@@ -11,7 +11,8 @@ from PIL import Image
 
 from u2seg.data.copy_paste import CopyPaste, build_copy_paste
 from u2seg.data.formats.coco_panoptic import read_panoptic_png
-from u2seg.data.training_sample import Sample, boxes_of_masks, semantic_target, to_instances
+from u2seg.data.training_sample import Sample, boxes_of_masks, segment_targets, to_instances
+from u2seg.structures import semantic_target
 from u2seg.utils.image_io import ImageReadError, read_image_rgb
 from u2seg.utils.registry import NamedRegistry, get_registered
 from u2seg.utils.seeding import seed_random
@@ -24,7 +25,7 @@ and returns a function from a dataset dict to a training or test sample, as Dete
 """
 
 
-@DATASET_MAPPER_REGISTRY.register("u2seg_panoptic")
+@DATASET_MAPPER_REGISTRY.register()
 class PanopticMapper:
     """Maps a dataset dict to a sample of image, instances and semantic target.
 
@@ -164,7 +165,7 @@ def _read_semantic_target(dataset_dict: dict) -> np.ndarray | None:
         return _named(_read_gray, dataset_dict["sem_seg_file_name"])
     if "pan_seg_file_name" in dataset_dict:
         panoptic_map = _named(read_panoptic_png, dataset_dict["pan_seg_file_name"])
-        return semantic_target(panoptic_map, dataset_dict["segments_info"])
+        return semantic_target(panoptic_map, segment_targets(dataset_dict["segments_info"]))
     return None
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from u2seg.structures.label_space import IGNORE_LABEL, THING_LABEL
+from u2seg.structures import THING_LABEL
 
 
 @dataclass(frozen=True)
@@ -48,24 +48,16 @@ def boxes_of_masks(masks: np.ndarray) -> np.ndarray:
     return boxes
 
 
-def semantic_target(panoptic_map: np.ndarray, segments_info: list[dict]) -> np.ndarray:
-    """Returns the uint8 (H, W) semantic target of a panoptic map: 0 under things, 1..S under stuff, 255 elsewhere.
+def segment_targets(segments_info: list[dict]) -> dict[int, int]:
+    """Returns segment id -> semantic target.
 
     Args:
-        panoptic_map: int (H, W), segment ids, 0 void.
         segments_info: dicts with ``id``, ``isthing``, ``category_id`` (contiguous; of stuff that is
             the target itself).
 
     Source: U2Seg release, ``prepare_stuff_panoptic_fpn.py`` (0 thing, 1..S stuff, 255 void).
     """
-    ordered = sorted(segments_info, key=lambda segment: segment["id"])
-    if not ordered:
-        return np.full(panoptic_map.shape, IGNORE_LABEL, np.uint8)
-    ids = np.array([segment["id"] for segment in ordered])
-    targets = np.array([THING_LABEL if s["isthing"] else s["category_id"] for s in ordered], np.uint8)
-    # A search among a few ids costs a third of np.unique's sort of all pixels.
-    place = np.searchsorted(ids, panoptic_map).clip(max=len(ids) - 1)
-    return np.where(ids[place] == panoptic_map, targets[place], np.uint8(IGNORE_LABEL))
+    return {s["id"]: THING_LABEL if s["isthing"] else s["category_id"] for s in segments_info}
 
 
 def to_instances(sample: Sample) -> Instances:

@@ -11,6 +11,7 @@ import torch
 from detectron2.config import CfgNode
 
 from u2seg.config import setup_cfg
+from u2seg.engine.launch import continue_training
 from u2seg.engine.photo_run.run_estimates import seconds_per_iteration
 from u2seg.engine.photo_run.run_photos import Photos
 from u2seg.engine.photo_run.run_plan import LOG, RunPlan, num_thing_clusters, training_length, training_set_of
@@ -19,6 +20,7 @@ from u2seg.modeling.build import complete_config
 from u2seg.predictor import Predictor, predict_files
 from u2seg.pseudo_labels.pipeline import STAGES, make_pseudo_labels
 from u2seg.utils.files import read_json, write_json
+from u2seg.utils.kmeans import CENTROIDS
 from u2seg.utils.manifest import MANIFEST
 from u2seg.utils.quiet_screen import quiet_screen
 from u2seg.visualization.label_page import evenly_spaced
@@ -283,7 +285,7 @@ def label_test_images(config_file: str, directories: RunDirectories, opts: Seque
 
     centroids = []
     for section, stage in (("CLUSTERS", "clusters"), ("SEMANTICS", "semantics")):
-        centroids += [f"{section}.CENTROIDS", repr(str(directories.labels / stage / "centroids.npy"))]
+        centroids += [f"{section}.CENTROIDS", repr(str(directories.labels / stage / CENTROIDS))]
     cfg = setup_cfg(config_file, [*opts, *centroids])
     register_datasets(cfg.DATASETS.BY_PATH, list(cfg.DATASETS.TEST[:1]))
     gt = MetadataCatalog.get(cfg.DATASETS.TEST[0])

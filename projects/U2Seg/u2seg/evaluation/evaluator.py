@@ -1,6 +1,5 @@
 """The evaluator of universal segmenters: one inference pass, all tasks, every protocol."""
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -31,7 +30,7 @@ from u2seg.evaluation.tables.image_tables import (
     panoptic_blocks,
 )
 from u2seg.evaluation.tables.segment_tables import SegmentTables, TableSpace, concatenate_tables, save_tables
-from u2seg.utils.files import atomic_path, write_json
+from u2seg.utils.files import atomic_path, file_digest, write_json
 from u2seg.version import __version__
 
 TABLES = "tables.npz"
@@ -375,23 +374,17 @@ def weights_record(cfg: CfgNode) -> dict[str, str | None]:
 
     An evaluator does not see the model: after ``--eval-only`` the first were scored, at the end of a training the second.
     """
-    record = {"weights": cfg.MODEL.WEIGHTS, "weights_sha256": file_digest(cfg.MODEL.WEIGHTS)}
+    record = {"weights": cfg.MODEL.WEIGHTS, "weights_sha256": _digest(cfg.MODEL.WEIGHTS)}
     pointer = Path(cfg.OUTPUT_DIR) / "last_checkpoint"  # Detectron2 writes its name there
     if pointer.is_file():
         newest = pointer.parent / pointer.read_text().strip()
-        record |= {"last_checkpoint": str(newest), "last_checkpoint_sha256": file_digest(newest)}
+        record |= {"last_checkpoint": str(newest), "last_checkpoint_sha256": _digest(newest)}
     return record
 
 
-def file_digest(path: str | Path) -> str | None:
+def _digest(path: str | Path) -> str | None:
     """Returns the SHA-256 of a file, None where there is no local file of that name."""
-    if not path or not Path(path).is_file():
-        return None
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return file_digest(path) if path and Path(path).is_file() else None
 
 
 def _panoptic_gt(metadata) -> PanopticGroundTruth | None:

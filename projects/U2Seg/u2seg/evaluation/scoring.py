@@ -92,13 +92,14 @@ class ScoreSettings:
             cfg = get_cfg()
             add_u2seg_config(cfg)
         return cls(
-            tuple(cfg.TEST.PROTOCOLS),
-            cfg.TEST.LABEL_MAP.FIT_ON,
-            cfg.TEST.LABEL_MAP.FILE,
-            cfg.TEST.STUFF_SUPERCATEGORIES,
-            cfg.TEST.NMS_ACROSS_CLUSTERS,
-            cfg.TEST.BOOTSTRAP,
-            tuple(sorted({*MAX_DETECTIONS, max(MAX_DETECTIONS[-1], cfg.TEST.DETECTIONS_PER_IMAGE)})),  # LVIS: 300
+            protocols=tuple(cfg.TEST.PROTOCOLS),
+            fit_on=cfg.TEST.LABEL_MAP.FIT_ON,
+            label_map=cfg.TEST.LABEL_MAP.FILE,
+            stuff_supercategories=cfg.TEST.STUFF_SUPERCATEGORIES,
+            nms_across_clusters=cfg.TEST.NMS_ACROSS_CLUSTERS,
+            bootstrap=cfg.TEST.BOOTSTRAP,
+            # LVIS: 300
+            max_detections=tuple(sorted({*MAX_DETECTIONS, max(MAX_DETECTIONS[-1], cfg.TEST.DETECTIONS_PER_IMAGE)})),
         )
 
 
@@ -200,20 +201,20 @@ def instance_rows(
     area = {"box": boxes[:, 2] * boxes[:, 3], "mask": tables.detections["mask_area"]}[kind]
     overlapping = tables.ious[tables.ious[kind] > 0]
     return InstanceRows(
-        tables.detections["image"],
-        labels,
-        tables.detections["score"],
-        area,
-        can_match,
-        tables.objects["image"],
-        object_labels,
-        tables.objects["area"],
-        tables.objects["crowd"],
-        overlapping["detection"],
-        overlapping["object"],
-        overlapping[kind],
-        len(tables.images),
-        num_labels,
+        detection_image=tables.detections["image"],
+        detection_label=labels,
+        detection_score=tables.detections["score"],
+        detection_area=area,
+        detection_can_match=can_match,
+        object_image=tables.objects["image"],
+        object_label=object_labels,
+        object_area=tables.objects["area"],
+        object_crowd=tables.objects["crowd"],
+        pair_detection=overlapping["detection"],
+        pair_object=overlapping["object"],
+        pair_iou=overlapping[kind],
+        num_images=len(tables.images),
+        num_labels=num_labels,
     )
 
 

@@ -1,6 +1,5 @@
 """Published weights of vision transformers: where they are, how a file is checked, and how its names become timm's."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from u2seg.checkpoint.reading import CheckpointError, read_checkpoint, refuse_non_finite
+from u2seg.utils.files import file_digest
 
 _META = "https://dl.fbaipublicfiles.com/"
 
@@ -140,13 +140,10 @@ def check_digest(path: Path, checksum: str) -> None:
         WeightsError: they differ.
     """
     algorithm, _, published = checksum.partition(":")
-    digest = hashlib.new(algorithm, usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if not digest.hexdigest().startswith(published):
+    found = file_digest(path, algorithm)
+    if not found.startswith(published):
         raise WeightsError(
-            f"{path} is damaged or was exchanged: expected {algorithm} {published}..., got {digest.hexdigest()[: len(published)]}... "
+            f"{path} is damaged or was exchanged: expected {algorithm} {published}..., got {found[: len(published)]}... "
             "Delete it and run again"
         )
 

@@ -46,7 +46,7 @@ def add_luss_config(cfg: CN) -> None:
     # Whether batch-norm statistics of the frozen backbone follow the data in the attention stage [LUSS, released code: True].
     cfg.MODEL.PASS.PIXEL_ATTENTION.FROZEN_NORM_MOVES = False
 
-    # Views of one image: one value in each list for each kind of crop; mapper "pass_multi_crop" [SwAV; LUSS].
+    # Views of one image: one value in each list for each kind of crop; mapper "MultiCropMapper" [SwAV; LUSS].
     cfg.INPUT.MULTI_CROP = CN()
     cfg.INPUT.MULTI_CROP.COUNTS = (2,)  # (2, 6) for ImageNet-S 50
     cfg.INPUT.MULTI_CROP.SIZES = (224,)  # pixels a side
@@ -71,7 +71,7 @@ def add_luss_config(cfg: CN) -> None:
     cfg.TEST.LUSS.KNN_K = 10  # neighbors that vote in distance matching
     cfg.TEST.LUSS.KNN_TEMPERATURE = 0.07
 
-    # One crop of an image and its id map; mapper "luss_semantic" [LUSS, fine-tuning]. For inference: INPUT.MIN_SIZE_TEST.
+    # One crop of an image and its id map; mapper "LussSemanticMapper" [LUSS, fine-tuning]. For inference: INPUT.MIN_SIZE_TEST.
     cfg.INPUT.SEMANTIC_CROP = CN()
     cfg.INPUT.SEMANTIC_CROP.SIZE = 224  # pixels a side
     cfg.INPUT.SEMANTIC_CROP.SCALE = (0.08, 1.0)  # share of the image's area

@@ -10,9 +10,10 @@ from detectron2.engine import default_argument_parser, launch
 
 from u2seg.config import setup_cfg
 from u2seg.engine import continue_training
-from u2seg.luss.clustering import CENTROIDS, cluster_images
+from u2seg.luss.clustering import cluster_images
 from u2seg.luss.pixel_labels import write_pseudo_labels
 from u2seg.modeling import complete_config
+from u2seg.utils.kmeans import CENTROIDS
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ def build_sgd(cfg: CfgNode, parameter_groups: list[dict]) -> torch.optim.Optimiz
     )
 
 
-@OPTIMIZER_REGISTRY.register("ADAMW")
+@OPTIMIZER_REGISTRY.register("AdamW")
 def build_adamw(cfg: CfgNode, parameter_groups: list[dict]) -> torch.optim.Optimizer:
     """Returns AdamW with PyTorch's own betas."""
     return torch.optim.AdamW(parameter_groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)

@@ -86,11 +86,6 @@ class LabelSpace:
         """S, the number of stuff classes, "thing" not counted."""
         return len(self.stuff_dataset_ids)
 
-    @property
-    def num_semantic_classes(self) -> int:
-        """S + 1: what the semantic head predicts, class 0 being "thing"."""
-        return self.num_stuff + 1
-
     @cached_property
     def thing_contiguous_ids(self) -> dict[int, int]:
         """Dataset id -> contiguous id 0..K-1, for things."""

@@ -48,6 +48,9 @@ def confined_path(root: str | Path, name: str, source: str | Path) -> Path:
     return Path(root) / confined_name(name, source)
 
 
+_SHORT = 16  # digits of the digests in manifests
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` that becomes ``path`` if the block ends without an error, and is removed if not."""
@@ -124,11 +127,31 @@ def read_json(path: str | Path):
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
-def file_digest(path: str | Path) -> str:
-    """Returns a digest of a file's bytes, for a manifest that should notice another file under the same name."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if Path(path).is_file() else "missing"
+def file_digest(path: str | Path, algorithm: str = "sha256") -> str:
+    """Returns the digest of a file's bytes, all its hexadecimal digits; the file is read in blocks.
+
+    Args:
+        path: the file.
+        algorithm: a name that :mod:`hashlib` knows.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def short_file_digest(path: str | Path) -> str:
+    """Returns 16 digits of a file's SHA-256, for a manifest that should notice another file under the same name.
+
+    "missing" where there is no such file.
+    """
+    return file_digest(path)[:_SHORT] if Path(path).is_file() else "missing"
 
 
 def list_digest(names: list[str]) -> str:
     """Returns a digest of a list of names, for a manifest that should notice added or removed images."""
-    return hashlib.sha256("\n".join(names).encode(errors="backslashreplace")).hexdigest()[:16]
+    return hashlib.sha256("\n".join(names).encode(errors="backslashreplace")).hexdigest()[:_SHORT]

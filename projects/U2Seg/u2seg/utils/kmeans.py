@@ -7,6 +7,8 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
+CENTROIDS = "centroids.npy"  # the file, float32 (K, C), in which every stage that clusters keeps its centroids
+
 
 @dataclass(frozen=True)
 class KMeansResult:

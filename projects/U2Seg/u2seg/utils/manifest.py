@@ -86,6 +86,11 @@ def is_complete(directory: str | Path) -> bool:
     return path.is_file() and "counts" in read_json(path)
 
 
+def stage_settings(directory: str | Path) -> dict:
+    """Returns the settings that made a stage's directory."""
+    return read_json(Path(directory) / MANIFEST)["settings"]
+
+
 def settings_digest(directory: str | Path) -> str:
     """Returns a digest of what made a finished stage's directory and of what came out, for the stages that build on it."""
     manifest = read_json(Path(directory) / MANIFEST)

@@ -6,8 +6,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from u2seg.structures.label_space import IGNORE_LABEL, LabelSpace
-from u2seg.structures.segments import Segment
+from u2seg.structures import THING_LABEL, LabelSpace, Segment, semantic_target
 from u2seg.utils.files import atomic_path
 
 
@@ -43,21 +42,8 @@ def read_panoptic_png(path: str | Path) -> np.ndarray:
 
 def write_stuff_png(path: str | Path, panoptic: np.ndarray, segments: list[Segment], space: LabelSpace) -> None:
     """Writes the semantic target, 8-bit (H, W): 0 for things, 1..S for stuff, 255 for void."""
-    _save_png(path, semantic_target(panoptic, {s.segment_id: _dataset_id(s, space) for s in segments}, space))
-
-
-def semantic_target(panoptic: np.ndarray, dataset_ids: dict[int, int], space: LabelSpace) -> np.ndarray:
-    """Returns the semantic target of a panoptic map, uint8 (H, W): 0 for things, 1..S for stuff, 255 for void.
-
-    Args:
-        panoptic: int (H, W), segment ids; those not in ``dataset_ids`` are void.
-        dataset_ids: segment id -> dataset id of its class.
-        space: the classes.
-    """
-    lookup = {segment: space.semantic_target_of(dataset_id) for segment, dataset_id in dataset_ids.items()}
-    ids, inverse = np.unique(panoptic, return_inverse=True)
-    values = np.array([lookup.get(int(segment), IGNORE_LABEL) for segment in ids], np.uint8)
-    return values[inverse].reshape(panoptic.shape)
+    targets = {s.segment_id: THING_LABEL if s.is_thing else space.stuff_target(s.cluster) for s in segments}
+    _save_png(path, semantic_target(panoptic, targets))
 
 
 def panoptic_annotation(

@@ -14,7 +14,7 @@ from u2seg.luss.data.multi_crop import ASPECT_RATIOS, MultiCropMapper
 from u2seg.utils.image_io import read_image_rgb, read_stored_rgb
 
 
-@DATASET_MAPPER_REGISTRY.register("luss_semantic")
+@DATASET_MAPPER_REGISTRY.register()
 class LussSemanticMapper:
     """Dataset dict -> image and, in training, its map of ids: one random resized crop; whole images for inference.
 

@@ -10,15 +10,14 @@ from detectron2.config import CfgNode
 from u2seg.data.formats.mask_shards import read_shard
 from u2seg.features import feature_settings
 from u2seg.structures.mask_records import ImageMasks
-from u2seg.utils.files import atomic_path, file_digest, read_json, write_json
-from u2seg.utils.kmeans import assign, kmeans, l2_normalize
+from u2seg.utils.files import atomic_path, read_json, short_file_digest, write_json
+from u2seg.utils.kmeans import CENTROIDS, assign, kmeans, l2_normalize
 from u2seg.utils.manifest import MANIFEST, close_stage, is_complete, open_stage, settings_digest
 from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
 
 logger = logging.getLogger(__name__)
 
-CENTROIDS = "centroids.npy"
 HISTOGRAM = "histogram.json"
 
 
@@ -44,7 +43,7 @@ def make_clusters(cfg: CfgNode, images: Path, masks: Path, output: Path) -> Path
         "num_restarts": cfg.CLUSTERS.NUM_RESTARTS,
         "max_training_samples": cfg.CLUSTERS.MAX_TRAINING_SAMPLES,
         "seed": cfg.CLUSTERS.SEED,
-        "centroids": cfg.CLUSTERS.CENTROIDS and file_digest(cfg.CLUSTERS.CENTROIDS),
+        "centroids": cfg.CLUSTERS.CENTROIDS and short_file_digest(cfg.CLUSTERS.CENTROIDS),
         "features": feature_settings(cfg),
         "masks": settings_digest(masks),
     }
@@ -127,11 +126,6 @@ def _find_centroids(settings, masks: Path, vectors_of) -> np.ndarray:
         seed=settings.SEED,
     )
     return result.centroids
-
-
-def cluster_settings_of(clusters: Path) -> dict:
-    """Returns the settings that made a cluster directory."""
-    return read_json(Path(clusters) / MANIFEST)["settings"]
 
 
 def iter_assigned(masks: Path, clusters: Path) -> Iterator[list[tuple[ImageMasks, np.ndarray]]]:

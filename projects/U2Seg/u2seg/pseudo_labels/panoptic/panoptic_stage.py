@@ -17,13 +17,13 @@ from u2seg.data.formats.coco_panoptic import (
 )
 from u2seg.data.formats.mask_shards import iter_shards
 from u2seg.data.formats.semantic_shards import iter_semantic_maps
-from u2seg.pseudo_labels.clusters.cluster_stage import cluster_settings_of, iter_assigned
+from u2seg.pseudo_labels.clusters.cluster_stage import iter_assigned
 from u2seg.pseudo_labels.panoptic.panoptic_merge import INSTANCE_SIZE_REGISTRY, merge_panoptic, void_share
 from u2seg.structures.label_space import LabelSpace
 from u2seg.structures.segments import Segment
 from u2seg.utils.files import read_json, write_json
 from u2seg.utils.image_io import png_names
-from u2seg.utils.manifest import close_stage, is_complete, open_stage, settings_digest, shard_path
+from u2seg.utils.manifest import close_stage, is_complete, open_stage, settings_digest, shard_path, stage_settings
 from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
 
@@ -31,7 +31,7 @@ INSTANCES_JSON = "instances.json"
 PANOPTIC_JSON = "panoptic.json"
 PANOPTIC_DIRECTORY = "panoptic"
 STUFF_DIRECTORY = "stuff"
-_PARTS = ".parts"
+PARTS_DIRECTORY = ".parts"  # JSON rows of finished image groups, until all are done
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def make_panoptic_labels(cfg: CfgNode, masks: Path, clusters: Path, semantics: P
     names_by_shard = [[record.file_name for record in shard] for shard in iter_shards(masks)]
     names = [name for shard in names_by_shard for name in shard]
     png_of = dict(zip(names, png_names(names)))
-    parts = [shard_path(output / _PARTS, index, ".json") for index in range(len(names_by_shard))]
+    parts = [shard_path(output / PARTS_DIRECTORY, index, ".json") for index in range(len(names_by_shard))]
     shards = zip(parts, iter_assigned(masks, clusters), iter_semantic_maps(semantics), strict=True)
     with Progress(len(names), "panoptic labels") as bar:
         for part, group, maps in shards:
@@ -143,15 +143,13 @@ def make_panoptic_labels(cfg: CfgNode, masks: Path, clusters: Path, semantics: P
             else:
                 write_json(part, _label_group(bar.track(group), maps, output, png_of, space, rule))
     write_dataset(output, [read_json(part) for part in parts], space)
-    shutil.rmtree(output / _PARTS)
+    shutil.rmtree(output / PARTS_DIRECTORY)
     return output
 
 
 def label_counts(clusters: Path, semantics: Path) -> tuple[int, int]:
     """Returns (number of thing clusters, number of stuff clusters) that two stages' directories hold."""
-    return cluster_settings_of(clusters)["num_clusters"], read_json(semantics / "manifest.json")["settings"][
-        "num_clusters"
-    ]
+    return stage_settings(clusters)["num_clusters"], stage_settings(semantics)["num_clusters"]
 
 
 def _label_group(group, maps: dict, output: Path, png_of: dict, space: LabelSpace, rule: PanopticRule) -> dict:

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.utils.registry import Registry
 from PIL import Image
 from pycocotools import mask as mask_utils
 from torch import Tensor
@@ -18,16 +17,15 @@ from u2seg.structures.label_space import IGNORE_LABEL
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path
 from u2seg.utils.image_io import png_names, read_listed_image
-from u2seg.utils.kmeans import kmeans
+from u2seg.utils.kmeans import CENTROIDS, kmeans
 from u2seg.utils.progress import Progress
+from u2seg.utils.registry import NamedRegistry
 
-SEMANTIC_PROVIDER_REGISTRY = Registry("SEMANTIC_PROVIDER")
+SEMANTIC_PROVIDER_REGISTRY = NamedRegistry("SEMANTIC_PROVIDER")
 SEMANTIC_PROVIDER_REGISTRY.__doc__ = """
 Providers of semantic maps. Called as NAME(cfg, images, masks, output); ``fit()`` prepares, and may be called again after a kill;
 ``label(records)`` returns {file name: uint8 (H, W) of 0-based cluster ids, 255 unknown} for the readable images among records.
 """
-
-CENTROIDS = "centroids.npy"
 
 
 @SEMANTIC_PROVIDER_REGISTRY.register()

@@ -9,7 +9,7 @@ from u2seg.data.formats.semantic_shards import write_semantic_shard
 from u2seg.features import feature_settings
 from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_REGISTRY
 from u2seg.structures.label_space import MAX_STUFF
-from u2seg.utils.files import file_digest, read_json
+from u2seg.utils.files import read_json, short_file_digest
 from u2seg.utils.manifest import MANIFEST, close_stage, is_complete, open_stage, settings_digest, shard_path
 from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
@@ -30,7 +30,7 @@ def make_semantics(cfg: CfgNode, images: Path, masks: Path, output: Path) -> Pat
         )
     make_provider = get_registered(SEMANTIC_PROVIDER_REGISTRY, cfg.SEMANTICS.PROVIDER, "SEMANTICS.PROVIDER")
     settings = {key.lower(): value for key, value in cfg.SEMANTICS.items()}
-    settings["centroids"] = cfg.SEMANTICS.CENTROIDS and file_digest(cfg.SEMANTICS.CENTROIDS)
+    settings["centroids"] = cfg.SEMANTICS.CENTROIDS and short_file_digest(cfg.SEMANTICS.CENTROIDS)
     settings["features"] = feature_settings(cfg)
     open_stage(output, "semantics", {**settings, "masks": settings_digest(masks)})
     if is_complete(output):

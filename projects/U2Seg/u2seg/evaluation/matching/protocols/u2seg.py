@@ -80,7 +80,7 @@ class U2SegReleaseProtocol(_ReleaseRules):
     """
 
 
-@PROTOCOL_REGISTRY.register("u2seg_release+faults")
+@PROTOCOL_REGISTRY.register("u2seg_release_faults")
 class U2SegFaultyReleaseProtocol(_ReleaseRules):
     """U2Seg's released code with its two faults in the semantic score, to reproduce its numbers; the row's name says so.
 

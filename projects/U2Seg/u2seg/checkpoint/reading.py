@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ def _load_tensors(path: Path):
     """Reads a .pth file of tensors, arrays and plain values: what trainers leave beside the weights holds NumPy's numbers."""
     if not hasattr(torch.serialization, "safe_globals"):  # PyTorch before 2.5 reads tensors alone
         return torch.load(path, "cpu", weights_only=True)
-    allowed = [np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?"))]
+    allowed: list[Any] = [np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?"))]
     module = getattr(np, "_core", None) or np.core
     allowed += [module.multiarray.scalar, module.multiarray._reconstruct]
     # NumPy 1 wrote the same functions under another name, which those who saved with it left in their files.

@@ -109,9 +109,8 @@ class PanopticMapper:
         augmented = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(augmented)
         annotations = [a for a in dataset_dict.get("annotations", ()) if not a.get("iscrowd", 0)]
-        masks = _decode(annotations, image.shape[:2])
         size = augmented.image.shape[:2]
-        moved = [transforms.apply_segmentation(mask) for mask in masks]
+        moved = [transforms.apply_segmentation(mask) for mask in _decode(annotations, image.shape[:2])]
         masks = np.stack(moved).astype(bool) if moved else np.zeros((0, *size), bool)
         return Sample(
             image=augmented.image,

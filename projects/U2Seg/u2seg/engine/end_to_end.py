@@ -69,7 +69,7 @@ def run_end_to_end(
         ValueError: the configuration has no such training set.
     """
     directories = RunDirectories(Path(output))
-    cfg = setup_cfg(config_file, opts)
+    cfg = setup_cfg(config_file, list(opts))
     training_opts = [*opts, *_training_set_options(cfg, images, directories)]
     setup_cfg(config_file, training_opts)  # an error in these should not wait until the labels are made
     with _timed(directories, "labels"):

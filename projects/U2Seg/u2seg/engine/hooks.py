@@ -106,7 +106,7 @@ class VisualizationHook(HookBase):
         self._cfg = cfg
         self._period = cfg.TEST.SAMPLE_PERIOD
         self._directory = Path(cfg.OUTPUT_DIR) / "samples"
-        self._samples = None
+        self._samples: list[dict] | None = None
 
     def after_step(self) -> None:
         """Draws the images where it is time to."""

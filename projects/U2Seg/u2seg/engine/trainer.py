@@ -83,7 +83,7 @@ class U2SegTrainer(DefaultTrainer):
         A run that misses one of ``TEST.EXPECTED_RESULTS`` ends with an error, see :func:`verify_expected_results`.
         """
         TrainerBase.train(self, self.start_iter, self.max_iter)
-        results = getattr(self, "_last_eval_results", OrderedDict())
+        results = getattr(self, "_last_eval_results", None) or OrderedDict()
         verify_expected_results(self.cfg, results)
         return results
 
@@ -188,7 +188,7 @@ class U2SegTrainer(DefaultTrainer):
         """
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
-        results = OrderedDict()
+        results: OrderedDict = OrderedDict()
         for index, name in enumerate(cfg.DATASETS.TEST):
             evaluator = cls.build_evaluator(cfg, name) if evaluators is None else evaluators[index]
             scores = inference_on_dataset(model, cls.build_test_loader(cfg, name), evaluator)

@@ -58,7 +58,8 @@ class TrainingStep(SimpleTrainer):
     def run_step(self) -> None:
         """Runs one optimizer step."""
         self.optimizer.zero_grad(set_to_none=True)
-        data_time, total = 0.0, {}
+        data_time = 0.0
+        total: dict[str, float] = {}
         for step in range(self.accumulation_steps):
             start = time.perf_counter()
             data = next(self._data_loader_iter)

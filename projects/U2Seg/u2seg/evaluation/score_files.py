@@ -50,11 +50,11 @@ def score_and_write(tables: SegmentTables, *, output: str | Path = "", **setting
             defaults.
     """
     given = {key: value for key, value in settings.items() if value is not None}
-    settings = replace(ScoreSettings.of_config(), **given)
-    evaluation = evaluate_tables(tables, settings)
+    chosen = replace(ScoreSettings.of_config(), **given)
+    evaluation = evaluate_tables(tables, chosen)
     source = f"{tables.space.dataset} (the scored images themselves)"
-    if settings.label_map or settings.fit_on:
-        source = str(settings.label_map or settings.fit_on)
+    if chosen.label_map or chosen.fit_on:
+        source = str(chosen.label_map or chosen.fit_on)
     if output:
         record = {
             "dataset": tables.space.dataset,

@@ -254,20 +254,23 @@ class _Matched:
 
     def scores(self, weights: np.ndarray | None = None) -> dict[str, dict[str, float]]:
         """Returns task -> metric -> 0..100; ``weights`` (images,) say how often each counts, and leave out S, M and L."""
-        panoptic, semantic = {}, {}
+        panoptic: dict[str, float] = {}
+        semantic: dict[str, float] = {}
         instances: dict[str, dict[str, float]] = {}
         if self.panoptic is not None:
             panoptic = panoptic_quality(self.panoptic, weights).summary()
+        if self.unmatched_segments is not None:
             image, unmatched = self.unmatched_segments
             if len(image):
                 share = np.average(unmatched, weights=None if weights is None else weights[image] + 1e-300)
                 panoptic["unmatched_segments"] = 100 * float(share)
         for kind, curves in (self._curves if weights is None else self._resampled_curves(weights)).items():
             instances[TASK_OF_KIND[kind]] = curves.summary()
-        if self.pixels is not None:
+        if self.pixels is not None and self.semantic is not None:
             semantic = semantic_scores(semantic_confusion(self.pixels, self.semantic, weights)).summary()
-        if self.boundary is not None and semantic:
-            semantic["boundary_IoU"] = 100 * boundary_iou(*self._boundary_sums(weights))
+            if self.boundary is not None and semantic:
+                sums = _boundary_sums(self.boundary, self.semantic, weights)
+                semantic["boundary_IoU"] = 100 * boundary_iou(*sums)
         return {"panoptic_seg": panoptic, **instances, "sem_seg": semantic}
 
     def per_category(self, space: TableSpace) -> dict[str, dict[str, float]]:
@@ -285,24 +288,27 @@ class _Matched:
                 add(space.category_names, metric, values)
         for kind, curves in self._curves.items():
             add(space.categories.thing_names, f"{TASK_OF_KIND[kind]}_AP", curves.per_category_ap())
-        if self.pixels is not None:
+        if self.pixels is not None and self.semantic is not None:
             scores = semantic_scores(semantic_confusion(self.pixels, self.semantic))
             add(self.semantic.names, "IoU", scores.iou)
             add(self.semantic.names, "ACC", scores.accuracy)
         return rows
 
-    def _boundary_sums(self, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        rows, count = self.boundary, len(self.semantic.names)
-        gt = np.append(self.semantic.gt, NO_CATEGORY)[rows.gt]
-        predicted = np.append(self.semantic.labels, NO_CATEGORY)[rows.predicted]
-        pixels = rows.pixels * (1.0 if weights is None else weights[rows.image])
-        total = partial(np.bincount, minlength=count)
-        both = (gt >= 0) & (gt == predicted)
-        return (
-            total(gt[both], weights=pixels[both]),
-            total(gt[gt >= 0], weights=pixels[gt >= 0]),
-            total(predicted[predicted >= 0], weights=pixels[predicted >= 0]),
-        )
+
+def _boundary_sums(
+    rows: PixelRows, semantic: SemanticMap, weights: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns boundary pixels of each class: of both maps, of the ground truth, of the prediction; float64 (classes,) each."""
+    gt = np.append(semantic.gt, NO_CATEGORY)[rows.gt]
+    predicted = np.append(semantic.labels, NO_CATEGORY)[rows.predicted]
+    pixels = rows.pixels * (1.0 if weights is None else weights[rows.image])
+    total = partial(np.bincount, minlength=len(semantic.names))
+    both = (gt >= 0) & (gt == predicted)
+    return (
+        total(gt[both], weights=pixels[both]),
+        total(gt[gt >= 0], weights=pixels[gt >= 0]),
+        total(predicted[predicted >= 0], weights=pixels[predicted >= 0]),
+    )
 
 
 def _matched(tables: SegmentTables, label_map: LabelMap, protocol: Protocol, settings: ScoreSettings) -> _Matched:

@@ -58,7 +58,7 @@ class ResNetFeatures(FeatureExtractor):
             raise ValueError(
                 f"FEATURES.IMAGE_SIZE {tuple(image_size)} must be a multiple of the network's stride {self.patch_size}"
             )
-        self.image_size = tuple(image_size)
+        self.image_size = (image_size[0], image_size[1])
         self.num_channels = shape.channels
         self.backbone = backbone
         self.out_feature = out_feature

@@ -87,7 +87,7 @@ def cluster_quality(clusters: np.ndarray, classes: np.ndarray) -> dict[str, floa
     seen = joint > 0
     information = float((joint[seen] * np.log(joint[seen] / expected[seen])).sum())
     entropies = [-float((p[p > 0] * np.log(p[p > 0])).sum()) for p in (by_cluster, by_class)]
-    return {"nmi": information / max(np.mean(entropies), 1e-12), "accuracy": float(right / len(clusters))}
+    return {"nmi": information / max(float(np.mean(entropies)), 1e-12), "accuracy": float(right / len(clusters))}
 
 
 def _settings(cfg: CfgNode, images: LussImageList) -> dict:

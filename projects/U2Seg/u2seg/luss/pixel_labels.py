@@ -47,12 +47,12 @@ def write_pseudo_labels(cfg: CfgNode, output: str | Path) -> Path:
             numbers = list(range(slices[index].start, slices[index].stop))
             write_label_shard(shard_path(output, index, ".npz"), _label(cfg, model, images, numbers))
             progress.update(len(numbers))
-    index = {
+    content = {
         "file_names": images.file_names,
         "num_clusters": len(model.centroids),
         "shard_size": cfg.LUSS.SHARD_SIZE,
     }
-    write_json(output / INDEX, index)
+    write_json(output / INDEX, content)
     failures = unreadable(images, set(LabelStore(output).numbers()))
     close_stage(output, {"images": len(images) - len(failures), "failures": len(failures)})
     report_failures(output, failures, len(images), cfg.MASKS.MAX_FAILURES)

@@ -75,11 +75,19 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
         cfg: complete; ``MODEL.WEIGHTS`` predicts.
         output: directory to fill; its ``panoptic`` subdirectory takes the files, as in a label run.
         score_thresh: from which a prediction becomes a label, 0..1.
+
+    Raises:
+        ValueError: the training set has no labels.
     """
     name = cfg.DATASETS.TRAIN[0]
     settings = cfg.SELF_TRAINING
     merge = get_registered(LABEL_MERGE_REGISTRY, settings.MERGE, "SELF_TRAINING.MERGE")
     records, directory = DatasetCatalog.get(name), output / "panoptic"
+    space = label_space_of(name)
+    if space is None:
+        raise ValueError(
+            f"DATASETS.TRAIN: {name!r} has no labels; self-training starts from a dataset of FORMAT pseudo_labels"
+        )
     made_by = {
         "weights": cfg.MODEL.WEIGHTS,
         "score_thresh": score_thresh,
@@ -106,7 +114,7 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
             settings=settings,
             merge=merge,
             score_thresh=score_thresh,
-            space=label_space_of(name),
+            space=space,
             old_files=files_of(name, cfg.DATASETS.BY_PATH[name]),
             directory=directory,
         )
@@ -114,7 +122,7 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
         write_json(parts[index], relabeler.label(records[slices[index]]))
     comm.synchronize()
     if comm.is_main_process():
-        write_dataset(directory, [read_json(part) for part in parts], label_space_of(name))
+        write_dataset(directory, [read_json(part) for part in parts], space)
         shutil.rmtree(directory / _PARTS)
     comm.synchronize()
     return output
@@ -160,7 +168,7 @@ def _mask_nms(objects: Objects, max_iou: float) -> Objects:
 
 def _overlaps_any(objects: Objects, others: Objects, iou: float) -> np.ndarray:
     """Returns bool (N,): which objects have a mask IoU of at least ``iou`` with one of the others."""
-    return (mask_ious(objects.masks, others.masks) >= iou).any(axis=1)
+    return np.any(mask_ious(objects.masks, others.masks) >= iou, axis=1)
 
 
 def _concatenate(first: Objects, second: Objects) -> Objects:
@@ -191,11 +199,13 @@ class _Relabeler:
 
     def label(self, records: list[dict]) -> dict[str, list]:
         """Writes the PNGs of a group of images and returns its rows, as ``write_dataset`` takes them."""
-        rows = {"images": [], "panoptic": [], "instances": [], "void": []}
+        rows: dict[str, list] = {"images": [], "panoptic": [], "instances": [], "void": []}
+        old_pngs = self.old_files.panoptic_directory
+        assert old_pngs is not None, "a dataset of FORMAT pseudo_labels has one"
         for record in records:
             image_id, shape = record["image_id"], {key: record[key] for key in ("height", "width")}
             name = Path(record["file_name"]).relative_to(self.old_files.images).as_posix()
-            png = Path(record["pan_seg_file_name"]).relative_to(self.old_files.panoptic_directory).as_posix()
+            png = Path(record["pan_seg_file_name"]).relative_to(old_pngs).as_posix()
             objects, semantic = self._targets(record)
             panoptic, segments = merge_panoptic(objects.masks, objects.classes, semantic)
             write_panoptic_png(self.directory / PANOPTIC_DIRECTORY / png, panoptic)

@@ -241,7 +241,7 @@ def _legend_entries(segments, num_pixels: int) -> list[tuple[Color | None, bool,
     for segment in segments:
         groups.setdefault((segment.is_thing, segment.name, segment.color), []).append(segment)
     ordered = sorted(groups.items(), key=lambda item: (not item[0][0], -sum(s.area for s in item[1]), item[0]))
-    entries = []
+    entries: list[tuple[Color | None, bool, str]] = []
     for (is_thing, name, color), members in ordered:
         times = f" x{len(members)}" if len(members) > 1 and is_thing else ""
         share = sum(s.area for s in members) / num_pixels

@@ -189,7 +189,9 @@ def write_split(root: Path, split: str, count: int, seed: int, annotated: bool) 
     directories = [root / split] + ([root / f"panoptic_{split}", root / "annotations"] if annotated else [])
     for directory in directories:
         directory.mkdir(parents=True, exist_ok=True)
-    images, panoptic, instances = [], [], []
+    images: list[dict] = []
+    panoptic: list[dict] = []
+    instances: list[dict] = []
     for number in tqdm(range(1, count + 1), desc=f"rendering {split}", unit="images"):
         # One generator an image: the first images of a larger set are those of a smaller one.
         image_rgb, segments, kinds = render_scene(np.random.default_rng([seed, split == "val", number]))
@@ -228,7 +230,7 @@ def _segments_info(segments: np.ndarray, kinds: list[str]) -> list[dict]:
 
 
 def _instances(segments: np.ndarray, kinds: list[str], image_id: int, first_id: int) -> list[dict]:
-    annotations = []
+    annotations: list[dict] = []
     for info, kind in zip(_segments_info(segments, kinds), kinds):
         if kind in THINGS:
             rle = mask_utils.encode(np.asfortranarray(segments == info["id"] - 1))

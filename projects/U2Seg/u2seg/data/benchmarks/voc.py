@@ -10,6 +10,7 @@ VOC's white contours as void.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -106,4 +107,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(task: str, **arguments) -> Path:
     """Returns the file that the chosen conversion writes: :func:`prepare_boxes` or :func:`prepare_segments`."""
-    return {"boxes": prepare_boxes, "segments": prepare_segments}[task](**arguments)
+    tasks: dict[str, Callable[..., Path]] = {"boxes": prepare_boxes, "segments": prepare_segments}
+    return tasks[task](**arguments)

@@ -70,7 +70,9 @@ class HungarianProtocol(Protocol):
         things, stuff = _counts(tables)
         panoptic = _joint(space, _matched(hungarian, things, stuff, order, space))
         if "panoptic" in space.tasks:
-            semantic = SemanticMap("panoptic", panoptic, _every_category(space), space.category_names)
+            semantic: SemanticMap | None = SemanticMap(
+                "panoptic", panoptic, _every_category(space), space.category_names
+            )
         else:
             semantic = _head_semantics(tables, hungarian)
         return LabelMap(panoptic, _charged(tables, panoptic), semantic)
@@ -96,7 +98,7 @@ class CupsProtocol(Protocol):
         panoptic = _joint(space, _matched(hungarian_then_best, *_counts(tables), order, space))
         if "panoptic" in space.tasks:
             labels = in_canonical_order(hungarian_then_best, _panoptic_counts(tables), order)
-            semantic = SemanticMap("panoptic", labels, _every_category(space), space.category_names)
+            semantic: SemanticMap | None = SemanticMap("panoptic", labels, _every_category(space), space.category_names)
         else:
             semantic = _head_semantics(tables, hungarian_then_best)
         return LabelMap(panoptic, _charged(tables, panoptic), semantic)
@@ -254,7 +256,7 @@ class MajorityProtocol(Protocol):
         panoptic = _joint(space, (best_category(things), best_category(stuff)))
         if "panoptic" in space.tasks:
             labels = best_category(_panoptic_counts(tables))
-            semantic = SemanticMap("panoptic", labels, _every_category(space), space.category_names)
+            semantic: SemanticMap | None = SemanticMap("panoptic", labels, _every_category(space), space.category_names)
         else:
             semantic = _head_semantics(tables, best_category)
         return LabelMap(panoptic, _charged(tables, panoptic), semantic)

@@ -174,7 +174,7 @@ def accumulate(
         for most, limit in enumerate(matches.max_detections):
             kept = matches.rank[span] < limit
             partly = summary_only and most < num_max - 1
-            for area in np.flatnonzero(counts[: 1 if partly else None, label]):
+            for area in np.flatnonzero(counts[: 1 if partly else None, label]).tolist():
                 curve = _Curve.of(matches, span, row_span, kept, area, detection_weight)
                 recall[:, label, area, most] = curve.recalls(counts[area, label])
                 if not partly:

@@ -121,8 +121,12 @@ class ImageNetS:
             # The list's directory is the class; a merged class's images lie in the directory of their own synset.
             source = name.split("_")[0]
             file = self._existing([self.images / "train" / source / name, self.images / "train" / directory / name])
-            mask_file = self.masks / _MASK_DIRECTORIES["train_semi"] / "/".join(_last_two(mask))
+            mask_file = self._mask_directory() / "/".join(_last_two(mask))
             yield {"file_name": str(file), "sem_seg_file_name": str(mask_file), "image_class": classes[directory]}
+
+    def _mask_directory(self) -> Path:
+        assert self.masks is not None  # the splits that come here need it, see __post_init__
+        return self.masks / _MASK_DIRECTORIES[self.split]
 
     def _held_out(self) -> Iterator[dict]:
         name = "validation" if self.split == "val" else "test"
@@ -133,7 +137,7 @@ class ImageNetS:
             record = {"file_name": str(file)}
             if self.split == "val":
                 directory, target_name = _last_two(target)
-                mask = self.masks / _MASK_DIRECTORIES["val"] / directory / f"{Path(target_name).stem}.png"
+                mask = self._mask_directory() / directory / f"{Path(target_name).stem}.png"
                 record["sem_seg_file_name"] = str(mask)
             else:
                 record["submission_name"] = "/".join(_last_two(target))

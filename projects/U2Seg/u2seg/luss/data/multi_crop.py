@@ -173,7 +173,7 @@ class MultiCropMapper:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         view = self.distort(view)
         pixels = torch.from_numpy(np.array(view)).permute(2, 0, 1).contiguous()
-        return pixels, CropBox(*map(float, box), flipped=flipped)
+        return pixels, CropBox(float(box[0]), float(box[1]), float(box[2]), float(box[3]), flipped)
 
     def distort(self, view: Image.Image) -> Image.Image:
         """Returns the view with random changes of color and sharpness."""

@@ -5,10 +5,11 @@ import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -32,6 +33,7 @@ class LussEvaluator(DatasetEvaluator):
     sweep of thresholds. All at the image's native size.
     """
 
+    @configurable
     def __init__(
         self,
         gt_files: Mapping[str, str],
@@ -89,8 +91,8 @@ class LussEvaluator(DatasetEvaluator):
         self.reset()
 
     @classmethod
-    def from_config(cls, dataset_name: str, cfg: CfgNode, output_dir: str | Path | None) -> "LussEvaluator":
-        """Returns the evaluator of a registered dataset."""
+    def from_config(cls, cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None) -> dict[str, Any]:
+        """Returns the constructor's arguments for a registered dataset."""
         gt = {
             record["file_name"]: record["sem_seg_file_name"]
             for record in DatasetCatalog.get(dataset_name)
@@ -98,17 +100,17 @@ class LussEvaluator(DatasetEvaluator):
         }
         settings = cfg.TEST.LUSS
         first, last, count = settings.SWEEP
-        return cls(
-            gt,
-            list(MetadataCatalog.get(dataset_name).stuff_classes[1:]),
-            matching=settings.MATCHING,
-            boundary_ratio=settings.BOUNDARY_RATIO,
-            thresholds=np.linspace(first, last, int(count)),
-            num_things=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-            output_dir=output_dir,
-            submission=settings.SUBMISSION,
-            protocol=_protocol_of(settings.MATCHING, dataset_name),
-        )
+        return {
+            "gt_files": gt,
+            "class_names": list(MetadataCatalog.get(dataset_name).stuff_classes[1:]),
+            "matching": settings.MATCHING,
+            "boundary_ratio": settings.BOUNDARY_RATIO,
+            "thresholds": np.linspace(first, last, int(count)),
+            "num_things": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "output_dir": output_dir,
+            "submission": settings.SUBMISSION,
+            "protocol": _protocol_of(settings.MATCHING, dataset_name),
+        }
 
     def reset(self) -> None:
         """Forgets all images."""
@@ -241,6 +243,7 @@ class LussEvaluator(DatasetEvaluator):
 
     def _write_raw(self, file_name: str, predicted: np.ndarray) -> None:
         directory, name = Path(file_name).parent.name, Path(file_name).stem
+        assert self.output_dir is not None, "checked by the constructor"
         path = self.output_dir / "predictions" / directory / f"{name}.png"
         write_id_map(path, predicted)
         self._raw_maps[file_name] = str(path)
@@ -249,6 +252,7 @@ class LussEvaluator(DatasetEvaluator):
         """Gives the written maps their class ids, and packs them with the description that the server asks for."""
         if not self.submission:
             return
+        assert self.output_dir is not None, "checked by the constructor"
         archive = self.output_dir / "submission.zip"
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
             packed.writestr("method.txt", f"Method: u2seg\nProtocol: {self.protocol}\nMatching: {self.matching}\n")
@@ -263,7 +267,7 @@ class LussEvaluator(DatasetEvaluator):
 @EVALUATOR_REGISTRY.register("luss")
 def build_luss_evaluator(dataset_name: str, cfg: CfgNode, output_dir: str) -> LussEvaluator:
     """Returns the evaluator of datasets with ``evaluator_type`` "luss"."""
-    return LussEvaluator.from_config(dataset_name, cfg, output_dir)
+    return LussEvaluator(cfg, dataset_name, output_dir)
 
 
 def label_map_of(output: Mapping, num_things: int) -> np.ndarray:
@@ -279,7 +283,8 @@ def label_map_of(output: Mapping, num_things: int) -> np.ndarray:
     if "sem_seg_labels" in output:
         return _as_numpy(output["sem_seg_labels"]).astype(np.int64)
     if "panoptic_seg" in output:
-        return _ids_of_panoptic(*output["panoptic_seg"], num_things)
+        segment_map, segments = output["panoptic_seg"]
+        return _ids_of_panoptic(segment_map, segments, num_things)
     if "sem_seg" in output:
         return _as_numpy(output["sem_seg"].argmax(dim=0)).astype(np.int64)
     raise KeyError(

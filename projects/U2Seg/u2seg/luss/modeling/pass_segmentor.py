@@ -107,6 +107,7 @@ class PixelLinearHead(nn.Module):
         logits = self.predictor(features[self.in_feature])
         if not self.training:
             return logits, {}
+        assert targets is not None, "training needs targets"
         size = tuple(side // self.target_stride for side in targets.shape[-2:])
         # Nearest neighbor through float32, which holds every 16-bit id exactly; integers are not supported.
         small = F.interpolate(targets[:, None].float(), size=size, mode="nearest")[:, 0].long()
@@ -181,7 +182,8 @@ class PASSPixelClusterer(PASSPixelAttention):
         similarity = torch.einsum("bchw,kc->bkhw", F.normalize(features, dim=1), self.centroids)
         return similarity.argmax(dim=1) + 1, attention.mean(dim=1)
 
-    def forward(self, batched_inputs: list[dict]) -> list[dict]:
+    # The base class trains and returns losses; this class only infers.
+    def forward(self, batched_inputs: list[dict]) -> list[dict]:  # type: ignore[override]
         """Returns for each image ``sem_seg_labels`` and ``clusters`` (int64) and ``attention`` (float32), (height, width) each.
 
         ``sem_seg_labels`` are the clusters after ``LUSS.THRESHOLD``; the evaluator sweeps over all thresholds.

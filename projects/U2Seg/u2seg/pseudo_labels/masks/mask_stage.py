@@ -152,12 +152,11 @@ class _Images(Dataset):
 def _submit(loader, extractor, generator, finish, device, pool) -> Iterator[tuple[int, Future | ImageMasks]]:
     for batch in loader:
         readable = [image for image in batch if image.pixels is not None]
-        found = []
+        found: Iterator[tuple[PatchMasks, np.ndarray]] = iter(())
         if readable:
             with torch.inference_mode():
                 features = extractor(torch.stack([image.pixels for image in readable]).to(device))
-                found = list(zip(generator(features), features.float().cpu().numpy()))
-        found = iter(found)
+                found = iter(list(zip(generator(features), features.float().cpu().numpy())))
         for image in batch:
             if image.pixels is None:
                 yield image.shard, image.record
@@ -198,6 +197,7 @@ class MaskPostprocessor:
             features: float32 (C, rows, columns).
         """
         record = image.record
+        assert image.resized_rgb is not None
         coarse = upsample_nearest(found.masks, image.resized_rgb.shape[:2])
         refined = [fill_holes(mask) for mask in self._refinement(image.resized_rgb, coarse)]
         ious = np.asarray([mask_iou(before, after) for before, after in zip(coarse, refined)], np.float32)

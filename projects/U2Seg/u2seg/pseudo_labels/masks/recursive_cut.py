@@ -87,10 +87,8 @@ class RecursiveCut(MaskGenerator):
                 masks.append(region & ~taken)
                 external_shares.append(external_share)
                 taken |= region
-        external_shares = np.asarray(external_shares, np.float64)
-        return PatchMasks(
-            np.stack(masks) if masks else np.zeros((0, *size), bool), external_shares, 1 - external_shares
-        )
+        shares = np.asarray(external_shares, np.float64)
+        return PatchMasks(np.stack(masks) if masks else np.zeros((0, *size), bool), shares, 1 - shares)
 
     def _partition(self, affinity: BinaryAffinity, index: int, size: tuple[int, int]) -> list[np.ndarray]:
         """Returns every region met on the way down that may be an object, bool (rows, columns) each."""

@@ -139,7 +139,7 @@ def without_overlaps(masks: list[np.ndarray]) -> list[np.ndarray]:
     """
     areas = [int(mask.sum()) for mask in masks]
     result = list(masks)
-    taken = np.zeros_like(masks[0]) if masks else None
+    taken = np.zeros_like(masks[0]) if masks else np.zeros((0, 0), bool)
     for index in sorted(range(len(masks)), key=areas.__getitem__):
         result[index] = masks[index] & ~taken
         taken |= masks[index]

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -15,7 +16,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
     A kill at any moment leaves the previous checkpoint and its ``last_checkpoint`` mark as they were.
     """
 
-    def save(self, name: str, **kwargs) -> None:
+    def save(self, name: str, **kwargs: Any) -> None:
         """Writes ``name``.pth and marks it as the last one.
 
         Raises:

@@ -47,7 +47,7 @@ def read_weights(path: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _load_tensors(path: Path):
+def _load_tensors(path: Path) -> Any:
     """Reads a .pth file of tensors, arrays and plain values: what trainers leave beside the weights holds NumPy's numbers."""
     if not hasattr(torch.serialization, "safe_globals"):  # PyTorch before 2.5 reads tensors alone
         return torch.load(path, "cpu", weights_only=True)
@@ -76,12 +76,12 @@ class _ArrayUnpickler(pickle.Unpickler):
         ("_codecs", "encode"),
     }
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}; only arrays and plain values are read")
         return super().find_class(module, name)
 
 
-def _unpickle_arrays(path: Path):
+def _unpickle_arrays(path: Path) -> Any:
     with path.open("rb") as file:
         return _ArrayUnpickler(file, encoding="latin1").load()

@@ -6,7 +6,7 @@ stream seeds the random numbers of its augmentation. That makes an interrupted r
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import cv2
@@ -103,7 +103,14 @@ class BatchStream(Sampler):
 class MappedDataset(Dataset):
     """Maps the (position, index) pairs of a :class:`BatchStream` to training samples, with random numbers of their own."""
 
-    def __init__(self, dicts: list[dict], mapper, *, seed: int, paste_sources: "PasteSourceSampler | None" = None):
+    def __init__(
+        self,
+        dicts: list[dict],
+        mapper: Callable[[dict], dict],
+        *,
+        seed: int,
+        paste_sources: "PasteSourceSampler | None" = None,
+    ):
         """Keeps the dataset in shared memory.
 
         Args:

@@ -6,7 +6,7 @@ import os
 import random
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -149,12 +149,12 @@ class U2SegTrainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode):
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
         """Returns a training loader from ``DATASET_MAPPER_REGISTRY``'s mapper."""
         return build_train_loader(cfg, max(cfg.SEED, 0))
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
         """Returns a test loader with the registered mapper."""
         return build_detection_test_loader(cfg, dataset_name, mapper=build_mapper(cfg, False))
 
@@ -175,7 +175,12 @@ class U2SegTrainer(DefaultTrainer):
         )
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators=None) -> OrderedDict:
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: torch.nn.Module,
+        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+    ) -> OrderedDict:
         """Returns the scores on ``DATASETS.TEST``, from one inference pass over each set; the main process prints one table a set.
 
         Args:

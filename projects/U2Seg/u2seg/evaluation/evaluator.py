@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
@@ -231,7 +231,13 @@ class PanopticEvaluator(DatasetEvaluator):
         space = TableSpace(self._dataset, self._num_things, self._num_stuff, self._categories, tuple(tasks))
         return image_tables(space, image_id, tuple(size), **blocks)
 
-    def _boundary_blocks(self, gt_map, gt, predicted, head) -> dict[str, np.ndarray]:
+    def _boundary_blocks(
+        self,
+        gt_map: np.ndarray,
+        gt: list[MapSegment],
+        predicted: tuple[np.ndarray, list[MapSegment]] | None,
+        head: np.ndarray | None,
+    ) -> dict[str, np.ndarray]:
         labels, blocks = label_map_of(gt_map, gt), {}
         if predicted is not None:
             blocks["panoptic_boundary"] = boundary_rows(labels, label_map_of(*predicted), self._boundary_ratio)
@@ -349,7 +355,7 @@ def file_digest(path: str | Path) -> str | None:
     return digest.hexdigest()
 
 
-def _panoptic_gt(metadata) -> PanopticGroundTruth | None:
+def _panoptic_gt(metadata: Metadata) -> PanopticGroundTruth | None:
     if not metadata.get("panoptic_json"):
         return None
     return PanopticGroundTruth(metadata.panoptic_json, metadata.panoptic_root, metadata.get("label_space"))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from u2seg.evaluation.evaluator import TABLES, write_evaluation
 from u2seg.evaluation.score_table import format_table
@@ -11,7 +12,7 @@ from u2seg.evaluation.tables.segment_tables import SegmentTables, load_tables, s
 from u2seg.version import __version__
 
 
-def score_saved_tables(tables: str | Path, **options) -> str:
+def score_saved_tables(tables: str | Path, **options: Any) -> str:
     """Returns the scores of a file of tables as text; ``options`` as in :func:`score_and_write`."""
     return score_and_write(load_tables(tables), **options)
 
@@ -22,7 +23,7 @@ def score_panoptic_files(
     predicted_json: str | Path,
     predicted_root: str | Path,
     output: str | Path = "",
-    **options,
+    **options: Any,
 ) -> str:
     """Returns the scores of panoptic files as text, and keeps their tables where there is an output directory.
 
@@ -40,7 +41,7 @@ def score_panoptic_files(
     return score_and_write(tables, output=output, **options)
 
 
-def score_and_write(tables: SegmentTables, *, output: str | Path = "", **settings) -> str:
+def score_and_write(tables: SegmentTables, *, output: str | Path = "", **settings: Any) -> str:
     """Returns the scores as text, naming the split on which label maps were fitted.
 
     Args:

@@ -1,5 +1,6 @@
 """Scores of segment tables: settings and tables in, scores of every task under every protocol out."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -382,7 +383,7 @@ def _fill(results: Scores, name: str, rows: dict[str, dict]) -> None:
             results.setdefault(task, {})[name] = row
 
 
-def _resamples(num_images: int, count: int):
+def _resamples(num_images: int, count: int) -> Iterator[np.ndarray]:
     """Yields ``count`` weights (images,): how often each image is in a sample with replacement; the same at every call."""
     generator = np.random.default_rng(0)
     for _ in range(count):

@@ -68,7 +68,7 @@ class ResNetFeatures(FeatureExtractor):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode):
+    def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments; builds the network from ``FEATURES.RESNET.CONFIG_FILE`` and loads its weights."""
         from detectron2.modeling import build_backbone
 

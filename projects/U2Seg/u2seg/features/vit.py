@@ -81,7 +81,7 @@ class TimmViT(FeatureExtractor):
         self.register_buffer("positions", self._position_embedding(architecture), persistent=False)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode):
+    def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments."""
         return {
             "arch": cfg.FEATURES.VIT.ARCH,

@@ -1,5 +1,6 @@
 """PASS's image-level clusters: one attention-pooled vector an image, k-means, saved centroids."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,7 @@ def _embed(cfg: CfgNode, images: LussImageList, output: Path) -> None:
             progress.update(len(numbers))
 
 
-def _embed_shard(cfg: CfgNode, model, images: LussImageList, numbers: list[int], path: Path) -> None:
+def _embed_shard(cfg: CfgNode, model: torch.nn.Module, images: LussImageList, numbers: list[int], path: Path) -> None:
     kept, vectors = [], []
     for some, pixels in iter_batches(cfg, images, numbers, cfg.LUSS.CENTER_CROP):
         with torch.no_grad():
@@ -140,6 +141,6 @@ def _diagnostics(images: LussImageList, numbers: np.ndarray, clusters: np.ndarra
     return cluster_quality(clusters, np.array(classes))
 
 
-def _save(path: Path, write) -> None:
+def _save(path: Path, write: Callable[[Path], object]) -> None:
     with atomic_path(path) as temporary:
         write(temporary)

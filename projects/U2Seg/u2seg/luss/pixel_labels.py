@@ -59,7 +59,9 @@ def write_pseudo_labels(cfg: CfgNode, output: str | Path) -> Path:
     return output
 
 
-def _label(cfg: CfgNode, model, images: LussImageList, numbers: list[int]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+def _label(
+    cfg: CfgNode, model: torch.nn.Module, images: LussImageList, numbers: list[int]
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Returns image number -> coarse cluster map and attention, by ascending number."""
     entries = {}
     for some, pixels in iter_batches(cfg, images, numbers, None):

@@ -56,7 +56,7 @@ class Objects:
     classes: np.ndarray
     scores: np.ndarray
 
-    def __getitem__(self, keep) -> "Objects":
+    def __getitem__(self, keep: np.ndarray | list[int]) -> "Objects":
         return Objects(self.masks[keep], self.classes[keep], self.scores[keep])
 
     def __len__(self) -> int:

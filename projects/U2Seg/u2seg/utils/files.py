@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _TEMPORARY = ".u2seg-partial-"  # begins the names of files that are being written
 
@@ -33,7 +34,7 @@ def remove_partial_files(directory: str | Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_json(path: str | Path, value) -> None:
+def write_json(path: str | Path, value: Any) -> None:
     """Writes ``value`` as JSON, whole or not at all; equal values give equal bytes, and a file that holds them is left alone."""
     content = (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
     if Path(path).is_file() and Path(path).read_bytes() == content:
@@ -42,7 +43,7 @@ def write_json(path: str | Path, value) -> None:
         temporary.write_bytes(content)
 
 
-def read_json(path: str | Path):
+def read_json(path: str | Path) -> Any:
     """Returns the value of a JSON file.
 
     Raises:

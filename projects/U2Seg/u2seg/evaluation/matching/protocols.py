@@ -1,6 +1,7 @@
 """Protocols: named bundles of rules that say which category each cluster stands for and what an unmatched cluster costs."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from u2seg.evaluation.matching.label_map import LabelMap, PixelRows, SemanticMap
 from u2seg.evaluation.registries import PROTOCOL_REGISTRY
 from u2seg.evaluation.tables.segment_tables import SegmentTables, TableSpace
 from u2seg.utils.registry import get_registered
+
+# From counts, int (clusters, categories), to the category of each cluster, int64 (clusters,), -1 for none.
+Matcher = Callable[[np.ndarray], np.ndarray]
 
 
 class Protocol(ABC):
@@ -424,7 +428,7 @@ def _head_counts(tables: SegmentTables) -> np.ndarray:
 
 
 def _matched(
-    match, things: np.ndarray, stuff: np.ndarray, order: np.ndarray, space: TableSpace
+    match: Matcher, things: np.ndarray, stuff: np.ndarray, order: np.ndarray, space: TableSpace
 ) -> tuple[np.ndarray, np.ndarray]:
     is_thing = order < space.num_things
     return (
@@ -455,7 +459,7 @@ def _stuff_semantics(space: TableSpace, stuff: np.ndarray) -> SemanticMap:
     return SemanticMap("head", labels, gt, ("things", *space.categories.stuff_names))
 
 
-def _head_semantics(tables: SegmentTables, match) -> SemanticMap | None:
+def _head_semantics(tables: SegmentTables, match: Matcher) -> SemanticMap | None:
     """Returns the scoring of the semantic head on all categories, its classes 0..S matched by ``match``."""
     space = tables.space
     if "semantic" not in space.tasks:

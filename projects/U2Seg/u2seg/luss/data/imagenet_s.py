@@ -56,7 +56,7 @@ class ImageNetS:
     lists: Path
     masks: Path | None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(f"SPLIT of ImageNet-S must be one of {', '.join(SPLITS)}, got {self.split!r}")
         if self.masks is None and self.split in ("train_semi", "val"):

@@ -101,6 +101,6 @@ def enlarge_attention(attention: np.ndarray, size: tuple[int, int]) -> np.ndarra
 
 
 @lru_cache(maxsize=8)
-def _shard(path: Path):
+def _shard(path: Path) -> np.lib.npyio.NpzFile:
     # An opened archive reads its table of contents once, and each image's arrays when asked for.
     return np.load(path)

@@ -120,7 +120,7 @@ class MultiCropMapper:
         self.grid_points = grid_points
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool = True):
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
         """Returns the constructor's arguments."""
         settings = cfg.INPUT.MULTI_CROP
         lists = (settings.COUNTS, settings.SIZES, settings.MIN_SCALES, settings.MAX_SCALES)

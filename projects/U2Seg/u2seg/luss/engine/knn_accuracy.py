@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import hooks
+from detectron2.engine import TrainerBase, hooks
 from detectron2.evaluation import inference_context
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
@@ -76,7 +76,7 @@ def build_knn_monitor(cfg: CfgNode) -> "KnnMonitor | None":
 
 
 @HOOK_REGISTRY.register("knn_accuracy")
-def build_knn_hook(cfg: CfgNode, trainer) -> hooks.EvalHook | None:
+def build_knn_hook(cfg: CfgNode, trainer: TrainerBase) -> hooks.EvalHook | None:
     """Returns the hook that computes k-NN accuracy every ``TEST.EVAL_PERIOD`` iterations and at the end; None where nothing is named.
 
     Args:

@@ -3,14 +3,16 @@
 Source: CutLER, section 3.2, equation 3; U2Seg, section 3.4.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from torch import Tensor, nn
 
 
@@ -79,7 +81,7 @@ class DropLossCascadeROIHeads(CascadeROIHeads):
     """
 
     @classmethod
-    def _init_box_head(cls, cfg: CfgNode, input_shape) -> dict:
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         parts = super()._init_box_head(cfg, input_shape)
         settings = cfg.MODEL.ROI_HEADS.DROP_LOSS
         if not settings.ENABLED:
@@ -94,15 +96,22 @@ class DropLossCascadeROIHeads(CascadeROIHeads):
         ]
         return parts
 
-    def forward(self, images, features, proposals, targets=None):
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, torch.Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
         """Returns proposals and losses in training, detections and no losses otherwise; see the base class."""
         if not self.training:
             return super().forward(images, features, proposals, targets)
+        assert targets is not None, "training needs targets"
         with self._targets_known(targets):
             return super().forward(images, features, proposals, targets)
 
     @contextmanager
-    def _targets_known(self, targets: list[Instances]):
+    def _targets_known(self, targets: list[Instances]) -> Iterator[None]:
         predictors = [one for one in self.box_predictor if isinstance(one, DropLossOutputLayers)]
         boxes = [one.gt_boxes for one in targets]
         for predictor in predictors:

@@ -1,6 +1,6 @@
 """The stage that gives every mask a cluster: k-means on one vector a mask, saved centroids, assignments of all."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,9 @@ from u2seg.utils.files import atomic_path, file_digest, read_json, write_json
 from u2seg.utils.kmeans import assign, kmeans, l2_normalize
 from u2seg.utils.manifest import MANIFEST, close_stage, is_complete, open_stage, settings_digest
 from u2seg.utils.registry import get_registered
+
+# From the images of a shard to the vectors that are clustered, float32 (masks, C).
+Vectors = Callable[[list[ImageMasks]], np.ndarray]
 
 CENTROIDS = "centroids.npy"
 HISTOGRAM = "histogram.json"
@@ -97,7 +100,7 @@ def load_centroids(path: str | Path, count: int, section: str) -> np.ndarray:
     return centroids.astype(np.float32)
 
 
-def _find_centroids(settings, shards: list[Path], vectors_of) -> np.ndarray:
+def _find_centroids(settings: CfgNode, shards: list[Path], vectors_of: Vectors) -> np.ndarray:
     sample = _training_sample(shards, vectors_of, settings.MAX_TRAINING_SAMPLES, settings.SEED)
     if len(sample) < settings.NUM_CLUSTERS:
         raise ValueError(
@@ -132,7 +135,7 @@ def _read_assignments(path: Path) -> list[np.ndarray]:
     return [np.asarray(row, np.int64) for row in rows]
 
 
-def _training_sample(shards: list[Path], vectors_of, limit: int, seed: int) -> np.ndarray:
+def _training_sample(shards: list[Path], vectors_of: Vectors, limit: int, seed: int) -> np.ndarray:
     """Returns at most ``limit`` vectors, float32, drawn evenly; the shards are read one after another."""
     total = sum(sum(len(r.rle_counts) for r in read_shard(shard)) for shard in shards)
     share = min(1.0, limit / max(total, 1))

@@ -61,7 +61,7 @@ def dense_crf(image_rgb: np.ndarray | Tensor, log_odds: Tensor, settings: CRFSet
 class DenseCRF:
     """The pairwise terms of one image, ready for any number of unaries."""
 
-    def __init__(self, image_rgb: np.ndarray | Tensor, settings: CRFSettings = MASKCUT_CRF, device="cpu"):
+    def __init__(self, image_rgb: np.ndarray | Tensor, settings: CRFSettings = MASKCUT_CRF, device: str = "cpu"):
         """Builds the lattices; see ``dense_crf`` for the arguments.
 
         Raises:

@@ -1,8 +1,8 @@
 """The mask stage: from a directory of photos to Parquet shards of class-agnostic masks."""
 
 import json
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -16,7 +16,13 @@ from tqdm import tqdm
 
 from u2seg.data.formats.mask_shards import failures_of, iter_records, write_shard
 from u2seg.features import FeatureExtractor, build_feature_extractor
-from u2seg.pseudo_labels.masks.interfaces import MaskRefinement, PatchMasks, build_mask_generator, build_mask_refinement
+from u2seg.pseudo_labels.masks.interfaces import (
+    MaskGenerator,
+    MaskRefinement,
+    PatchMasks,
+    build_mask_generator,
+    build_mask_refinement,
+)
 from u2seg.pseudo_labels.masks.refinement import fill_holes, mask_iou, resize_mask, upsample_nearest, without_overlaps
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import file_digest, list_digest
@@ -123,7 +129,14 @@ class _Image:
 class _Images(Dataset):
     """Decodes images by their position in the sorted list."""
 
-    def __init__(self, root: Path, names, ids, positions: list[tuple[int, int]], extractor: FeatureExtractor):
+    def __init__(
+        self,
+        root: Path,
+        names: list[str],
+        ids: list[int],
+        positions: list[tuple[int, int]],
+        extractor: FeatureExtractor,
+    ):
         self._root = root
         self._names = names
         self._ids = ids
@@ -149,7 +162,14 @@ class _Images(Dataset):
         return _Image(shard, ImageMasks(image_id, name, height, width), resized_rgb, pixels)
 
 
-def _submit(loader, extractor, generator, finish, device, pool) -> Iterator[tuple[int, Future | ImageMasks]]:
+def _submit(
+    loader: Iterable[list[_Image]],
+    extractor: FeatureExtractor,
+    generator: MaskGenerator,
+    finish: "MaskPostprocessor",
+    device: torch.device,
+    pool: Executor,
+) -> Iterator[tuple[int, Future | ImageMasks]]:
     for batch in loader:
         readable = [image for image in batch if image.pixels is not None]
         found: Iterator[tuple[PatchMasks, np.ndarray]] = iter(())

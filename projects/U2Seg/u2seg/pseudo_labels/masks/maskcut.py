@@ -54,7 +54,7 @@ class MaskCut(MaskGenerator):
         self.max_previous_iou = max_previous_iou
 
     @classmethod
-    def from_config(cls, cfg: CfgNode):
+    def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments."""
         return {
             "center_features": cfg.MASKS.CENTER_FEATURES,
@@ -216,7 +216,7 @@ class StrictMaskCut(MaskGenerator):
         self.solver = solver or scipy_second_eigenvector
 
     @classmethod
-    def from_config(cls, cfg: CfgNode):
+    def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments."""
         return {
             "center_features": cfg.MASKS.CENTER_FEATURES,

@@ -53,7 +53,7 @@ class RecursiveCut(MaskGenerator):
         self.max_cuts = max_cuts
 
     @classmethod
-    def from_config(cls, cfg: CfgNode):
+    def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments."""
         return {
             "radius": cfg.MASKS.RECURSIVE.RADIUS,

@@ -35,7 +35,7 @@ def dense_crf(cfg: CfgNode) -> MaskRefinement:
     return partial(crf_masks, settings=settings, device=resolve_device(cfg.FEATURES.DEVICE))
 
 
-def crf_masks(image_rgb: np.ndarray, masks: np.ndarray, settings: CRFSettings, device="cpu") -> np.ndarray:
+def crf_masks(image_rgb: np.ndarray, masks: np.ndarray, settings: CRFSettings, device: str = "cpu") -> np.ndarray:
     """Returns masks after a dense CRF, bool (N, height, width): pixels more likely foreground than background.
 
     Args:

@@ -19,6 +19,7 @@ from u2seg.data.formats.semantic_shards import iter_semantic_maps
 from u2seg.pseudo_labels.clusters.cluster_stage import cluster_settings_of, iter_assigned
 from u2seg.pseudo_labels.panoptic.panoptic_merge import merge_panoptic, void_share
 from u2seg.structures.label_space import LabelSpace
+from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import read_json, write_json
 from u2seg.utils.image_io import png_names
 from u2seg.utils.manifest import close_stage, is_complete, open_stage, settings_digest, shard_path
@@ -73,7 +74,14 @@ def label_counts(clusters: Path, semantics: Path) -> tuple[int, int]:
     ]
 
 
-def _label_group(group, maps: dict, output: Path, png_of: dict, space: LabelSpace, rule: dict) -> dict:
+def _label_group(
+    group: list[tuple[ImageMasks, np.ndarray]],
+    maps: dict,
+    output: Path,
+    png_of: dict,
+    space: LabelSpace,
+    rule: dict,
+) -> dict:
     images, panoptic_rows, instance_rows, void = [], [], [], []
     for record, clusters in group:
         if record.error is not None:

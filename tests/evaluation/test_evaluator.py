@@ -214,11 +214,23 @@ def test_a_dataset_without_ground_truth_is_refused(scene):
         evaluated("scores_nothing", cfg, {})
 
 
+def test_an_argument_beside_the_configuration_goes_before_it(scene, tmp_path):
+    name, gt, cfg = scene
+    protocols = {}
+    for changes in ({}, {"settings": ScoreSettings(("hungarian",)), "output_dir": tmp_path / "elsewhere"}):
+        evaluator = PanopticEvaluator(cfg, name, **changes)
+        evaluator.process([{"image_id": 1}], [perfect_output(gt, 1)])
+        protocols[len(changes)] = [key for key in evaluator.evaluate() if key.startswith("panoptic_seg")]
+    assert protocols == {0: ["panoptic_seg", "panoptic_seg/u2seg_paper", "panoptic_seg/cups"], 2: ["panoptic_seg"]}
+    assert (tmp_path / "out" / "inference" / name / "metrics.json").is_file()
+    assert (tmp_path / "elsewhere" / name / "metrics.json").is_file()
+
+
 def test_no_image_and_images_scored_twice_are_refused(scene):
     name, gt, cfg = scene
     with pytest.raises(ValueError, match="no image of"):
         evaluated(name, cfg, {})
-    evaluator = PanopticEvaluator.from_config(name, cfg)
+    evaluator = PanopticEvaluator(cfg, name)
     for _ in range(2):
         evaluator.process([{"image_id": 1}], [perfect_output(gt, 1)])
     with pytest.raises(ValueError, match=r"scored more often: ids \[1\]"):

@@ -9,10 +9,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import binary_erosion
 from scipy.optimize import linear_sum_assignment
+from u2seg.config import add_u2seg_config
+from u2seg.evaluation.registries import EVALUATOR_REGISTRY
 from u2seg.luss.data.id_maps import LUSS_IGNORE, read_id_map, write_id_map
 from u2seg.luss.evaluation.luss_counts import boundary_mask, boundary_width, count_image, count_sweep
 from u2seg.luss.evaluation.luss_evaluator import LussEvaluator, label_map_of
@@ -446,8 +450,33 @@ def test_what_models_give_becomes_ids():
     segments = [{"id": 1, "isthing": True, "category_id": 4}, {"id": 2, "isthing": False, "category_id": 3}]
     # Things 0..9 are ids 1..10; stuff 3 follows as 13.
     assert label_map_of({"panoptic_seg": (panoptic, segments), "sem_seg": logits}, 10).tolist() == [[0, 5, 13, 13]]
+    # A map without segments is "other" everywhere; a segment that no pixel has changes nothing.
+    nothing = torch.zeros(1, 2, dtype=torch.int32)
+    assert label_map_of({"panoptic_seg": (nothing, [])}, 10).tolist() == [[0, 0]]
+    assert label_map_of({"panoptic_seg": (nothing, segments)}, 10).tolist() == [[0, 0]]
     with pytest.raises(KeyError, match="sem_seg_labels, panoptic_seg or sem_seg.*got instances"):
         label_map_of({"instances": None}, 0)
+
+
+def test_the_configuration_and_explicit_arguments_make_the_same_evaluator(tmp_path):
+    gt_file = tmp_path / "0.png"
+    write_id_map(gt_file, np.ones((4, 5), int))
+    name = f"luss_configurable_{tmp_path.name}"
+    DatasetCatalog.register(name, lambda: [{"file_name": "n00/0.JPEG", "sem_seg_file_name": str(gt_file)}])
+    MetadataCatalog.get(name).set(stuff_classes=["other", "n00"])
+    cfg = get_cfg()
+    add_u2seg_config(cfg)
+    cfg.TEST.LUSS.MATCHING, cfg.TEST.LUSS.BOUNDARY_RATIO, cfg.TEST.LUSS.SWEEP = "majority", 0.25, [0.0, 1.0, 3]
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 7
+    found = EVALUATOR_REGISTRY.get("luss")(name, cfg, str(tmp_path / "out"))
+    assert (found.gt_files, found.class_names) == ({"n00/0.JPEG": str(gt_file)}, ["n00"])
+    assert (found.matching, found.boundary_ratio, found.num_things) == ("majority", 0.25, 7)
+    assert found.thresholds.tolist() == [0, 0.5, 1]
+    assert found.output_dir == tmp_path / "out"
+    # An argument beside the configuration goes before it.
+    assert LussEvaluator(cfg, name, None, matching="none").matching == "none"
+    MetadataCatalog.pop(name)
+    DatasetCatalog.pop(name)
 
 
 def test_wrong_inputs_are_told(tmp_path):

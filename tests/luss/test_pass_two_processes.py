@@ -77,7 +77,7 @@ def score(cfg, output):
             gathered.append(super()._gathered())
             return gathered[-1]
 
-    results = U2SegTrainer.test(cfg, model, Kept.from_config("toy_val", cfg, output))
+    results = U2SegTrainer.test(cfg, model, Kept(cfg, "toy_val", output))
     return dict(results), gathered[0][0]
 
 

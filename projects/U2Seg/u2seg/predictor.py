@@ -348,7 +348,7 @@ def _digest(cfg: CfgNode, label_map: str | Path | None) -> str:
     return digest.hexdigest()[:16]
 
 
-def _completed(cfg: CfgNode):
+def _completed(cfg: CfgNode) -> CfgNode:
     """Returns a frozen copy of the configuration with everything that prediction needs and no dataset that it does not."""
     from u2seg.data import DatasetFilesError, register_datasets
     from u2seg.modeling import complete_config

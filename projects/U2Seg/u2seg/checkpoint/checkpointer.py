@@ -21,7 +21,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
     :func:`u2seg.checkpoint.read_checkpoint`: Detectron2's own checkpointer runs the code that a ``.pkl`` holds.
     """
 
-    def save(self, name: str, **kwargs) -> None:
+    def save(self, name: str, **kwargs: Any) -> None:
         """Writes ``name``.pth and marks it as the last one.
 
         Raises:

@@ -128,7 +128,7 @@ def _load_tensors(path: Path):
     # weights_only is said, since it is PyTorch's default only from 2.6 on.
     if not hasattr(torch.serialization, "safe_globals"):  # PyTorch before 2.5 reads tensors alone
         return torch.load(path, "cpu", weights_only=True)
-    allowed = [np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?"))]
+    allowed: list[Any] = [np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?"))]
     module = getattr(np, "_core", None) or np.core
     allowed += [module.multiarray.scalar, module.multiarray._reconstruct]
     # NumPy 1 wrote the same functions under another name, which those who saved with it left in their files.
@@ -153,12 +153,12 @@ class _ArrayUnpickler(pickle.Unpickler):
         ("_codecs", "encode"),
     }
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}; only arrays and plain values are read")
         return super().find_class(module, name)
 
 
-def _unpickle_arrays(path: Path):
+def _unpickle_arrays(path: Path) -> Any:
     with path.open("rb") as file:
         return _ArrayUnpickler(file, encoding="latin1").load()

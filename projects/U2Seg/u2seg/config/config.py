@@ -18,6 +18,7 @@ from u2seg.config.pseudo_labels import (
     add_self_training_config,
     add_semantics_config,
 )
+from u2seg.config.renamed_keys import add_renamed_keys
 from u2seg.config.shipped import get_config_file
 from u2seg.config.solver import add_solver_config
 from u2seg.config.test import add_test_config
@@ -39,6 +40,7 @@ for _section in (
     add_solver_config,
     add_self_training_config,
     add_test_config,
+    add_renamed_keys,
 ):
     CONFIG_REGISTRY.register(_section)
 
@@ -108,6 +110,8 @@ def _check_keys(cfg: CN, opts: list[str]) -> None:
     if len(opts) % 2:
         raise ValueError(f"settings are KEY VALUE KEY VALUE ..., got {len(opts)} words: {' '.join(opts)}")
     for key in opts[::2]:
+        if cfg.key_is_renamed(key):
+            cfg.raise_key_rename_error(key)
         node = cfg
         for part in key.split("."):
             if not isinstance(node, CN) or part not in node:

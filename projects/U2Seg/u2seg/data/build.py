@@ -80,7 +80,7 @@ class BatchStream(Sampler):
             yield batch[self.rank :: self.world_size]
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
-        groups = ([], [])
+        groups: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
         for position, index in enumerate(self._indices()):
             group = groups[int(self.is_wide[index])]
             group.append((position, index))

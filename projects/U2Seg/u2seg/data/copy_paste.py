@@ -50,7 +50,7 @@ class CopyPaste(ABC):
     max_ioy: float = 0.5
     max_instances: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         low, high = self.scale_range
         if not 0 < low <= high:
             raise ValueError(f"INPUT.COPY_PASTE.SCALE_RANGE must be 0 < low <= high, got {self.scale_range}")

@@ -1,5 +1,7 @@
 """The dataset mapper of panoptic training: from a dataset dict to what Detectron2's models take."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
@@ -117,9 +119,8 @@ class PanopticMapper:
         augmented = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(augmented)
         annotations = [a for a in dataset_dict.get("annotations", ()) if not a.get("iscrowd", 0)]
-        masks = _decode(annotations, image.shape[:2])
         size = augmented.image.shape[:2]
-        moved = [transforms.apply_segmentation(mask) for mask in masks]
+        moved = [transforms.apply_segmentation(mask) for mask in _decode(annotations, image.shape[:2])]
         masks = np.stack(moved).astype(bool) if moved else np.zeros((0, *size), bool)
         return Sample(
             image=augmented.image,
@@ -150,7 +151,7 @@ class PanopticMapper:
 _CONSUMED = ("annotations", "sem_seg_file_name", "pan_seg_file_name", "segments_info", "copy_paste_source")
 
 
-def build_mapper(cfg: CfgNode, is_train: bool):
+def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict], dict]:
     """Returns the dataset mapper that the configuration names.
 
     Raises:
@@ -174,7 +175,7 @@ def _read_gray(path: str) -> np.ndarray:
         return np.asarray(image)
 
 
-def _named(read, path: str):
+def _named(read: Callable[[str], np.ndarray], path: str) -> np.ndarray:
     """Returns ``read(path)``; an error of reading names the file."""
     try:
         return read(path)
@@ -187,7 +188,7 @@ def _decode(annotations: list[dict], size: tuple[int, int]) -> list[np.ndarray]:
     return [_decode_one(annotation["segmentation"], size) for annotation in annotations]
 
 
-def _decode_one(segmentation, size: tuple[int, int]) -> np.ndarray:
+def _decode_one(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
     if isinstance(segmentation, list):  # polygons, of which an instance may have several
         return mask_util.decode(mask_util.merge(mask_util.frPyObjects(segmentation, *size)))
     if isinstance(segmentation["counts"], list):

@@ -41,8 +41,8 @@ def boxes_of_masks(masks: np.ndarray) -> np.ndarray:
     1, as in Detectron2's BitMasks.
     """
     boxes = np.zeros((len(masks), 4))
-    columns, rows = masks.any(axis=1), masks.any(axis=2)
-    for index in np.flatnonzero(rows.any(axis=1)):
+    columns, rows = np.any(masks, axis=1), np.any(masks, axis=2)
+    for index in np.flatnonzero(np.any(rows, axis=1)):
         xs, ys = np.flatnonzero(columns[index]), np.flatnonzero(rows[index])
         boxes[index] = xs[0], ys[0], xs[-1] + 1, ys[-1] + 1
     return boxes

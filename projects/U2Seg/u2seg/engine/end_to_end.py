@@ -93,7 +93,7 @@ def run_end_to_end(
         TrainingMismatchError: ``output`` holds a model that was trained with other settings.
     """
     directories = RunDirectories(Path(output))
-    cfg = setup_cfg(config_file, opts)
+    cfg = setup_cfg(config_file, list(opts))
     training_opts = [*opts, *_training_set_options(cfg, images, directories)]
     setup_cfg(config_file, training_opts)  # an error in these should not wait until the labels are made
     with _timed(directories, "labels"), quiet_screen(directories.log):

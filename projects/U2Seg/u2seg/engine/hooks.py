@@ -1,6 +1,7 @@
 """What happens beside training: averaged weights, images of predictions."""
 
 import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,7 +63,7 @@ class AveragedWeights:
                 self.weights[name].copy_(value)
 
     @contextmanager
-    def applied(self):
+    def applied(self) -> Iterator[None]:
         """Puts the averaged weights into the model while the block runs."""
         own = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.model.load_state_dict(self.weights)
@@ -107,7 +108,7 @@ class VisualizationHook(HookBase):
         self._cfg = cfg
         self._period = cfg.TEST.SAMPLE_PERIOD
         self._directory = Path(cfg.OUTPUT_DIR) / "samples"
-        self._samples = None
+        self._samples: list[dict] | None = None
 
     def after_step(self) -> None:
         """Draws the images where it is time to."""

@@ -1,5 +1,6 @@
 """One training or evaluation run, as ``u2seg train`` starts it in every process."""
 
+import argparse
 import logging
 from collections import OrderedDict
 from pathlib import Path
@@ -21,7 +22,7 @@ from u2seg.modeling.build import complete_config
 logger = logging.getLogger(__name__)
 
 
-def run_training(args) -> OrderedDict:
+def run_training(args: argparse.Namespace) -> OrderedDict:
     """Returns the scores of one run; trains before unless ``args.eval_only``.
 
     The run's directory, ``OUTPUT_DIR``, then holds ``config.yaml`` (everything resolved), ``run.json`` (version, seed, weights),
@@ -91,7 +92,7 @@ def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:
     return results
 
 
-def run_self_training(args) -> Path:
+def run_self_training(args: argparse.Namespace) -> Path:
     """Returns the last checkpoint of ``args.rounds`` rounds of self-training, as ``u2seg self-train`` starts them."""
     args.config_file = find_config_file(args.config_file)
     cfg = setup_cfg(args.config_file, args.opts)

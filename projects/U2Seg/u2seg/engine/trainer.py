@@ -6,7 +6,7 @@ import os
 import random
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -93,7 +93,7 @@ class U2SegTrainer(DefaultTrainer):
         if self.start_iter >= self.max_iter and Path(self._last_checkpoint()).name != f"{training_record.FINAL}.pth":
             self.checkpointer.save(training_record.FINAL, iteration=self.max_iter - 1)
         TrainerBase.train(self, self.start_iter, self.max_iter)
-        results = getattr(self, "_last_eval_results", OrderedDict())
+        results = getattr(self, "_last_eval_results", None) or OrderedDict()
         verify_expected_results(self.cfg, results)
         return results
 
@@ -159,12 +159,12 @@ class U2SegTrainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode):
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
         """Returns a training loader from ``DATASET_MAPPER_REGISTRY``'s mapper."""
         return build_train_loader(cfg, max(cfg.SEED, 0))
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
         """Returns a test loader with the registered mapper."""
         return build_detection_test_loader(cfg, dataset_name, mapper=build_mapper(cfg, False))
 
@@ -185,7 +185,12 @@ class U2SegTrainer(DefaultTrainer):
         )
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators=None) -> OrderedDict:
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: torch.nn.Module,
+        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+    ) -> OrderedDict:
         """Returns the scores on ``DATASETS.TEST``, from one inference pass over each set; the main process prints one table a set.
 
         Args:
@@ -198,7 +203,7 @@ class U2SegTrainer(DefaultTrainer):
         """
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
-        results = OrderedDict()
+        results: OrderedDict = OrderedDict()
         for index, name in enumerate(cfg.DATASETS.TEST):
             evaluator = cls.build_evaluator(cfg, name) if evaluators is None else evaluators[index]
             scores = inference_on_dataset(model, cls.build_test_loader(cfg, name), evaluator)

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -27,13 +28,13 @@ class TrainingStep(SimpleTrainer):
     def __init__(
         self,
         model: torch.nn.Module,
-        data_loader,
+        data_loader: Iterable[list[dict]],
         optimizer: torch.optim.Optimizer,
         *,
         seed: int,
         accumulation_steps: int = 1,
         precision: torch.dtype | None = None,
-        last_checkpoint=lambda: "",
+        last_checkpoint: Callable[[], str] = lambda: "",
     ):
         """Keeps the parts.
 
@@ -58,7 +59,8 @@ class TrainingStep(SimpleTrainer):
     def run_step(self) -> None:
         """Runs one optimizer step."""
         self.optimizer.zero_grad(set_to_none=True)
-        data_time, total = 0.0, {}
+        data_time = 0.0
+        total: dict[str, float] = {}
         for step in range(self.accumulation_steps):
             start = time.perf_counter()
             data = next(self._data_loader_iter)
@@ -100,12 +102,12 @@ class TrainingStep(SimpleTrainer):
             "it (--resume) with a lower SOLVER.BASE_LR, a longer warm-up or SOLVER.CLIP_GRADIENTS, or look at these images."
         )
 
-    def _autocast(self):
+    def _autocast(self) -> contextlib.AbstractContextManager:
         if self.precision is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device_type, dtype=self.precision)
 
-    def _gradients_synced(self, last: bool):
+    def _gradients_synced(self, last: bool) -> contextlib.AbstractContextManager:
         if not last and isinstance(self.model, DistributedDataParallel):
             return self.model.no_sync()
         return contextlib.nullcontext()

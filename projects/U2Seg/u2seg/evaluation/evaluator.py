@@ -4,11 +4,12 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.config import CfgNode, configurable
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
@@ -48,10 +49,11 @@ class PanopticEvaluator(DatasetEvaluator):
     names, ``panoptic_json`` with ``panoptic_root`` and ``json_file`` (COCO's formats), both or either.
     """
 
+    @configurable
     def __init__(
         self,
         dataset_name: str,
-        output_dir: str | Path | None,
+        output_dir: str | Path | None = None,
         *,
         num_things: int,
         num_stuff: int,
@@ -83,12 +85,13 @@ class PanopticEvaluator(DatasetEvaluator):
         space = self._panoptic.space if self._panoptic else metadata.get("label_space")
         json_file = metadata.get("json_file")
         self._instances = InstanceGroundTruth(json_file, space) if json_file else None
-        if not self._panoptic and not self._instances:
+        with_gt = self._panoptic or self._instances
+        if with_gt is None:
             raise ValueError(
                 f"dataset {dataset_name!r} has no ground truth to score against: its metadata needs panoptic_json and "
                 "panoptic_root, or json_file"
             )
-        self._categories = (self._panoptic or self._instances).space
+        self._categories = with_gt.space
         self._num_things, self._num_stuff = num_things, num_stuff
         self._settings = settings
         self._boundary_ratio = boundary_ratio
@@ -97,27 +100,27 @@ class PanopticEvaluator(DatasetEvaluator):
         self.reset()
 
     @classmethod
-    def from_config(cls, dataset_name: str, cfg: CfgNode, output_dir: str | Path | None = None) -> "PanopticEvaluator":
-        """Returns the evaluator that a configuration asks for.
+    def from_config(cls, cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None) -> dict[str, Any]:
+        """Returns the constructor's arguments that a configuration asks for.
 
         Args:
-            dataset_name: in Detectron2's catalogs.
             cfg: with this project's keys; reads ``TEST``, the class counts of the heads, and ``MODEL.WEIGHTS`` for the record.
-            output_dir: results go to ``output_dir/<dataset_name>``, or to ``output_dir`` itself where it is named like the data
-                set; None for ``cfg.OUTPUT_DIR/inference``.
+            dataset_name: in Detectron2's catalogs.
+            output_dir: results go to ``output_dir/<dataset_name>``, or to ``output_dir`` itself where it is named like the
+                dataset; None for ``cfg.OUTPUT_DIR/inference``.
         """
         require_dataset_files(dataset_name)
         parent = Path(cfg.OUTPUT_DIR) / "inference" if output_dir is None else Path(output_dir)
-        return cls(
-            dataset_name,
-            parent if parent.name == dataset_name else parent / dataset_name,
-            num_things=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-            num_stuff=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES - 1,
-            settings=ScoreSettings.of_config(cfg),
-            boundary_ratio=cfg.TEST.BOUNDARY_RATIO,
-            keep_tables=cfg.TEST.SAVE_TABLES,
-            provenance=weights_record(cfg),
-        )
+        return {
+            "dataset_name": dataset_name,
+            "output_dir": parent if parent.name == dataset_name else parent / dataset_name,
+            "num_things": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "num_stuff": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES - 1,
+            "settings": ScoreSettings.of_config(cfg),
+            "boundary_ratio": cfg.TEST.BOUNDARY_RATIO,
+            "keep_tables": cfg.TEST.SAVE_TABLES,
+            "provenance": weights_record(cfg),
+        }
 
     def reset(self) -> None:
         """Forgets all images."""
@@ -227,7 +230,9 @@ class PanopticEvaluator(DatasetEvaluator):
         }
 
     def _tables_of(self, image_id: int, output: Mapping) -> SegmentTables:
-        blocks, tasks, size, predicted, head = {}, [], None, None, None
+        blocks: dict[str, np.ndarray] = {}
+        tasks: list[str] = []
+        size, predicted, head = None, None, None
         if self._panoptic:
             gt_map, gt = self._panoptic.read(image_id)
             size = gt_map.shape
@@ -248,7 +253,7 @@ class PanopticEvaluator(DatasetEvaluator):
             size = size or output["instances"].image_size
             blocks |= instance_blocks(detections, objects)
             tasks += ["box", "mask"] if detections.masks is not None and objects.masks is not None else ["box"]
-        if not tasks:
+        if size is None or not tasks:
             raise ValueError(
                 f"nothing to score; the model gave {sorted(output)}, the ground truth of {self._dataset!r} "
                 f"has {'panoptic maps' if self._panoptic else 'no panoptic map'} and "
@@ -257,7 +262,13 @@ class PanopticEvaluator(DatasetEvaluator):
         space = TableSpace(self._dataset, self._num_things, self._num_stuff, self._categories, tuple(tasks))
         return image_tables(space, image_id, tuple(size), **blocks)
 
-    def _boundary_blocks(self, gt_map, gt, predicted, head) -> dict[str, np.ndarray]:
+    def _boundary_blocks(
+        self,
+        gt_map: np.ndarray,
+        gt: list[MapSegment],
+        predicted: tuple[np.ndarray, list[MapSegment]] | None,
+        head: np.ndarray | None,
+    ) -> dict[str, np.ndarray]:
         labels, blocks = label_map_of(gt_map, gt), {}
         if predicted is not None:
             blocks["panoptic_boundary"] = boundary_rows(labels, label_map_of(*predicted), self._boundary_ratio)
@@ -308,8 +319,8 @@ class PanopticEvaluator(DatasetEvaluator):
 
 @EVALUATOR_REGISTRY.register()
 def u2seg_panoptic(dataset_name: str, cfg: CfgNode, output_dir: str | Path | None = None) -> PanopticEvaluator:
-    """Returns :meth:`PanopticEvaluator.from_config`; the entry for ``evaluator_type`` "u2seg_panoptic"."""
-    return PanopticEvaluator.from_config(dataset_name, cfg, output_dir)
+    """Returns the evaluator of datasets with ``evaluator_type`` "u2seg_panoptic", as a configuration asks for it."""
+    return PanopticEvaluator(cfg, dataset_name, output_dir)
 
 
 # Detectron2's own names for datasets with COCO ground truth: scored here, they take clusters and need no second pass.
@@ -387,7 +398,7 @@ def _digest(path: str | Path) -> str | None:
     return file_digest(path) if path and Path(path).is_file() else None
 
 
-def _panoptic_gt(metadata) -> PanopticGroundTruth | None:
+def _panoptic_gt(metadata: Metadata) -> PanopticGroundTruth | None:
     if not metadata.get("panoptic_json"):
         return None
     return PanopticGroundTruth(metadata.panoptic_json, metadata.panoptic_root, metadata.get("label_space"))

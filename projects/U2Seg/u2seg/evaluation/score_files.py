@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from u2seg.evaluation.evaluator import PROVENANCE, TABLES, write_evaluation
 from u2seg.evaluation.score_table import format_table
@@ -32,7 +33,7 @@ def score_panoptic_files(
     predicted_json: str | Path,
     predicted_root: str | Path,
     output: str | Path = "",
-    **options,
+    **options: Any,
 ) -> str:
     """Returns the scores of panoptic files as text, and keeps their tables where there is an output directory.
 
@@ -63,8 +64,8 @@ def score_and_write(
             defaults.
     """
     given = {key: value for key, value in settings.items() if value is not None}
-    settings = replace(ScoreSettings.of_config(), **given)
-    evaluation = evaluate_tables(tables, settings)
+    chosen = replace(ScoreSettings.of_config(), **given)
+    evaluation = evaluate_tables(tables, chosen)
     source = f"{tables.space.dataset} (the scored images themselves)"
     if settings.label_map:
         source = f"the saved map {settings.label_map}"

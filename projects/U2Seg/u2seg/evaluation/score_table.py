@@ -2,6 +2,7 @@
 
 import csv
 import io
+from typing import Any
 
 from tabulate import tabulate
 
@@ -95,7 +96,7 @@ def _columns(task: str, rows: dict) -> list[str]:
     return [column for column in wanted if column in present] if wanted else sorted(present)
 
 
-def _cell(value, bounds: list[float] | None = None) -> str:
+def _cell(value: Any, bounds: list[float] | None = None) -> str:
     if not isinstance(value, (int, float)):
         return "-"
     return f"{value:.2f}" + (f" [{bounds[0]:.1f}, {bounds[1]:.1f}]" if bounds else "")

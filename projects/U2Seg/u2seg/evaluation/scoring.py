@@ -1,5 +1,6 @@
 """Scores of segment tables: settings and tables in, scores of every task under every protocol out."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -279,10 +280,12 @@ class _Matched:
 
     def scores(self, weights: np.ndarray | None = None) -> dict[str, dict[str, float]]:
         """Returns task -> metric -> 0..100; ``weights`` (images,) say how often each counts, and leave out S, M and L."""
-        panoptic, semantic = {}, {}
+        panoptic: dict[str, float] = {}
+        semantic: dict[str, float] = {}
         instances: dict[str, dict[str, float]] = {}
         if self.panoptic is not None:
             panoptic = panoptic_quality(self.panoptic, weights).summary()
+        if self.unmatched_segments is not None:
             image, unmatched = self.unmatched_segments
             if len(image):
                 share = np.average(unmatched, weights=None if weights is None else weights[image] + 1e-300)
@@ -404,7 +407,7 @@ def _fill(results: Scores, name: str, rows: dict[str, dict]) -> None:
             results.setdefault(task, {})[name] = row
 
 
-def _resamples(num_images: int, count: int):
+def _resamples(num_images: int, count: int) -> Iterator[np.ndarray]:
     """Yields ``count`` weights (images,): how often each image is in a sample with replacement; the same at every call."""
     generator = np.random.default_rng(0)
     for _ in range(count):

@@ -1,5 +1,6 @@
 """PASS's image-level clusters: one attention-pooled vector an image, k-means, saved centroids."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def cluster_quality(clusters: np.ndarray, classes: np.ndarray) -> dict[str, floa
     seen = joint > 0
     information = float((joint[seen] * np.log(joint[seen] / expected[seen])).sum())
     entropies = [-float((p[p > 0] * np.log(p[p > 0])).sum()) for p in (by_cluster, by_class)]
-    return {"nmi": information / max(np.mean(entropies), 1e-12), "accuracy": float(right / len(clusters))}
+    return {"nmi": information / max(float(np.mean(entropies)), 1e-12), "accuracy": float(right / len(clusters))}
 
 
 def _settings(cfg: CfgNode, images: LussImageList) -> dict:
@@ -120,7 +121,7 @@ def _embed(cfg: CfgNode, images: LussImageList, output: Path) -> None:
             progress.update(len(numbers))
 
 
-def _embed_shard(cfg: CfgNode, model, images: LussImageList, numbers: list[int], path: Path) -> None:
+def _embed_shard(cfg: CfgNode, model: torch.nn.Module, images: LussImageList, numbers: list[int], path: Path) -> None:
     kept, vectors = [], []
     for some, pixels in iter_batches(cfg, images, numbers, cfg.LUSS.CENTER_CROP):
         with torch.no_grad():
@@ -139,6 +140,6 @@ def _diagnostics(images: LussImageList, numbers: np.ndarray, clusters: np.ndarra
     return cluster_quality(clusters, np.array(classes))
 
 
-def _save(path: Path, write) -> None:
+def _save(path: Path, write: Callable[[Path], object]) -> None:
     with atomic_path(path) as temporary:
         write(temporary)

@@ -47,19 +47,21 @@ def write_pseudo_labels(cfg: CfgNode, output: str | Path) -> Path:
             numbers = list(range(slices[index].start, slices[index].stop))
             write_label_shard(shard_path(output, index, ".npz"), _label(cfg, model, images, numbers))
             progress.update(len(numbers))
-    index = {
+    content = {
         "file_names": images.file_names,
         "num_clusters": len(model.centroids),
         "shard_size": cfg.LUSS.SHARD_SIZE,
     }
-    write_json(output / INDEX, index)
+    write_json(output / INDEX, content)
     failures = unreadable(images, set(LabelStore(output).numbers()))
     report_failures(output, failures, len(images), cfg.MASKS.MAX_FAILURES)
     close_stage(output, {"images": len(images) - len(failures), "failures": len(failures)})
     return output
 
 
-def _label(cfg: CfgNode, model, images: LussImageList, numbers: list[int]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+def _label(
+    cfg: CfgNode, model: torch.nn.Module, images: LussImageList, numbers: list[int]
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Returns image number -> coarse cluster map and attention, by ascending number."""
     entries = {}
     for some, pixels in iter_batches(cfg, images, numbers, None):

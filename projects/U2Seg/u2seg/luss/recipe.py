@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser, launch
 
@@ -135,7 +136,7 @@ def _close_logs() -> None:
             one.removeHandler(handler)
 
 
-def _attention_cfg(run: Run, *opts: str):
+def _attention_cfg(run: Run, *opts: str) -> CfgNode:
     cfg = setup_cfg(
         f"{run.configs}_attention.yaml", [*run.opts, "MODEL.WEIGHTS", str(_needed(run.weights("attention"))), *opts]
     )

@@ -58,7 +58,7 @@ class Objects:
     classes: np.ndarray
     scores: np.ndarray
 
-    def __getitem__(self, keep) -> "Objects":
+    def __getitem__(self, keep: np.ndarray | list[int]) -> "Objects":
         return Objects(self.masks[keep], self.classes[keep], self.scores[keep])
 
     def __len__(self) -> int:
@@ -77,11 +77,19 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
         cfg: complete; ``MODEL.WEIGHTS`` predicts.
         output: directory to fill; its ``panoptic`` subdirectory takes the files, as in a label run.
         score_thresh: from which a prediction becomes a label, 0..1.
+
+    Raises:
+        ValueError: the training set has no labels.
     """
     name = cfg.DATASETS.TRAIN[0]
     settings, rule = cfg.SELF_TRAINING, PanopticRule.from_config(cfg)
     merge = get_registered(LABEL_MERGE_REGISTRY, settings.MERGE, "SELF_TRAINING.MERGE")
     records, directory = DatasetCatalog.get(name), output / "panoptic"
+    space = label_space_of(name)
+    if space is None:
+        raise ValueError(
+            f"DATASETS.TRAIN: {name!r} has no labels; self-training starts from a dataset of FORMAT pseudo_labels"
+        )
     made_by = {
         "weights": cfg.MODEL.WEIGHTS,
         "score_thresh": score_thresh,
@@ -189,11 +197,13 @@ class _Relabeler:
 
     def label(self, records: list[dict]) -> dict[str, list]:
         """Writes the PNGs of a group of images and returns its rows, as ``write_dataset`` takes them."""
-        rows = {"images": [], "panoptic": [], "instances": [], "void": []}
+        rows: dict[str, list] = {"images": [], "panoptic": [], "instances": [], "void": []}
+        old_pngs = self.old_files.panoptic_directory
+        assert old_pngs is not None, "a dataset of FORMAT pseudo_labels has one"
         for record in records:
             image_id, shape = record["image_id"], {key: record[key] for key in ("height", "width")}
             name = Path(record["file_name"]).relative_to(self.old_files.images).as_posix()
-            png = Path(record["pan_seg_file_name"]).relative_to(self.old_files.panoptic_directory).as_posix()
+            png = Path(record["pan_seg_file_name"]).relative_to(old_pngs).as_posix()
             objects, semantic = self._targets(record)
             panoptic, segments = self.rule.merge(objects.masks, objects.classes, semantic)
             source = self.old_files.panoptic_json

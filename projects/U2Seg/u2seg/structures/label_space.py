@@ -37,7 +37,7 @@ class LabelSpace:
     thing_names: tuple[str, ...]
     stuff_names: tuple[str, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         ids = self.thing_dataset_ids + self.stuff_dataset_ids
         if len(set(ids)) != len(ids):
             raise ValueError(f"dataset ids must be unique, got {sorted(ids)}")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # Begins the names of files that are being written; the machine's name and the process's number follow.
 _TEMPORARY = ".u2seg-partial-"
@@ -104,7 +105,7 @@ def _machine() -> str:
     return re.sub(r"[^A-Za-z0-9]", "", platform.node())[:32]
 
 
-def write_json(path: str | Path, value) -> None:
+def write_json(path: str | Path, value: Any) -> None:
     """Writes ``value`` as JSON, whole or not at all; equal values give equal bytes, and a file that holds them is left alone."""
     content = (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
     if Path(path).is_file() and Path(path).read_bytes() == content:
@@ -113,7 +114,7 @@ def write_json(path: str | Path, value) -> None:
         temporary.write_bytes(content)
 
 
-def read_json(path: str | Path):
+def read_json(path: str | Path) -> Any:
     """Returns the value of a JSON file.
 
     Raises:

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
@@ -156,7 +157,7 @@ def _checked_vectors(vectors: np.ndarray) -> np.ndarray:
     return vectors
 
 
-def _faiss():
+def _faiss() -> ModuleType:
     try:
         import faiss
     except ModuleNotFoundError as error:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from u2seg.utils.files import read_json, remove_partial_files, write_json
 from u2seg.version import __version__
@@ -134,7 +135,7 @@ def report_failures(directory: str | Path, failures: list[Failure], total: int, 
         )
 
 
-def _differences(wanted, found, prefix: str = "") -> Iterator[str]:
+def _differences(wanted: Any, found: Any, prefix: str = "") -> Iterator[str]:
     if isinstance(wanted, dict) and isinstance(found, dict):
         for key in sorted({*wanted, *found}):
             yield from _differences(wanted.get(key), found.get(key), f"{prefix}.{key}" if prefix else key)

@@ -1,5 +1,7 @@
 """The one class of this project's registries, and looking a name up with an error that says which names there are."""
 
+from typing import Any
+
 from detectron2.utils.registry import Registry
 
 
@@ -13,19 +15,19 @@ class NamedRegistry(Registry):
     ``@REGISTRY.register()`` takes the entry's own name, ``@REGISTRY.register("coco_panoptic")`` the one given.
     """
 
-    def register(self, obj=None):
+    def register(self, obj: Any = None) -> Any:
         """Registers a class or function under its own name, or returns a decorator that registers it under the one given."""
         if not isinstance(obj, str):
             return super().register(obj)
 
-        def decorator(entry):
+        def decorator(entry: Any) -> Any:
             self._do_register(obj, entry)
             return entry
 
         return decorator
 
 
-def get_registered(registry: Registry, name: str, config_key: str):
+def get_registered(registry: Registry, name: str, config_key: str) -> Any:
     """Returns what ``registry`` holds under ``name``.
 
     Args:

@@ -63,7 +63,8 @@ def _most_vivid_srgb(lightness: float, chroma: float, hue: float) -> Color:
     while True:
         linear = _oklch_to_linear_srgb(lightness, chroma, hue)
         if chroma < 0.005 or all(-1e-3 <= value <= 1 + 1e-3 for value in linear):
-            return tuple(_encode_srgb(value) for value in linear)
+            red, green, blue = (_encode_srgb(value) for value in linear)
+            return red, green, blue
         chroma *= 0.97
 
 

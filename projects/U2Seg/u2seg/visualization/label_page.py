@@ -127,7 +127,7 @@ def _rows(label_sets: Mapping[str, PanopticLabels], names: list[str], failures: 
         for caption, labels in label_sets.items()
     }
     for name in tqdm(names, unit="image", disable=None):
-        images = {}
+        images: dict[str, np.ndarray] = {}
         for caption, labels in label_sets.items():
             annotation = by_name[caption].get(name)
             if annotation is None:

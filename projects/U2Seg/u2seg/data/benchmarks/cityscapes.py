@@ -115,7 +115,8 @@ def panoptic_of(instance_ids: np.ndarray, scored: set[int]) -> tuple[np.ndarray,
         instance_ids: int (height, width): 1000 * label + number for single things, the label alone for stuff and groups.
         scored: labels that are not void.
     """
-    segment_map, segments = np.zeros_like(instance_ids), []
+    segment_map = np.zeros_like(instance_ids)
+    segments: list[dict] = []
     for identifier in np.unique(instance_ids).tolist():
         label, single = (identifier // 1000, True) if identifier >= 1000 else (identifier, False)
         if label not in scored:

@@ -10,7 +10,9 @@ VOC's white contours as void.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -105,6 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     segments.add_argument("--split", default="val")
 
 
-def run(task: str, **arguments) -> Path:
+def run(task: str, **arguments: Any) -> Path:
     """Returns the file that the chosen conversion writes: :func:`prepare_boxes` or :func:`prepare_segments`."""
-    return {"boxes": prepare_boxes, "segments": prepare_segments}[task](**arguments)
+    tasks: dict[str, Callable[..., Path]] = {"boxes": prepare_boxes, "segments": prepare_segments}
+    return tasks[task](**arguments)

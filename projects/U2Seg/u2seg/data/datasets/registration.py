@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
@@ -207,6 +208,12 @@ def _evaluation_files(description: Mapping) -> DatasetFiles:
     )
 
 
+def _existing(path: Path | None) -> Path:
+    """Returns a path that files of this format always have."""
+    assert path is not None
+    return path
+
+
 def _load_evaluation_images(description: Mapping, files: DatasetFiles) -> list[dict]:
     """Returns the images without annotations: nothing may be trained on them."""
     source = files.instances_json or files.panoptic_json
@@ -231,11 +238,11 @@ def image_files(description: Mapping) -> DatasetFiles:
 
 
 def _load_panoptic(description: Mapping, files: DatasetFiles) -> list[dict]:
-    panoptic = read_json(files.panoptic_json)
+    panoptic = read_json(_existing(files.panoptic_json))
     space = _label_space(description, panoptic["categories"])
     to_contiguous = _thing_lookup(description, panoptic["categories"])
     instances = defaultdict(list)
-    for annotation in read_json(files.instances_json)["annotations"]:
+    for annotation in read_json(_existing(files.instances_json))["annotations"]:
         instances[annotation["image_id"]].append(_instance(annotation, to_contiguous))
     segments = {annotation["image_id"]: annotation for annotation in panoptic["annotations"]}
     dicts = []
@@ -255,7 +262,7 @@ def _load_panoptic(description: Mapping, files: DatasetFiles) -> list[dict]:
 
 
 def _load_instances(description: Mapping, files: DatasetFiles) -> list[dict]:
-    content = read_json(files.instances_json)
+    content = read_json(_existing(files.instances_json))
     to_contiguous = _thing_lookup(description, [{**c, "isthing": 1} for c in content["categories"]])
     instances = defaultdict(list)
     for annotation in content["annotations"]:
@@ -360,7 +367,7 @@ def _thing_lookup(description: Mapping, categories: list[dict]) -> dict[int, int
 
 
 def _metadata(description: Mapping, files: DatasetFiles) -> dict:
-    metadata = {"image_root": str(files.images)}
+    metadata: dict[str, Any] = {"image_root": str(files.images)}
     if files.panoptic_json is not None:
         space = _label_space(description, read_json(files.panoptic_json)["categories"])
         metadata.update(

@@ -4,6 +4,8 @@ In every matrix rows are clusters and columns are categories; every result is an
 -1 where it has none. A cluster and a category that have nothing in common are never matched.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
@@ -95,7 +97,7 @@ def canonical_clusters(tables: SegmentTables) -> np.ndarray:
     return np.argsort(digests, kind="stable")
 
 
-def in_canonical_order(match, counts: np.ndarray, order: np.ndarray) -> np.ndarray:
+def in_canonical_order(match: Callable[[np.ndarray], np.ndarray], counts: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Returns ``match(counts)``, computed with the rows in ``order`` and given back in their own."""
     matched = np.empty(counts.shape[0], np.int64)
     matched[order] = match(counts[order])

@@ -4,11 +4,16 @@ import contextlib
 import io
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from u2seg.data.formats.coco_schema import compressed_counts, read_instances_json, read_results_json
 from u2seg.data.formats.mask_shards import iter_records
 from u2seg.utils.files import read_json
 from u2seg.utils.manifest import MANIFEST
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
 
 # Name -> (is average precision, IoU threshold or None for .50:.05:.95, area range, most detections an image).
 _METRICS = {
@@ -81,7 +86,7 @@ def format_quality(results: dict) -> str:
     )
 
 
-def _load_predictions(path: Path, gt) -> list[dict]:
+def _load_predictions(path: Path, gt: "COCO") -> list[dict]:
     """Returns COCO results: dicts with image_id, category_id, segmentation (RLE or polygons) and score."""
     if path.is_dir():
         return _from_records(_mask_directory(path), gt)
@@ -149,7 +154,7 @@ def _result(image_id: int, segmentation: dict, score: float) -> dict:
     return {"image_id": image_id, "category_id": 1, "segmentation": segmentation, "score": float(score)}
 
 
-def _as_rle(segmentation, image_id: int, gt) -> dict:
+def _as_rle(segmentation: Any, image_id: int, gt: "COCO") -> dict:
     from pycocotools import mask as coco_mask
 
     if isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
@@ -161,12 +166,12 @@ def _as_rle(segmentation, image_id: int, gt) -> dict:
     return coco_mask.merge(rles) if isinstance(rles, list) else rles
 
 
-def _only_known(detections: list[dict], gt) -> tuple[list[dict], int]:
+def _only_known(detections: list[dict], gt: "COCO") -> tuple[list[dict], int]:
     known = [detection for detection in detections if detection["image_id"] in gt.imgs]
     return known, len(detections) - len(known)
 
 
-def _score(gt, detections: list[dict], kind: str) -> dict[str, float]:
+def _score(gt: "COCO", detections: list[dict], kind: str) -> dict[str, float]:
     from pycocotools import mask as coco_mask
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -189,7 +194,7 @@ def _score(gt, detections: list[dict], kind: str) -> dict[str, float]:
     return {name: _metric(evaluator, *rule) for name, rule in _METRICS.items()}
 
 
-def _metric(evaluator, is_precision: bool, iou: float | None, area: str, max_detections: int) -> float:
+def _metric(evaluator: "COCOeval", is_precision: bool, iou: float | None, area: str, max_detections: int) -> float:
     params = evaluator.params
     area_index = params.areaRngLbl.index(area)
     limit_index = params.maxDets.index(max_detections)

@@ -49,7 +49,7 @@ class PanopticQuality:
     def summary(self) -> dict[str, float]:
         """Returns the means over all categories, things and stuff, 0..100; a group in which no category occurs is left out."""
         groups = {"": slice(None), "_th": slice(0, self.num_things), "_st": slice(self.num_things, None)}
-        summary = {}
+        summary: dict[str, float] = {}
         for suffix, group in groups.items():
             if np.isfinite(self.pq[group]).any():
                 summary |= {f"{name}{suffix}": 100 * _mean(values[group]) for name, values in self._named().items()}

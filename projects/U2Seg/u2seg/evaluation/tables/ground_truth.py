@@ -1,6 +1,7 @@
 """Ground truth in COCO's formats, one image at a time, in joint category labels."""
 
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -132,7 +133,7 @@ class InstanceGroundTruth:
             areas=np.array([annotation["area"] for _, annotation in rows], np.float64),
         )
 
-    def _all(self):
+    def _all(self) -> Iterator[tuple[int, dict]]:
         return (row for rows in self._by_image.values() for row in rows)
 
 

@@ -125,17 +125,22 @@ def panoptic_blocks(
     }
 
 
+def _check_mask_sizes(detections: Regions, objects: Regions) -> None:
+    if detections.masks is None or objects.masks is None:
+        return
+    if detections.masks.shape[1:] != objects.masks.shape[1:]:
+        raise ValueError(
+            f"detected masks must have the ground truth's size {objects.masks.shape[1:]}, got {detections.masks.shape[1:]}"
+        )
+
+
 def instance_blocks(detections: Regions, objects: Regions) -> dict[str, np.ndarray]:
     """Returns the blocks ``detections``, ``objects`` and ``ious`` of one image.
 
     Raises:
         ValueError: masks of different sizes.
     """
-    with_masks = detections.masks is not None and objects.masks is not None
-    if with_masks and detections.masks.shape[1:] != objects.masks.shape[1:]:
-        raise ValueError(
-            f"detected masks must have the ground truth's size {objects.masks.shape[1:]}, got {detections.masks.shape[1:]}"
-        )
+    _check_mask_sizes(detections, objects)
     detection_rows = np.zeros(len(detections.labels), DETECTIONS)
     detection_rows["label"], detection_rows["score"] = detections.labels, detections.scores
     detection_rows["box_xywh"] = detections.boxes_xywh.reshape(-1, 4)
@@ -145,7 +150,7 @@ def instance_blocks(detections: Regions, objects: Regions) -> dict[str, np.ndarr
     object_rows["box_xywh"] = objects.boxes_xywh.reshape(-1, 4)
     box_ious = box_iou(detections.boxes_xywh, objects.boxes_xywh, objects.crowds)
     mask_ious = np.zeros_like(box_ious)
-    if with_masks:
+    if detections.masks is not None and objects.masks is not None:
         mask_ious, detection_rows["mask_area"] = crowd_mask_iou(detections.masks, objects.masks, objects.crowds)
     first, second = np.nonzero((box_ious > 0) | (mask_ious > 0))
     rows = np.zeros(len(first), IOUS)

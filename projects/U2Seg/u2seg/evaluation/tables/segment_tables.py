@@ -64,7 +64,7 @@ class TableSpace:
     categories: LabelSpace
     tasks: tuple[str, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         unknown = set(self.tasks) - set(TASKS)
         if unknown:
             raise ValueError(f"tasks must be among {', '.join(TASKS)}, got {', '.join(sorted(unknown))}")

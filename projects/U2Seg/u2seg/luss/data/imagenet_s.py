@@ -57,7 +57,7 @@ class ImageNetS:
     lists: Path
     masks: Path | None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(f"SPLIT of ImageNet-S must be one of {', '.join(SPLITS)}, got {self.split!r}")
         if self.masks is None and self.split in ("train_semi", "val"):
@@ -125,6 +125,10 @@ class ImageNetS:
             masks = self.masks / _MASK_DIRECTORIES["train_semi"]
             mask_file = confined_path(masks, _joined(*_last_two(mask)), self.lists)
             yield {"file_name": str(file), "sem_seg_file_name": str(mask_file), "image_class": classes[directory]}
+
+    def _mask_directory(self) -> Path:
+        assert self.masks is not None  # the splits that come here need it, see __post_init__
+        return self.masks / _MASK_DIRECTORIES[self.split]
 
     def _held_out(self) -> Iterator[dict]:
         name = "validation" if self.split == "val" else "test"

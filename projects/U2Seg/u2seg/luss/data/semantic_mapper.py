@@ -53,7 +53,7 @@ class LussSemanticMapper:
         self.test_size = test_size
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool = True):
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
         """Returns the constructor's arguments."""
         settings = cfg.INPUT.SEMANTIC_CROP
         return {

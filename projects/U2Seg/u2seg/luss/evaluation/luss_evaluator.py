@@ -5,10 +5,11 @@ import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -33,6 +34,7 @@ class LussEvaluator(DatasetEvaluator):
     sweep of thresholds. All at the image's native size.
     """
 
+    @configurable
     def __init__(
         self,
         gt_files: Mapping[str, str],
@@ -93,8 +95,8 @@ class LussEvaluator(DatasetEvaluator):
         self.reset()
 
     @classmethod
-    def from_config(cls, dataset_name: str, cfg: CfgNode, output_dir: str | Path | None) -> "LussEvaluator":
-        """Returns the evaluator of a registered dataset."""
+    def from_config(cls, cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None) -> dict[str, Any]:
+        """Returns the constructor's arguments for a registered dataset."""
         gt = {
             record["file_name"]: record["sem_seg_file_name"]
             for record in DatasetCatalog.get(dataset_name)
@@ -274,6 +276,7 @@ class LussEvaluator(DatasetEvaluator):
 
     def _write_raw(self, file_name: str, predicted: np.ndarray) -> None:
         directory, name = Path(file_name).parent.name, Path(file_name).stem
+        assert self.output_dir is not None, "checked by the constructor"
         path = self.output_dir / "predictions" / directory / f"{name}.png"
         write_id_map(path, predicted)
         self._raw_maps[file_name] = str(path)
@@ -282,6 +285,7 @@ class LussEvaluator(DatasetEvaluator):
         """Gives the written maps their class ids, and packs them with the description that the server asks for."""
         if not self.submission:
             return
+        assert self.output_dir is not None, "checked by the constructor"
         archive = self.output_dir / "submission.zip"
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
             packed.writestr("method.txt", f"Method: u2seg\nProtocol: {self.protocol}\nMatching: {self.matching}\n")
@@ -296,7 +300,7 @@ class LussEvaluator(DatasetEvaluator):
 @EVALUATOR_REGISTRY.register("luss")
 def build_luss_evaluator(dataset_name: str, cfg: CfgNode, output_dir: str) -> LussEvaluator:
     """Returns the evaluator of datasets with ``evaluator_type`` "luss"."""
-    return LussEvaluator.from_config(dataset_name, cfg, output_dir)
+    return LussEvaluator(cfg, dataset_name, output_dir)
 
 
 def label_map_of(output: Mapping, num_things: int) -> np.ndarray:
@@ -312,7 +316,8 @@ def label_map_of(output: Mapping, num_things: int) -> np.ndarray:
     if "sem_seg_labels" in output:
         return _as_numpy(output["sem_seg_labels"]).astype(np.int64)
     if "panoptic_seg" in output:
-        return _ids_of_panoptic(*output["panoptic_seg"], num_things)
+        segment_map, segments = output["panoptic_seg"]
+        return _ids_of_panoptic(segment_map, segments, num_things)
     if "sem_seg" in output:
         return _as_numpy(output["sem_seg"].argmax(dim=0)).astype(np.int64)
     raise KeyError(
@@ -366,5 +371,5 @@ def _concatenate(parts: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(0, dtype)
 
 
-def _as_numpy(values) -> np.ndarray:
+def _as_numpy(values: Tensor | np.ndarray) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

@@ -287,17 +287,15 @@ def _boundary_tables(rows: np.ndarray, num_classes: int) -> tuple[np.ndarray, np
     return _marginals(predicted, gt, rows["pixels"], num_classes)
 
 
-def _marginals(predicted, gt, pixels, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    tables = []
-    for labels, chosen in (
-        (gt, (gt == predicted) & (gt >= 0)),
-        (predicted, predicted >= 0),
-        (gt, gt >= 0),
-    ):
+def _marginals(
+    predicted: np.ndarray, gt: np.ndarray, pixels: np.ndarray, num_classes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def total(labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         table = np.zeros(num_classes + 1, np.int64)
         np.add.at(table, labels[chosen], pixels[chosen])
-        tables.append(table)
-    return tuple(tables)
+        return table
+
+    return total(gt, (gt == predicted) & (gt >= 0)), total(predicted, predicted >= 0), total(gt, gt >= 0)
 
 
 def _ious(true: np.ndarray, predicted: np.ndarray, gt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

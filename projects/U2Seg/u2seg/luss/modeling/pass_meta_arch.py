@@ -1,7 +1,8 @@
 """PASS's two training stages as meta-architectures: representation learning and pixel attention."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -134,7 +135,7 @@ class PASSPretrainer(nn.Module):
         _register_pixel_statistics(self, settings)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode):
+    def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments."""
         return {
             "backbone": build_backbone(cfg),
@@ -244,7 +245,7 @@ class PASSPixelAttention(nn.Module):
         _register_pixel_statistics(self, settings)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode):
+    def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments."""
         return {
             "backbone": build_backbone(cfg),
@@ -258,14 +259,14 @@ class PASSPixelAttention(nn.Module):
         """Where the parameters lie."""
         return self.pixel_mean.device
 
-    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads a checkpoint of this stage, or of pretraining: then its queue and its iterations do not belong here."""
         if not any(name.startswith("attention.") for name in state_dict):
             left = ("swapped.queue", "swapped.num_queued", "swapped.iteration")
             state_dict = {name: value for name, value in state_dict.items() if name not in left}
         return super().load_state_dict(state_dict, strict, assign)
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "PASSPixelAttention":
         """Sets training mode, but for the frozen parts (unless their norms may move)."""
         super().train(mode)
         if not self.frozen_norm_moves:

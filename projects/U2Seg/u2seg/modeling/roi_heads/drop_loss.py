@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads, StandardROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from torch import Tensor, nn
 
 
@@ -137,10 +137,17 @@ _OUTPUT_LAYERS = {"labels": DropLossOutputLayers, "guessed": GuessedDropLossOutp
 class _TargetsKnown:
     """A part of heads that lets their box predictors know the targets of the batch at hand."""
 
-    def forward(self, images, features, proposals, targets=None):
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, torch.Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
         """Returns proposals and losses in training, detections and no losses otherwise; see the base class."""
         if not self.training:
             return super().forward(images, features, proposals, targets)
+        assert targets is not None, "training needs targets"
         with self._targets_known(targets):
             return super().forward(images, features, proposals, targets)
 

@@ -59,7 +59,7 @@ def masked_crop(cfg: CfgNode, images: Path, output: Path) -> Embedding:
 
     @torch.no_grad()
     def embed(records: list[ImageMasks]) -> np.ndarray:
-        crops = []
+        crops: list[torch.Tensor] = []
         vectors = [np.zeros((0, extractor.num_channels), np.float32)]
 
         def flush() -> None:

@@ -114,7 +114,14 @@ class _Image:
 class _Images(Dataset):
     """Decodes images by their position in the sorted list."""
 
-    def __init__(self, root: Path, names, ids, positions: list[tuple[int, int]], extractor: FeatureExtractor):
+    def __init__(
+        self,
+        root: Path,
+        names: list[str],
+        ids: list[int],
+        positions: list[tuple[int, int]],
+        extractor: FeatureExtractor,
+    ):
         self._root = root
         self._names = names
         self._ids = ids

@@ -54,7 +54,7 @@ class MaskCut(MaskGenerator):
         self.max_previous_iou = max_previous_iou
 
     @classmethod
-    def from_config(cls, cfg: CfgNode):
+    def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments."""
         return {
             "center_features": cfg.MASKS.CENTER_FEATURES,
@@ -146,8 +146,8 @@ def select_object(vector: np.ndarray, live: np.ndarray) -> np.ndarray:
     # On a grid of 1e-9 of the largest entry, symmetric about zero, so that a flipped vector gives the flipped grid.
     grid = np.rint(vector / (largest * ROUNDING))
     above_mean = grid - np.rint(grid.mean())
-    candidates = [_side(direction * above_mean, np.abs(grid), live) for direction in (1, -1)]
-    candidates = [candidate for candidate in candidates if candidate is not None]
+    sides = [_side(direction * above_mean, np.abs(grid), live) for direction in (1, -1)]
+    candidates = [side for side in sides if side is not None]
     if not candidates:
         return np.zeros_like(live)
     # No step of the comparison knows which side is "above".
@@ -216,7 +216,7 @@ class StrictMaskCut(MaskGenerator):
         self.solver = solver or scipy_second_eigenvector
 
     @classmethod
-    def from_config(cls, cfg: CfgNode):
+    def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments."""
         return {
             "center_features": cfg.MASKS.CENTER_FEATURES,

@@ -35,7 +35,7 @@ def dense_crf(cfg: CfgNode) -> MaskRefinement:
     return partial(crf_masks, settings=settings, device=resolve_device(cfg.FEATURES.DEVICE))
 
 
-def crf_masks(image_rgb: np.ndarray, masks: np.ndarray, settings: CRFSettings, device="cpu") -> np.ndarray:
+def crf_masks(image_rgb: np.ndarray, masks: np.ndarray, settings: CRFSettings, device: str = "cpu") -> np.ndarray:
     """Returns masks after a dense CRF, bool (N, height, width): pixels more likely foreground than background.
 
     Args:
@@ -133,7 +133,7 @@ def without_overlaps(masks: list[np.ndarray]) -> list[np.ndarray]:
     """
     areas = [int(mask.sum()) for mask in masks]
     result = list(masks)
-    taken = np.zeros_like(masks[0]) if masks else None
+    taken = np.zeros_like(masks[0]) if masks else np.zeros((0, 0), bool)
     for index in sorted(range(len(masks)), key=areas.__getitem__):
         result[index] = masks[index] & ~taken
         taken |= masks[index]

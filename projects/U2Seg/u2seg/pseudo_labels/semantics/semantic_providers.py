@@ -1,5 +1,6 @@
 """Providers of semantic clusters, behind one registry. None of them sees a label: a probe trained on labels is no provider."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ class PatchKMeans:
         }
 
     @torch.no_grad()
-    def _features(self, records: list[ImageMasks]):
+    def _features(self, records: list[ImageMasks]) -> Iterator[tuple[ImageMasks, np.ndarray, Tensor]]:
         """Yields (record, image, float32 (C, rows, columns) features) for the readable images."""
         readable = [record for record in records if record.error is None]
         for start in range(0, len(readable), self._batch_size):

@@ -39,8 +39,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Resized for a network, the short side of a longer image would have less than one pixel. No photo is of that shape.
-MAX_ASPECT_RATIO = 200
+# Resized for a network to at most 240 pixels (quick_schedules), an image of 480 to 1 keeps half a pixel of its short side, which becomes 0.
+MAX_ASPECT_RATIO = 400
 # Bytes in a file's name that the files derived from it may have: 255 are the limit of file systems, and suffixes are added.
 _MAX_NAME_BYTES = 230
 

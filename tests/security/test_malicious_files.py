@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import tarfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,13 @@ def test_tuples_and_dumped_configurations_are_read(tmp_path):
         ("_BASE_: 3\n", "_BASE_ must be a file name or a list of them, got 3"),
         ("VERSION: 1\n", "written for VERSION 1"),
         ("a: \x00\n", "not a YAML text file"),
+        ("a: !!int x\n", "not a YAML text file"),
+        ("a: " + "[" * 5000 + "]" * 5000 + "\n", "not a YAML text file"),
+        ("a: &a [*a]\n", "more than 100000 values"),
+        (
+            "a: &a [1, 1]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmnopqrstu")),
+            "more than",
+        ),
     ],
 )
 def test_yaml_that_is_no_configuration(tmp_path, marker, text, expected):

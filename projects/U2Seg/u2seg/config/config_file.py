@@ -10,6 +10,7 @@ from detectron2.utils.file_io import PathManager
 from u2seg.config.shipped import find_base
 
 BASE_KEY = "_BASE_"
+_MAX_VALUES = 100_000
 
 
 class ConfigFileError(ValueError):
@@ -70,13 +71,31 @@ def _load(path: str) -> dict[str, Any]:
         ) from error
     except yaml.MarkedYAMLError as error:
         raise ConfigFileError(f"{_place(path, error)}: not valid YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigFileError(f"{path} is not a YAML text file: {str(error).splitlines()[0]}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigFileError(f"{path} is not a YAML text file: {reason}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigFileError(f"{path} must hold KEY: value lines, got a {type(values).__name__}")
+    _require_bounded(values, path)
     return values
+
+
+def _require_bounded(values: dict, path: str) -> None:
+    """Refuses a few lines of YAML whose aliases (``*name``) stand for more values than memory holds, or for themselves."""
+    waiting, count = [values], 0
+    while waiting:
+        value = waiting.pop()
+        count += 1
+        if count > _MAX_VALUES:
+            raise ConfigFileError(
+                f"{path} stands for more than {_MAX_VALUES} values; expected a configuration of some hundreds"
+            )
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, (list, tuple)):
+            waiting += value
 
 
 def _place(path: str, error: yaml.MarkedYAMLError) -> str:

@@ -39,8 +39,9 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Resized for a network, the short side of a longer image would have less than one pixel. No photo is of that shape.
-MAX_ASPECT_RATIO = 200
+# Resized to a longest side of 240 pixels (quick_schedules), an image beyond 480 to 1 has less than half a pixel of its short side
+# left, which is rounded to 0.
+MAX_ASPECT_RATIO = 400
 # Bytes in a file's name that the files derived from it may have: 255 are the limit of file systems, and suffixes are added.
 _MAX_NAME_BYTES = 230
 

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from u2seg.checkpoint.checkpointer import require_finite, save_to_disk
 from u2seg.data import build_mapper
 from u2seg.utils.files import atomic_path
+from u2seg.utils.image_io import png_names
 from u2seg.utils.registry import NamedRegistry
 
 logger = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ class VisualizationHook(HookBase):
     def _save(self, sample: dict, image: np.ndarray) -> None:
         from u2seg.visualization import save_image
 
-        stem = Path(sample["file_name"]).stem
+        stem = Path(png_names([Path(sample["file_name"]).name])[0]).stem
         save_image(self._directory / f"{stem}_{self.trainer.iter + 1:07d}.png", image)
         self.trainer.storage.put_image(f"predictions/{stem}", image.transpose(2, 0, 1))
 

@@ -28,7 +28,7 @@ def build_sgd(cfg: CfgNode, parameter_groups: list[dict]) -> torch.optim.Optimiz
     )
 
 
-@OPTIMIZER_REGISTRY.register("ADAMW")
+@OPTIMIZER_REGISTRY.register("AdamW")
 def build_adamw(cfg: CfgNode, parameter_groups: list[dict]) -> torch.optim.Optimizer:
     """Returns AdamW with PyTorch's own betas."""
     return torch.optim.AdamW(parameter_groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
@@ -102,10 +102,11 @@ def lr_factors(multipliers: list[tuple[str, float]], names: list[str]) -> dict[s
     return {name: next((float(f) for prefix, f in longest_first if _begins(name, prefix)), 1.0) for name in names}
 
 
-def _clip_full_model(
-    max_norm: float, norm_type: float, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict
-) -> None:
-    """Scales all gradients together so that their common norm is at most ``max_norm``. Source: CutLER's recipe."""
+def _clip_full_model(max_norm: float, norm_type: float, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
+    """Scales all gradients together so that their common norm is at most ``max_norm``.
+
+    Detectron2's own ``norm`` clips each tensor alone, which is what CutLER and U2Seg train with.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
 

@@ -39,7 +39,12 @@ def cluster_color(kind: str, cluster_id: int) -> Color:
 
 
 def text_color(background: Color) -> Color:
-    """Returns black or white, whichever is easier to read on ``background`` (WCAG 2 contrast)."""
+    """Returns black or white, whichever is easier to read on ``background`` (WCAG 2 contrast).
+
+    Example:
+        >>> text_color((255, 255, 0)), text_color((0, 0, 160))
+        ((0, 0, 0), (255, 255, 255))
+    """
     luminance = relative_luminance(background)
     return (0, 0, 0) if (luminance + 0.05) ** 2 > 0.05 * 1.05 else (255, 255, 255)
 

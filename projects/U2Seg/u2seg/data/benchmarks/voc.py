@@ -21,6 +21,7 @@ from tqdm import tqdm
 from u2seg.data.formats.coco_writer import PanopticWriter, require_tree
 from u2seg.data.formats.voc_xml import VOC_CLASSES, write_voc_boxes
 from u2seg.utils.command_line import comma_separated
+from u2seg.utils.files import confined_path
 
 DATASETS = {
     "voc_2007_trainval_test_boxes": {
@@ -76,7 +77,7 @@ def prepare_segments(voc: Path, split: str) -> Path:
     writer = PanopticWriter(voc, split, [*things, {"id": BACKGROUND_ID, "name": "background", "isthing": 0}])
     for name in tqdm((voc / names_file).read_text().split(), unit="image"):
         classes, objects = (
-            np.asarray(Image.open(voc / directory / f"{name}.png")).astype(np.int32)
+            np.asarray(Image.open(confined_path(voc / directory, f"{name}.png", voc / names_file))).astype(np.int32)
             for directory in ("SegmentationClass", "SegmentationObject")
         )
         segment_map = np.where((classes == VOID) | (objects == VOID), 0, objects)

@@ -24,7 +24,7 @@ from detectron2.structures import BoxMode
 
 from u2seg.data.datasets.label_splits import read_label_split
 from u2seg.structures.label_space import LabelSpace
-from u2seg.utils.files import read_json
+from u2seg.utils.files import confined_path, read_json
 from u2seg.utils.image_io import image_ids, list_images
 from u2seg.utils.registry import NamedRegistry
 
@@ -216,8 +216,9 @@ def _existing(path: Path | None) -> Path:
 
 def _load_evaluation_images(description: Mapping, files: DatasetFiles) -> list[dict]:
     """Returns the images without annotations: nothing may be trained on them."""
-    images = read_json(_existing(files.instances_json or files.panoptic_json))["images"]
-    return [_image_record(image, files.images) for image in sorted(images, key=lambda image: image["id"])]
+    source = files.instances_json or files.panoptic_json
+    images = read_json(source)["images"]
+    return [_image_record(image, files.images, source) for image in sorted(images, key=lambda image: image["id"])]
 
 
 def _evaluation_metadata(description: Mapping) -> dict:
@@ -249,12 +250,13 @@ def _load_panoptic(description: Mapping, files: DatasetFiles) -> list[dict]:
         annotation = segments.get(image["id"])
         if annotation is None:  # images of test splits carry no annotation
             continue
-        record = _image_record(image, files.images)
+        record = _image_record(image, files.images, files.panoptic_json)
         record["annotations"] = instances[image["id"]]
-        record["pan_seg_file_name"] = str(files.panoptic_directory / annotation["file_name"])
+        png = annotation["file_name"]
+        record["pan_seg_file_name"] = str(confined_path(files.panoptic_directory, png, files.panoptic_json))
         record["segments_info"] = [_segment(s, to_contiguous, space) for s in annotation["segments_info"]]
         if files.stuff_directory is not None:
-            record["sem_seg_file_name"] = str(files.stuff_directory / annotation["file_name"])
+            record["sem_seg_file_name"] = str(confined_path(files.stuff_directory, png, files.panoptic_json))
         dicts.append(record)
     return dicts
 
@@ -267,7 +269,7 @@ def _load_instances(description: Mapping, files: DatasetFiles) -> list[dict]:
         instances[annotation["image_id"]].append(_instance(annotation, to_contiguous))
     dicts = []
     for image in sorted(content["images"], key=lambda image: image["id"]):
-        record = _image_record(image, files.images)
+        record = _image_record(image, files.images, files.instances_json)
         record["annotations"] = instances[image["id"]]
         dicts.append(record)
     return dicts
@@ -304,9 +306,9 @@ for _name, _format in {
 # --- records ---------------------------------------------------------------------------------------------------------------------
 
 
-def _image_record(image: dict, directory: Path) -> dict:
+def _image_record(image: dict, directory: Path, source: Path) -> dict:
     return {
-        "file_name": str(directory / image["file_name"]),
+        "file_name": str(confined_path(directory, image["file_name"], source)),
         "image_id": image["id"],
         "height": image["height"],
         "width": image["width"],

@@ -20,6 +20,10 @@ def hungarian(counts: np.ndarray) -> np.ndarray:
     Args:
         counts: (clusters, categories), 0 or above.
 
+    Example:
+        >>> hungarian(np.array([[5, 4], [6, 0], [1, 1]]))
+        array([ 1,  0, -1])
+
     Source: Kuhn 1955; as cluster evaluation uses it since Xie et al., ICML 2016.
     """
     matched = np.full(counts.shape[0], NO_CATEGORY, np.int64)
@@ -49,6 +53,10 @@ def majority_vote(votes: np.ndarray) -> np.ndarray:
     """Returns the category with most votes of each cluster, the lowest of equals; -1 for a cluster without votes.
 
     Many clusters may share a category. Source: U2Seg, CVPR 2024, appendix B, which calls it multi-to-one Hungarian matching.
+
+    Example:
+        >>> majority_vote(np.array([[5, 4], [6, 0], [0, 0]]))
+        array([ 0,  0, -1])
     """
     return best_category(votes)
 
@@ -72,19 +80,19 @@ def canonical_clusters(tables: SegmentTables) -> np.ndarray:
     segments = np.zeros(len(tables.predicted), np.uint64)
     inside = tables.overlaps[tables.overlaps["predicted"] >= 0]
     gt = inside["gt"].astype(np.int64).astype(np.uint64)
-    np.add.at(segments, inside["predicted"], _mixed(gt, inside["pixels"].astype(np.uint64)))
-    segments = _mixed(segments, image_ids[tables.predicted["image"]], tables.predicted["area"].astype(np.uint64))
+    np.add.at(segments, inside["predicted"], mixed(gt, inside["pixels"].astype(np.uint64)))
+    segments = mixed(segments, image_ids[tables.predicted["image"]], tables.predicted["area"].astype(np.uint64))
 
     scores = np.ascontiguousarray(tables.detections["score"]).view(np.uint64)
     boxes = np.ascontiguousarray(tables.detections["box_xywh"]).view(np.uint64).reshape(-1, 4)
-    detections = _mixed(image_ids[tables.detections["image"]], scores, *boxes.T)
+    detections = mixed(image_ids[tables.detections["image"]], scores, *boxes.T)
 
     digests = np.zeros(tables.space.num_clusters, np.uint64)
     np.add.at(digests, tables.predicted["label"], segments)
     np.add.at(digests, tables.detections["label"], detections)
     stuff = tables.head_pixels[tables.head_pixels["predicted"] > 0]  # the semantic head numbers stuff from 1
     gt = stuff["gt"].astype(np.int64).astype(np.uint64)
-    covered = _mixed(image_ids[stuff["image"]], gt, stuff["pixels"].astype(np.uint64))
+    covered = mixed(image_ids[stuff["image"]], gt, stuff["pixels"].astype(np.uint64))
     np.add.at(digests, tables.space.num_things + stuff["predicted"] - 1, covered)
     return np.argsort(digests, kind="stable")
 
@@ -96,7 +104,7 @@ def in_canonical_order(match: Callable[[np.ndarray], np.ndarray], counts: np.nda
     return matched
 
 
-def _mixed(*columns: np.ndarray) -> np.ndarray:
+def mixed(*columns: np.ndarray) -> np.ndarray:
     """Returns one well-spread 64-bit number a row (the finalizer of splitmix64 over the columns), wrapping on overflow."""
     value = np.full(len(columns[0]), 0x9E3779B97F4A7C15, np.uint64)
     for column in columns:

@@ -124,18 +124,18 @@ def match_detections(rows: InstanceRows, max_detections: tuple[int, ...] = MAX_D
     pairs = _candidate_pairs(rows, place)
     matched, ignored, listed = _match_greedily(rows, pairs, place, image, label, object_ignored)
     return DetectionMatches(
-        image,
-        label,
-        rank,
-        matched,
-        ignored,
-        listed,
-        _outside(rows.detection_area[order]),
-        rows.object_image,
-        rows.object_label,
-        object_ignored,
-        max_detections,
-        rows.num_labels,
+        image=image,
+        label=label,
+        rank=rank,
+        matched=matched,
+        ignored=ignored,
+        rows=listed,
+        outside=_outside(rows.detection_area[order]),
+        object_image=rows.object_image,
+        object_label=rows.object_label,
+        object_ignored=object_ignored,
+        max_detections=max_detections,
+        num_labels=rows.num_labels,
     )
 
 

@@ -70,7 +70,7 @@ def overlap_grids(first: CropBox, second: CropBox, points: int) -> tuple[Tensor,
     return torch.stack(grids).float(), True
 
 
-@DATASET_MAPPER_REGISTRY.register("pass_multi_crop")
+@DATASET_MAPPER_REGISTRY.register()
 class MultiCropMapper:
     """Dataset dict -> views of the image, distorted in color, with the overlap of the first two.
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from u2seg.luss.modeling.knn import knn_vote
 from u2seg.luss.modeling.pass_meta_arch import UPSAMPLING, PASSPixelAttention, normalize_pixels
+from u2seg.utils.kmeans import CENTROIDS
 
 
 def resize_argmax(logits: Tensor, size: tuple[int, int], max_elements: int) -> Tensor:
@@ -169,7 +170,7 @@ class PASSPixelClusterer(PASSPixelAttention):
         """
         if not Path(cfg.LUSS.CENTROIDS).is_file():
             raise FileNotFoundError(
-                f"LUSS.CENTROIDS must be the centroids.npy that clustering wrote (u2seg luss clusters), got {cfg.LUSS.CENTROIDS!r}"
+                f"LUSS.CENTROIDS must be the {CENTROIDS} that clustering wrote (u2seg luss clusters), got {cfg.LUSS.CENTROIDS!r}"
             )
         return {**super().from_config(cfg), "centroids": np.load(cfg.LUSS.CENTROIDS), "threshold": cfg.LUSS.THRESHOLD}
 

@@ -2,7 +2,8 @@
 
 from u2seg.data.formats.mask_shards import iter_records
 from u2seg.pseudo_labels.masks import baselines as _baselines  # noqa: F401  (registers)
-from u2seg.pseudo_labels.masks.dense_crf import MASKCUT_CRF, STEGO_CRF, CRFSettings, DenseCRF, dense_crf
+from u2seg.pseudo_labels.masks.automatic import AutomaticMaskGenerator
+from u2seg.pseudo_labels.masks.dense_crf import MASKCUT_CRF, STEGO_CRF, CRFSettings, DenseCRF
 from u2seg.pseudo_labels.masks.interfaces import (
     MASK_GENERATOR_REGISTRY,
     MASK_REFINEMENT_REGISTRY,
@@ -23,6 +24,7 @@ __all__ = [
     "MASK_GENERATOR_REGISTRY",
     "MASK_REFINEMENT_REGISTRY",
     "STEGO_CRF",
+    "AutomaticMaskGenerator",
     "CRFSettings",
     "DenseCRF",
     "ImageMasks",
@@ -34,7 +36,6 @@ __all__ = [
     "VoteCut",
     "build_mask_generator",
     "build_mask_refinement",
-    "dense_crf",
     "guided_filter_masks",
     "iter_records",
     "make_masks",

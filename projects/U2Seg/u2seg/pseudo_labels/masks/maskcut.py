@@ -12,7 +12,7 @@ from torch import Tensor
 
 from u2seg.pseudo_labels.masks.interfaces import MASK_GENERATOR_REGISTRY, MaskGenerator, PatchMasks
 from u2seg.pseudo_labels.masks.ncut import BinaryAffinity, second_eigenvectors
-from u2seg.pseudo_labels.masks.refinement import mask_iou
+from u2seg.structures import mask_iou
 
 ROUNDING = 1e-9  # share of the largest magnitude below which entries of an eigenvector count as equal [ours]
 

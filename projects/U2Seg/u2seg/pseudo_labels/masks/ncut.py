@@ -287,7 +287,7 @@ class _CollapsedProblem:
 
 
 def _block_krylov(problem: _CollapsedProblem, max_steps: int, start: Tensor | None) -> CutVectors:
-    """Rayleigh-Ritz on the block Krylov space, fully re-orthogonalised; each image keeps its answer of when it converged."""
+    """Rayleigh-Ritz on the block Krylov space, fully re-orthogonalized; each image keeps its answer of when it converged."""
     batch, size = problem.size
     device = problem.top.device
     # An image with fewer live nodes than the space has dimensions has converged before; more would only add noise.

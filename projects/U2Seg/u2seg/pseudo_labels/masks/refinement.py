@@ -112,12 +112,6 @@ def fill_holes(mask: np.ndarray) -> np.ndarray:
     return ndimage.binary_fill_holes(mask)
 
 
-def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Returns the intersection over union of two bool masks, range 0..1; 0 where both are empty."""
-    union = np.count_nonzero(a | b)
-    return np.count_nonzero(a & b) / union if union else 0.0
-
-
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Returns a mask at another size, bool (height, width): bicubic, cut at one half.
 

@@ -127,7 +127,7 @@ def test_the_help_of_a_command_has_its_purpose_and_an_example(name, capsys):
     text = shown_help(capsys, name)
     purpose = importlib.import_module(f"u2seg.cli.{name.replace('-', '_')}").__doc__.splitlines()[0]
     assert len(purpose) > 20 and purpose in text
-    assert re.search(rf"^    u2seg {name}\b", text, re.MULTILINE)
+    assert re.search(rf"^ *u2seg {name}\b", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", [*PREPARE, "label_splits"])

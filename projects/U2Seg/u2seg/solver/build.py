@@ -5,7 +5,6 @@ from functools import partial
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
-from timm.optim import Lars
 
 from u2seg.utils.registry import NamedRegistry, get_registered
 
@@ -45,6 +44,8 @@ def build_larc(cfg: CfgNode, parameter_groups: list[dict]) -> torch.optim.Optimi
 
     Source: You et al., Large Batch Training of Convolutional Networks (arXiv 1708.03888), equation 6; LUSS's recipe (trust 0.001).
     """
+    from timm.optim import Lars
+
     solver = cfg.SOLVER
     return Lars(
         parameter_groups,

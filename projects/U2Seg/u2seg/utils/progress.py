@@ -11,11 +11,12 @@ _BAR_WIDTH = 24  # characters
 _DESCRIPTION_WIDTH = 16  # characters, so that the bars of all stages stand below one another
 _BAR_SECONDS = 0.2  # between two drawings on a terminal
 _LINE_SECONDS = 20.0  # between two lines in a log file
+_PACE_SECONDS = 1.0  # since the first item, below which a pace is not measured
 _FIRST_LINE_ITEMS = 10  # items after which a log file gets its first line
 
 
 class Progress:
-    """Counts items and says how long the rest will take, from the mean pace since the stage began.
+    """Counts items and says how long the rest will take, from the mean pace since the first one was done: a start is no pace.
 
     On a terminal a bar is redrawn in place. Where the output is no terminal, the first line comes after ten items and the next ones
     every 20 seconds. Use it as a context manager; leaving it writes the stage's one lasting line.
@@ -50,6 +51,7 @@ class Progress:
         self._clock = clock
         self._is_terminal = self._stream.isatty()
         self._started = clock()
+        self._first: float | None = None  # when the first item was done
         self._written = self._started
         self._has_line = False
 
@@ -72,6 +74,8 @@ class Progress:
         """Adds finished items."""
         self.done += count
         now = self._clock()
+        if self._first is None:
+            self._first = now
         if self._is_terminal:
             if now - self._written >= _BAR_SECONDS:
                 self._draw()
@@ -88,10 +92,14 @@ class Progress:
 
     def seconds_left(self) -> float | None:
         """Returns how long the rest will take at the mean pace so far; None before the first item."""
-        finished = self.done - self._initial
-        if finished <= 0:
+        finished, now = self.done - self._initial, self._clock()
+        if self._first is None:
             return None
-        return (self._clock() - self._started) / finished * max(self.total - self.done, 0)
+        started, counted = self._first, finished - 1
+        # Items that came all at once show no pace yet; with the start counted in, the estimate is at least not too short.
+        if counted < 1 or now - started < _PACE_SECONDS:
+            started, counted = self._started, finished
+        return (now - started) / counted * max(self.total - self.done, 0)
 
     def _line_is_due(self, now: float) -> bool:
         if self._has_line or self._transient:

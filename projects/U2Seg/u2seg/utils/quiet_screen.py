@@ -25,7 +25,10 @@ def quiet_screen(log_file: str | Path) -> Iterator[None]:
         removed = _remove_handlers({sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__})
         handler = logging.StreamHandler(file)
         handler.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s"))
-        logging.getLogger().addHandler(handler)
+        # A logger of its own ways, as PyTorch's, would else fall back to logging's last resort: the screen.
+        apart = {logger for logger, _ in removed if not logger.propagate}
+        for logger in (logging.getLogger(), *apart):
+            logger.addHandler(handler)
         logging.captureWarnings(True)
         try:
             with contextlib.redirect_stdout(file):

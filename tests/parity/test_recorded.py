@@ -10,8 +10,7 @@ from u2seg.config import setup_cfg
 from u2seg.data import CutLERCopyPaste, LayeredCopyPaste
 from u2seg.data.datasets.coco_supercategories import NUM_COCO_THINGS, STUFF_SUPERCATEGORIES
 from u2seg.data.training_sample import Sample, boxes_of_masks
-from u2seg.evaluation.matching.protocols.counts import aliased
-from u2seg.evaluation.matching.protocols.u2seg import PAPER_THRESHOLDS, RELEASE_THRESHOLDS, SEMANTIC_VOTE_IOU
+from u2seg.evaluation.matching.protocols.u2seg import PAPER_THRESHOLDS, RELEASE_THRESHOLDS, SEMANTIC_VOTE_IOU, aliased
 
 RECORDED = json.loads((Path(__file__).parent / "recorded.json").read_text())
 CONFIGS = {

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import eigh
-from u2seg.pseudo_labels.masks import ncut
-from u2seg.pseudo_labels.masks.ncut import BinaryAffinity, dense_second_eigenvector, second_eigenvectors
+from u2seg.pseudo_labels.masks import component_cut
+from u2seg.pseudo_labels.masks.component_cut import connected_components, solve_by_components
+from u2seg.pseudo_labels.masks.ncut import BinaryAffinity, exact_second_eigenvector, second_eigenvectors
 
 EPS = 1e-5
 
@@ -65,7 +66,7 @@ def test_equals_scipy(seed):
     affinity = BinaryAffinity(noisy_features(330, seed), 0.15)
     cuts = second_eigenvectors(affinity, nothing_painted(affinity), EPS)
     values, vector, degrees = dense_solution(affinity, 0, np.zeros(330, bool))
-    assert not cuts.is_dense.any()
+    assert not cuts.is_by_components.any()
     assert cuts.cut_values.item() == pytest.approx(values[1], abs=1e-9)
     assert values[2] - values[1] > 1e-3, "the seeds were chosen so that the second vector is well defined"
     assert_same_vector(cuts.vectors[0].numpy(), vector, 1e-5)
@@ -87,29 +88,112 @@ def test_collapsed_painted_patches_equal_the_full_problem(seed, share):
     assert got[removed][0] == pytest.approx(got.mean() / (1 - values[1]), rel=1e-5, abs=1e-9)
 
 
-def test_the_dense_fallback_gives_the_same_and_is_counted(caplog):
+def test_what_the_iteration_leaves_open_is_solved_by_components_with_the_same_result():
     affinity = BinaryAffinity(torch.cat([noisy_features(330, seed) for seed in range(3)]), 0.15)
     removed = torch.from_numpy(np.random.default_rng(0).random((3, 330)) < 0.3)
     iterated = second_eigenvectors(affinity, removed, EPS)
-    with caplog.at_level("INFO", logger=ncut.__name__):
-        dense = second_eigenvectors(affinity, removed, EPS, max_steps=1)
-    assert dense.is_dense.all()
-    assert not iterated.is_dense.any()
-    assert "3 of 3 eigenproblems did not converge in 1 steps" in caplog.text
-    assert torch.allclose(dense.cut_values, iterated.cut_values, atol=1e-9)
+    apart = second_eigenvectors(affinity, removed, EPS, max_steps=1)
+    assert apart.is_by_components.all()
+    assert not iterated.is_by_components.any()
+    assert torch.allclose(apart.cut_values, iterated.cut_values, atol=1e-9)
     for index in range(3):
-        assert_same_vector(dense.vectors[index].numpy(), iterated.vectors[index].numpy(), 1e-5)
+        assert_same_vector(apart.vectors[index].numpy(), iterated.vectors[index].numpy(), 1e-5)
+        assert np.ptp(apart.vectors[index][removed[index]].numpy()) == 0
 
 
 @pytest.mark.parametrize("n", [50, 163, 400])
-def test_the_dense_solver_copes_with_patches_joined_to_nothing(n):
+def test_patches_joined_to_nothing(n):
     # D^-1/2 A D^-1/2 is a constant diagonal plus a rank-one term: all eigenvalues but the first are (1 - eps) / degree.
-    eps = 1e-5
-    features = torch.eye(n)[None]
-    affinity = BinaryAffinity(features, 0.5)
-    value, vector = dense_second_eigenvector(affinity, torch.zeros(1, n, dtype=torch.bool), eps, 0)
-    assert value == pytest.approx(1 - (1 - eps) / (1 - eps + n * eps), rel=1e-6)
-    assert vector.shape == (n,) and bool(torch.isfinite(vector).all())
+    affinity = BinaryAffinity(torch.eye(n)[None], 0.5)
+    value, vector = exact_second_eigenvector(affinity, torch.zeros(1, n, dtype=torch.bool), EPS)
+    assert value == pytest.approx(1 - (1 - EPS) / (1 - EPS + n * EPS), rel=1e-6)
+    assert vector.shape == (n,) and bool(torch.isfinite(vector).all()) and abs(float(vector.sum())) < 1e-9
+
+
+def scattered_graph(seed):
+    """Returns a binary graph, bool (n, n), of points in one to three dimensions: one piece, or up to a few hundred."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(2, 400))
+    points = rng.random((n, rng.integers(1, 4)))
+    joined = np.linalg.norm(points[:, None] - points[None], axis=2) < rng.choice([0.01, 0.03, 0.06, 0.1, 0.2, 0.4])
+    if seed % 3 == 0:
+        removed = rng.random(n) < rng.random()
+        joined[removed] = joined[:, removed] = False
+    return joined
+
+
+def assert_equals_dense(joined, eps):
+    """Compares with a dense solver, to rounding: the vector as far as the distance to the neighboring eigenvalues allows."""
+    n = len(joined)
+    weights = np.where(joined, 1.0, eps)
+    degrees = weights.sum(1)
+    root = np.sqrt(degrees)
+    values, vectors = eigh(weights / root[:, None] / root)
+    values, vectors = 1 - values[::-1], vectors[:, ::-1]
+    cut = solve_by_components(joined, eps)
+    if values[1] > 1 - 1e-9:
+        assert cut.cut_value > 1 - 1e-9
+        return cut
+    assert cut.cut_value == pytest.approx(values[1], abs=1e-11)
+    u = root * cut.vector
+    assert np.linalg.norm(u) == pytest.approx(1, abs=1e-9)
+    gap = values[2] - values[1] if n > 2 else 1.0
+    assert min(np.abs(u - vectors[:, 1]).max(), np.abs(u + vectors[:, 1]).max()) * gap < 1e-7 * gap + 1e-11
+    return cut
+
+
+@pytest.mark.parametrize("start", range(0, 120, 20))
+def test_components_equal_the_dense_solver_on_connected_and_scattered_graphs(start):
+    counts = [
+        assert_equals_dense(scattered_graph(seed), eps).num_components
+        for seed in range(start, start + 20)
+        for eps in (1e-5, 1e-3)
+    ]
+    assert min(counts) == 1 and max(counts) > 50
+
+
+def test_near_equal_eigenvalues_are_told_apart():
+    # Cliques of 150, 7, 7 and 6 patches, and 40 of one; the two of 7 are equal, and the gap to the next is about 1e-6.
+    sizes = [150, 7, 7, 6, *[1] * 40]
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    joined = labels[:, None] == labels
+    assert_equals_dense(joined, 1e-5)
+    # A chain of three loosely joined cliques beside them has inner eigenvalues as small as those of the components.
+    joined[0, 150] = joined[150, 0] = joined[3, 158] = joined[158, 3] = True
+    assert_equals_dense(joined, 1e-5)
+
+
+def test_equal_cliques_are_cut_from_one_another():
+    labels = np.repeat([0, 1, 2], [20, 20, 5])
+    joined = labels[:, None] == labels
+    for eps in (1e-5, 0.01):
+        cut = assert_equals_dense(joined, eps)
+        assert cut.cut_value < 1
+    # Two equal cliques alone: their own eigenvalue, and opposite signs.
+    cut = solve_by_components(joined[:40, :40], 1e-3)
+    assert cut.cut_value == pytest.approx(2e-3 / (1 + 1e-3), rel=1e-12)
+    assert np.array_equal(np.sign(cut.vector[:20]), -np.sign(cut.vector[20:]))
+
+
+def test_a_large_component_that_does_not_converge_is_decomposed(monkeypatch):
+    points = np.random.default_rng(5).random((300, 1))
+    joined = np.abs(points - points.T) < 0.05  # a long chain in one piece
+    expected = solve_by_components(joined, EPS)
+    assert expected.num_full == 0
+    monkeypatch.setattr(component_cut, "MAX_GROWTHS", component_cut._MIN_GROWTHS)
+    slow = solve_by_components(joined, EPS)
+    assert slow.num_full == 1
+    assert slow.cut_value == pytest.approx(expected.cut_value, abs=1e-11)
+    assert_same_vector(slow.vector, expected.vector, 1e-6)
+
+
+def test_components_are_those_of_the_links():
+    joined = np.eye(7, dtype=bool)
+    joined[6, 6] = False  # without a feature: joined to nothing
+    for one, other in ((0, 3), (3, 5), (1, 2)):
+        joined[one, other] = joined[other, one] = True
+    found = connected_components(joined, joined.sum(1))
+    assert [nodes.tolist() for nodes in found] == [[0, 3, 5], [1, 2], [4]]
 
 
 def test_an_image_s_answer_does_not_depend_on_its_batch():

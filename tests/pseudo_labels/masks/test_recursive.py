@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from u2seg.pseudo_labels.masks.ncut import BinaryAffinity, dense_second_eigenvector, second_eigenvectors
+from u2seg.pseudo_labels.masks.ncut import BinaryAffinity, exact_second_eigenvector, second_eigenvectors
 from u2seg.pseudo_labels.masks.recursive_cut import RecursiveCut
 
 
@@ -42,7 +42,7 @@ def test_objects_are_found_within_either_side_of_the_first_cut():
     ids, features = scene()
     (found,) = make_generator()(features)
     assert as_sets(found.masks) == as_sets([ids == 2, ids == 3, ids == 4])
-    np.testing.assert_allclose(found.cut_values, 0, atol=1e-9)  # nothing external_shares
+    np.testing.assert_allclose(found.cut_values, 0, atol=1e-9)  # nothing leaves them
     np.testing.assert_allclose(found.scores, 1, atol=1e-9)
 
 
@@ -72,16 +72,16 @@ def test_masks_do_not_overlap_and_a_batch_equals_its_images():
         np.testing.assert_allclose(found.scores, alone.scores)
 
 
-def test_leak_is_the_share_of_links_that_leave():
+def test_the_external_share_is_the_share_of_links_that_leave():
     # Patches 0..3 in a row; links 0-1, 1-2 (distance 1) and all self links, radius 1.5. Region {0, 1}: its patches have degrees
-    # 2 and 3, of these 5 links 4 stay inside, so it external_shares 1/5.
+    # 2 and 3, of these 5 links 4 stay inside, so 1/5 leave it.
     features = torch.tensor([[0.0, 1.0, 2.0, 9.0]])[None]
     affinity = BinaryAffinity.of_distances(features, 1.5)
     (external_share,) = make_generator()._external_shares(affinity, 0, [np.array([[True, True, False, False]])])
     assert external_share == pytest.approx(0.2)
 
 
-def test_subgraph_and_dense_solution_agree_with_the_whole():
+def test_a_subgraph_agrees_with_the_whole_and_both_solvers_with_one_another():
     torch.manual_seed(0)
     features = torch.randn(2, 4, 60)
     affinity = BinaryAffinity.of_distances(features, 2.0)
@@ -92,7 +92,7 @@ def test_subgraph_and_dense_solution_agree_with_the_whole():
     torch.testing.assert_close(affinity.dense(1), (distances < 2.0).double())
 
     unpainted = torch.zeros(1, 30, dtype=torch.bool)
-    value, vector = dense_second_eigenvector(part, unpainted, 1e-5, 0)
+    value, vector = exact_second_eigenvector(part, unpainted, 1e-5)
     iterated = second_eigenvectors(part, unpainted, 1e-5)
     assert abs(value - float(iterated.cut_values[0])) < 1e-9
     aligned = iterated.vectors[0] * torch.sign(iterated.vectors[0] @ vector)

@@ -17,17 +17,20 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from detectron2.utils.logger import log_first_n
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+from u2seg.pseudo_labels.masks.component_cut import solve_by_components
 
 BLOCK_SIZE = 4  # vectors iterated together; eigenvalues that lie close come out of one block [ours]
-MAX_STEPS = 40  # products with the matrix before the dense solver is asked [ours]
+MAX_STEPS = 40  # products with the matrix before the graph is solved component by component [ours]
 RELATIVE_TOLERANCE = 1e-6  # residual norm as a share of the eigen-gap: the error of the unit vector [ours]
-ABSOLUTE_TOLERANCE = 1e-8  # residual norm that ends the iteration whatever the gap [ours]
+ABSOLUTE_TOLERANCE = (
+    1e-8  # residual norm that products in fixed point can reach; enough where the gap is not small [ours]
+)
+SMALL_GAP = 1e-3  # between eigenvalues, below which ABSOLUTE_TOLERANCE is not enough [ours]
 NO_STRUCTURE = 1e-9  # 1 - lambda at or below which the graph has no second direction (uniform or empty images) [ours]
 
-_TINY = 256  # patches up to which a dense solution is a matter of course
 _ROWS_AT_ONCE = 512  # of the affinity
 _FIXED_POINT_BITS = 30  # magnitude bits of a vector's entries relative to its largest one
 
@@ -40,13 +43,13 @@ class CutVectors:
         vectors: float64 (B, n), x of (D - A) x = lambda D x, scaled so that D^1/2 x has norm 1; the sign is arbitrary.
         cut_values: float64 (B,), lambda, range 0..1; 1 where the graph has no structure to cut.
         num_products: block products with the matrix that the slowest image took.
-        is_dense: bool (B,), images that did not converge and were solved by the dense float64 solver.
+        is_by_components: bool (B,), images that the iteration left open and that were solved component by component.
     """
 
     vectors: Tensor
     cut_values: Tensor
     num_products: int
-    is_dense: Tensor
+    is_by_components: Tensor
 
 
 class BinaryAffinity:
@@ -138,6 +141,11 @@ class BinaryAffinity:
             total += part.to(torch.float64) * float(1 << (power * digit_bits))
         return total * scale
 
+    def joined(self, index: int) -> np.ndarray:
+        """Returns one image's B, bool (n, n), on the CPU; on a CPU without a copy."""
+        matrix = self._matrix[index]
+        return (matrix if self._is_integer else matrix.to(torch.int8)).cpu().numpy().view(bool)
+
     def dense(self, index: int) -> Tensor:
         """Returns one image's B, float64 (n, n)."""
         return self._matrix[index].to(torch.float64)
@@ -172,7 +180,7 @@ def _checked(features: Tensor) -> Tensor:
 
 
 def second_eigenvectors(
-    affinity: BinaryAffinity, removed: Tensor, eps: float, *, max_steps: int = MAX_STEPS, start: Tensor | None = None
+    affinity: BinaryAffinity, removed: Tensor, eps: float, *, max_steps: int = MAX_STEPS
 ) -> CutVectors:
     """Returns the second smallest generalized eigenvector of each image's graph, removed patches joined to nothing.
 
@@ -183,34 +191,38 @@ def second_eigenvectors(
         affinity: the graphs of B images with n patches.
         removed: bool (B, n), patches whose features count as zero.
         eps: weight of patches that are not joined, above 0.
-        max_steps: block products after which an image that has not converged is solved by a dense float64 solver.
-        start: float64 (B, n, k), k < BLOCK_SIZE directions that help to start with; None: random ones. The result does not depend
-            on them beyond the tolerance.
+        max_steps: block products after which an image that has not converged is solved component by component; 0: all are.
 
     Source: CutLER, section 3.1; Shi and Malik, TPAMI 2000, section 2. The block Krylov method: Golub and Van Loan, section 10.3.6.
     """
     problem = _CollapsedProblem(affinity, removed, eps)
-    result = _block_krylov(problem, max_steps, start)
-    for index in torch.nonzero(result.is_dense).flatten().tolist():
-        value, vector = problem.solve_dense(index)
-        result.cut_values[index] = value
-        result.vectors[index] = vector
-    num_dense = int(result.is_dense.sum())
-    if num_dense:
-        # Tiny graphs exhaust the Krylov space before they converge; that is no news.
-        level = logging.INFO if affinity.num_patches > _TINY else logging.DEBUG
-        logger.log(
-            level,
-            "%d of %d eigenproblems did not converge in %d steps and were solved densely in float64",
-            num_dense,
-            affinity.batch_size,
-            max_steps,
-        )
+    result = _block_krylov(problem, max_steps)
+    left_open = torch.nonzero(result.is_by_components).flatten().tolist()
+    if not left_open:
+        return result
+    block = torch.zeros_like(problem.top)
+    for index in left_open:
+        result.cut_values[index], x = exact_second_eigenvector(affinity, removed, eps, index)
+        is_live = ~removed[index]
+        block[index, :-1, 0][is_live] = x[is_live] / problem.inverse_root[index, is_live, 0]
+        if bool(removed[index].any()):
+            block[index, -1, 0] = x[removed[index]][0] / problem.super_inverse_root[index, 0, 0]
+    # As in the iteration: one exact product further, so that patches with equal neighbors have equal entries.
+    block = problem.product(block)
+    vectors = problem.expand(block / block.norm(dim=1, keepdim=True).clamp_min(NO_STRUCTURE))[:, :, 0]
+    for index in left_open:
+        if result.cut_values[index] < 1:
+            result.vectors[index] = vectors[index]
     return result
 
 
-def dense_second_eigenvector(affinity: BinaryAffinity, removed: Tensor, eps: float, index: int) -> tuple[float, Tensor]:
-    """Returns lambda and x, float64 (n,), of one image's graph by a dense float64 solver: exact, and fast for small graphs.
+def exact_second_eigenvector(
+    affinity: BinaryAffinity, removed: Tensor, eps: float, index: int = 0
+) -> tuple[float, Tensor]:
+    """Returns lambda and x, float64 (n,), of one image's graph, component by component on the CPU.
+
+    Exact in float64 however close eigenvalues lie, and the faster way for graphs of a few hundred patches or of many components;
+    see ``component_cut``. Where there is nothing to cut lambda is 1 and x is zero.
 
     Args:
         affinity: as for ``second_eigenvectors``.
@@ -218,7 +230,21 @@ def dense_second_eigenvector(affinity: BinaryAffinity, removed: Tensor, eps: flo
         eps: as for ``second_eigenvectors``.
         index: of the image.
     """
-    return _CollapsedProblem(affinity, removed, eps).solve_dense(index)
+    joined = affinity.joined(index)
+    if bool(removed[index].any()):
+        live = ~removed[index].cpu().numpy()
+        joined = joined & live[:, None] & live
+    cut = solve_by_components(joined, eps)
+    if cut.num_full:
+        log_first_n(
+            logging.INFO,
+            "a component of an image's graph did not converge and was decomposed completely, which is slow; "
+            "later cases are not reported",
+            name=__name__,
+        )
+    if cut.cut_value > 1 - NO_STRUCTURE:
+        return 1.0, torch.zeros(affinity.num_patches, dtype=torch.float64, device=affinity.device)
+    return cut.cut_value, torch.from_numpy(cut.vector).to(affinity.device)
 
 
 class _CollapsedProblem:
@@ -262,31 +288,8 @@ class _CollapsedProblem:
         """Returns x = D^-1/2 u over all n patches, removed ones included, (B, n, k)."""
         return block[:, :-1] * self.inverse_root + (1 - self.live) * block[:, -1:] * self.super_inverse_root
 
-    def solve_dense(self, index: int) -> tuple[float, Tensor]:
-        """Returns lambda and x (n,) of one image, by a dense float64 solver on the collapsed graph."""
-        from scipy.linalg import eigh
 
-        keep = torch.nonzero(self.live[index, :, 0]).flatten()
-        n, m = self.affinity.num_patches, float(self.num_removed[index, 0, 0])
-        weights = (1 - self.eps) * self.affinity.dense(index)[keep][:, keep].cpu().numpy() + self.eps
-        if m:
-            weights = np.pad(weights, (0, 1), constant_values=self.eps * m)
-            weights[-1, -1] = self.eps * m * m
-        degrees = weights.sum(axis=1)
-        scale = 1 / np.sqrt(degrees)
-        last = len(weights) - 1
-        matrix = scale[:, None] * weights * scale[None]
-        values, vectors = eigh(matrix, subset_by_index=[last - 1, last - 1])
-        if not len(values):
-            # LAPACK's drivers for a part of the spectrum may find nothing where many eigenvalues are equal (patches joined to nothing).
-            values, vectors = eigh(matrix, driver="evd")
-            values, vectors = values[last - 1 : last], vectors[:, last - 1 : last]
-        x = np.full(n, scale[-1] * vectors[-1, 0] if m else 0.0)
-        x[keep.cpu().numpy()] = scale[: len(keep)] * vectors[: len(keep), 0]
-        return float(1 - values[0]), torch.from_numpy(x)
-
-
-def _block_krylov(problem: _CollapsedProblem, max_steps: int, start: Tensor | None) -> CutVectors:
+def _block_krylov(problem: _CollapsedProblem, max_steps: int) -> CutVectors:
     """Rayleigh-Ritz on the block Krylov space, fully re-orthogonalized; each image keeps its answer of when it converged."""
     batch, size = problem.size
     device = problem.top.device
@@ -295,20 +298,28 @@ def _block_krylov(problem: _CollapsedProblem, max_steps: int, start: Tensor | No
     vectors = torch.zeros((batch, size - 1), dtype=torch.float64, device=device)
     values = torch.ones(batch, dtype=torch.float64, device=device)
     is_open = problem.live.sum(dim=(1, 2)) > 1
-    block = _orthonormal(problem, _start_block(problem, start), None)
-    basis = torch.zeros((batch, size, 0), dtype=torch.float64, device=device)
-    images = basis
-    steps = 0
-    while bool(is_open.any()) and steps < max_steps:
+    block = _orthonormal(problem, _start_block(problem), None)
+    # Filled from the left. The columns of ``images`` are M times those of ``basis``; ``projected`` is basis^T M basis.
+    basis = torch.zeros((batch, size, max_steps * BLOCK_SIZE), dtype=torch.float64, device=device)
+    images = torch.zeros_like(basis)
+    projected = torch.zeros((batch, basis.shape[2], basis.shape[2]), dtype=torch.float64)
+    width = 0
+    while bool(is_open.any()) and width < basis.shape[2]:
         image = problem.project(problem.product(block))
-        basis, images = torch.cat([basis, block], dim=2), torch.cat([images, image], dim=2)
-        steps += 1
-        ritz_values, ritz_vectors = _rayleigh_ritz(basis, images)
-        u = (basis @ ritz_vectors[:, :, :1])[:, :, 0]
-        image_of_u = (images @ ritz_vectors[:, :, :1])[:, :, 0]
+        new = slice(width, width + BLOCK_SIZE)
+        width += BLOCK_SIZE
+        basis[:, :, new], images[:, :, new] = block, image
+        # Only the new columns and, by symmetry, the new rows. A few dozen numbers: a GPU would take longer.
+        columns = (basis[:, :, :width].mT @ image).cpu()
+        projected[:, :width, new] = columns
+        projected[:, new, :width] = columns.mT
+        ritz_values, ritz_vectors = _rayleigh_ritz(projected[:, :width, :width], device)
+        u = (basis[:, :, :width] @ ritz_vectors[:, :, :1])[:, :, 0]
+        image_of_u = (images[:, :, :width] @ ritz_vectors[:, :, :1])[:, :, 0]
         residual = (image_of_u - ritz_values[:, :1] * u).norm(dim=1)
         gap = ritz_values[:, 0] - ritz_values[:, 1]
-        done = is_open & (residual <= torch.clamp_min(RELATIVE_TOLERANCE * gap, ABSOLUTE_TOLERANCE))
+        tolerance = RELATIVE_TOLERANCE * gap
+        done = is_open & (residual <= torch.where(gap < SMALL_GAP, tolerance, tolerance.clamp_min(ABSOLUTE_TOLERANCE)))
         if bool(done.any()):
             # One power step further: patches with equal neighbors get equal entries, as in the exact vector, since products are
             # exact. Ties, which decide where an object is seeded, are then the same for every solver.
@@ -318,25 +329,22 @@ def _block_krylov(problem: _CollapsedProblem, max_steps: int, start: Tensor | No
             vectors = torch.where((done & has_structure)[:, None], x, vectors)
             values = torch.where(done & has_structure, 1 - ritz_values[:, 0], values)
             is_open = is_open & ~done
-        block = _orthonormal(problem, image, basis)
-    return CutVectors(vectors, values, steps, is_open)
+        if bool(is_open.any()) and width < basis.shape[2]:
+            block = _orthonormal(problem, image, basis[:, :, :width])
+    return CutVectors(vectors, values, width // BLOCK_SIZE, is_open)
 
 
-def _rayleigh_ritz(basis: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+def _rayleigh_ritz(projected: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns the Ritz values, largest first, and their coefficients in the basis."""
-    projected = (basis.mT @ images).cpu()  # a few dozen rows: a GPU would take longer
     values, coefficients = torch.linalg.eigh((projected + projected.mT) / 2)
-    return values.flip(1).to(basis.device), coefficients.flip(2).to(basis.device)
+    return values.flip(1).to(device), coefficients.flip(2).to(device)
 
 
-def _start_block(problem: _CollapsedProblem, start: Tensor | None) -> Tensor:
+def _start_block(problem: _CollapsedProblem) -> Tensor:
     batch, size = problem.size
     # Drawn on the CPU, so that all devices start alike.
     noise = np.random.default_rng(0).standard_normal((size, BLOCK_SIZE))
-    block = torch.from_numpy(noise).to(problem.top.device).expand(batch, size, BLOCK_SIZE).clone()
-    if start is not None:
-        block[:, :-1, : start.shape[2]] = start
-    return block
+    return torch.from_numpy(noise).to(problem.top.device).expand(batch, size, BLOCK_SIZE).clone()
 
 
 def _orthonormal(problem: _CollapsedProblem, block: Tensor, basis: Tensor | None) -> Tensor:

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from u2seg.pseudo_labels.masks.interfaces import MASK_GENERATOR_REGISTRY, MaskGenerator, PatchMasks
 from u2seg.pseudo_labels.masks.maskcut import count_corners
-from u2seg.pseudo_labels.masks.ncut import BinaryAffinity, dense_second_eigenvector, second_eigenvectors
+from u2seg.pseudo_labels.masks.ncut import BinaryAffinity, exact_second_eigenvector, second_eigenvectors
 
 MAX_SHARED = 0.2  # share of a candidate that better candidates may have taken already [ours]
-DENSE_BELOW = 400  # patches up to which a region's graph is solved densely, which is faster there
+EXACT_BELOW = 1600  # patches up to which a region's graph is solved by components at once, which is faster there
 
 
 @MASK_GENERATOR_REGISTRY.register()
@@ -112,8 +112,8 @@ class RecursiveCut(MaskGenerator):
         nodes = torch.from_numpy(np.flatnonzero(region)).to(affinity.device)
         unpainted = torch.zeros((1, len(nodes)), dtype=torch.bool, device=affinity.device)
         graph = affinity.subgraph(index, nodes)
-        if len(nodes) <= DENSE_BELOW:
-            cut_value, vector = dense_second_eigenvector(graph, unpainted, self.eps, 0)
+        if len(nodes) <= EXACT_BELOW:
+            cut_value, vector = exact_second_eigenvector(graph, unpainted, self.eps)
         else:
             cut = second_eigenvectors(graph, unpainted, self.eps)
             cut_value, vector = float(cut.cut_values[0]), cut.vectors[0]

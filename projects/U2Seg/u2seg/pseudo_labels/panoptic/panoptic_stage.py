@@ -1,6 +1,7 @@
 """The stage that merges masks, clusters and semantic maps into panoptic pseudo-labels and writes the user's files."""
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 

@@ -38,7 +38,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
             save_to_disk(data, temporary)
         self.tag_last_checkpoint(path.name)
 
-    def load(self, path: str, *args, **kwargs) -> dict[str, Any]:
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Loads a checkpoint as Detectron2's checkpointer does; an empty path loads nothing.
 
         Raises:
@@ -86,11 +86,11 @@ class AtomicCheckpointer(DetectionCheckpointer):
             temporary.write_text(last_filename_basename)
 
 
-def _is_numeric(value) -> bool:
+def _is_numeric(value: object) -> bool:
     return isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf")
 
 
-def _items(weights) -> list[tuple]:
+def _items(weights: object) -> list[tuple]:
     return list(weights.items()) if isinstance(weights, Mapping) else []
 
 

@@ -3,7 +3,7 @@
 import pickle
 import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def non_finite_names(weights: Mapping[str, Tensor]) -> list[str]:
     return [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
 
 
-def _reader_of(path: Path):
+def _reader_of(path: Path) -> Callable[[Path], Any]:
     if path.suffix == ".pkl":
         return _unpickle_arrays
     return _load_safetensors if path.suffix == ".safetensors" else _load_tensors
@@ -118,7 +118,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"not a safetensors file: {error}") from error
 
 
-def _load_tensors(path: Path):
+def _load_tensors(path: Path) -> Any:
     """Reads a .pth file of tensors, arrays and plain values: what trainers leave beside the weights holds NumPy's numbers."""
     if tarfile.is_tarfile(path):
         # Before 2.6, PyTorch ran code from such files even with weights_only (CVE-2025-32434); nothing has written them since 2017.

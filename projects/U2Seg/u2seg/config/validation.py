@@ -73,7 +73,7 @@ def number(low: float = -math.inf, high: float = math.inf, *, above: bool = Fals
     def accepts(value: object) -> bool:
         if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
             return False
-        return low <= value <= high and not (above and value == low)
+        return low <= float(value) <= high and not (above and value == low)
 
     return Rule(f"a number{bounds}", accepts)
 
@@ -85,7 +85,7 @@ def integer(low: int | None = None, high: int | None = None) -> Rule:
     def accepts(value: object) -> bool:
         if not isinstance(value, Integral) or isinstance(value, bool):
             return False
-        return (low is None or value >= low) and (high is None or value <= high)
+        return (low is None or int(value) >= low) and (high is None or int(value) <= high)
 
     return Rule(f"an integer{bounds}", accepts)
 

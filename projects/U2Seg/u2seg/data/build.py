@@ -5,7 +5,7 @@ every sample's place in the stream seeds the random numbers of its augmentation.
 interrupted run continue exactly.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import cv2
@@ -75,12 +75,12 @@ class BatchStream(Sampler):
         # Where a resumed training goes on.
         self.start_batch = 0
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         for batch in islice(self._batches(), self.start_batch, None):
             yield batch[self.rank :: self.world_size]
 
-    def _batches(self) -> Iterator[list[tuple[int, int]]]:
-        groups: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
+    def _batches(self) -> Iterator[list[tuple[int, ...]]]:
+        groups: tuple[list[tuple[int, ...]], list[tuple[int, ...]]] = ([], [])
         for position, index in enumerate(self._indices()):
             group = groups[int(self.is_wide[index])]
             group.append((position, index))
@@ -114,16 +114,18 @@ class PartneredBatchStream(BatchStream):
     processes.
     """
 
-    def __iter__(self) -> Iterator[list[tuple[int, int, int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         for batch in islice(self._batches(), self.start_batch, None):
-            partnered = [(*own, *partner) for own, partner in zip(batch, reversed(batch))]
+            partnered: list[tuple[int, ...]] = [(*own, *partner) for own, partner in zip(batch, reversed(batch))]
             yield partnered[self.rank :: self.world_size]
 
 
 class MappedDataset(Dataset):
     """Maps the items of a :class:`BatchStream` to training samples, with random numbers of their own."""
 
-    def __init__(self, dicts: list[dict], mapper, *, seed: int, paste_sources: PasteSources | None = None):
+    def __init__(
+        self, dicts: list[dict], mapper: Callable[[dict], dict], *, seed: int, paste_sources: PasteSources | None = None
+    ):
         """Keeps the dataset in shared memory.
 
         Args:

@@ -114,7 +114,7 @@ class CutLERCopyPaste(CopyPaste):
     become empty; here they are left out. It has no semantic target; here that becomes "thing".
     """
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.scale_range[1] > 1:
             raise ValueError(

@@ -161,7 +161,7 @@ def run_photos(plan: RunPlan) -> RunPlan:
     plan = plan.choose({"CLUSTERS.NUM_CLUSTERS": clusters})
     torch.set_num_threads(plan.threads.training)
     if plan.minutes is not None and plan.is_free("SOLVER.MAX_ITER"):
-        plan = plan.choose(_measured_length(plan, read_json(directories.root / TIMES)["labels"]))
+        plan = plan.choose(_measured_length(plan, plan.minutes, read_json(directories.root / TIMES)["labels"]))
     with _timed(directories, "training and scoring"):
         train(str(plan.config_file), directories.model, (), plan.num_gpus, directories.log)
     cfg = setup_cfg(plan.config_file)
@@ -195,11 +195,11 @@ def label_photos(config_file: str, images: str, output: str, log: str, choose_cl
     return cfg.CLUSTERS.NUM_CLUSTERS
 
 
-def _measured_length(plan: RunPlan, spent_seconds: float) -> dict[str, object]:
+def _measured_length(plan: RunPlan, minutes: float, spent_seconds: float) -> dict[str, object]:
     cfg = setup_cfg(plan.config_file)
     with quiet_screen(plan.log):
         complete_config(cfg)
-        return training_length(plan.minutes, spent_seconds, seconds_per_iteration(cfg))
+        return training_length(minutes, spent_seconds, seconds_per_iteration(cfg))
 
 
 def predict_photos(cfg: CfgNode, photos: Photos, directories: RunDirectories) -> None:

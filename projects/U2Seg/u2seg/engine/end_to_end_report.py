@@ -177,7 +177,7 @@ def _rows(
     training = evenly_spaced(labels.annotations, num_rows // 2 if gt else num_rows)
     tested = evenly_spaced(gt.annotations, num_rows) if gt else []
     with Progress(len(tested) + len(training), "page") as bar:
-        shown = [_test_row(annotation, gt, predictor, directories) for annotation in bar.track(tested)]
+        shown = [_test_row(annotation, gt, predictor, directories) for annotation in bar.track(tested) if gt]
         shown_training = [_training_row(annotation, labels, predictor) for annotation in bar.track(training)]
     hero = _best_and_worst(shown or shown_training, "ground truth" if shown else "pseudo-label")
     return [*hero, *(item.row for item in (*shown, *shown_training))]

@@ -44,7 +44,7 @@ def run_training(args: argparse.Namespace) -> OrderedDict:
     return train_and_record(cfg, resume=args.resume)
 
 
-def continue_training(args) -> OrderedDict:
+def continue_training(args: argparse.Namespace) -> OrderedDict:
     """Trains and scores as :func:`run_training` does, for a recipe that is called again: what is done is not repeated.
 
     Args:
@@ -65,7 +65,7 @@ def continue_training(args) -> OrderedDict:
     return train_and_record(cfg, resume=True)
 
 
-def _complete_config(args) -> CfgNode:
+def _complete_config(args: argparse.Namespace) -> CfgNode:
     args.config_file = find_config_file(args.config_file)
     cfg = setup_cfg(args.config_file, args.opts)
     require_chosen_model(cfg, args.config_file)
@@ -74,7 +74,7 @@ def _complete_config(args) -> CfgNode:
     return cfg
 
 
-def _set_up(cfg: CfgNode, args) -> None:
+def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     default_setup(cfg, args)
     # Detectron2 sets up its own loggers alone; ours says what training and scoring found.
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="u2seg")

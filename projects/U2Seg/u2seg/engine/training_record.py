@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 
@@ -15,8 +17,17 @@ RECORD = "training.json"
 FINAL = "model_final"
 
 # Keys without influence on the weights, sections and single ones; so have those in whose names TEST is a word.
-_NOT_TRAINED_BY = ("OUTPUT_DIR", "TEST", "MODEL.DEVICE", "MODEL.PANOPTIC_FPN.COMBINE", "DATALOADER.NUM_WORKERS")
-_NOT_TRAINED_BY += ("SOLVER.CHECKPOINT_PERIOD", "CUDNN_BENCHMARK", "VIS_PERIOD", "VERSION")
+_NOT_TRAINED_BY = (
+    "OUTPUT_DIR",
+    "TEST",
+    "MODEL.DEVICE",
+    "MODEL.PANOPTIC_FPN.COMBINE",
+    "DATALOADER.NUM_WORKERS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "CUDNN_BENCHMARK",
+    "VIS_PERIOD",
+    "VERSION",
+)
 # What the label stages use, which guard their own directories.
 _LABEL_STAGES = ("FEATURES", "MASKS", "CLUSTERS", "SEMANTICS", "PANOPTIC_LABELS", "SELF_TRAINING")
 
@@ -156,7 +167,7 @@ def _begins_with(key: str, sections: tuple[str, ...]) -> bool:
     return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
-def _leaves(node: dict, prefix: str):
+def _leaves(node: dict, prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         if isinstance(value, dict) and value:
             yield from _leaves(value, f"{prefix}{key}.")

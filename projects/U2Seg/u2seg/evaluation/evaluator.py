@@ -92,6 +92,7 @@ class PanopticEvaluator(DatasetEvaluator):
                 "panoptic_root, or json_file"
             )
         self._categories = with_gt.space
+        self._image_ids = with_gt.annotations if isinstance(with_gt, PanopticGroundTruth) else with_gt.sizes
         self._num_things, self._num_stuff = num_things, num_stuff
         self._settings = settings
         self._boundary_ratio = boundary_ratio
@@ -216,7 +217,7 @@ class PanopticEvaluator(DatasetEvaluator):
         return str(self._settings.fit_on) or f"{self._dataset} (the scored images themselves)"
 
     def _record(self, tables: SegmentTables) -> dict:
-        expected = set(self._panoptic.annotations if self._panoptic else self._instances.sizes)
+        expected = set(self._image_ids)
         return {
             **self._provenance,
             "dataset": self._dataset,

@@ -13,7 +13,7 @@ from u2seg.utils.files import read_json
 from u2seg.version import __version__
 
 
-def score_saved_tables(tables: str | Path, **options) -> str:
+def score_saved_tables(tables: str | Path, **options: Any) -> str:
     """Returns the scores of a file of tables as text; ``options`` as in :func:`score_and_write`.
 
     Where the evaluation that saved them left its ``provenance.json`` beside them, the new record names the same checkpoint and
@@ -52,7 +52,7 @@ def score_panoptic_files(
 
 
 def score_and_write(
-    tables: SegmentTables, *, output: str | Path = "", provenance: dict | None = None, **settings
+    tables: SegmentTables, *, output: str | Path = "", provenance: dict | None = None, **settings: Any
 ) -> str:
     """Returns the scores as text, naming the split on which label maps were fitted.
 
@@ -67,10 +67,10 @@ def score_and_write(
     chosen = replace(ScoreSettings.of_config(), **given)
     evaluation = evaluate_tables(tables, chosen)
     source = f"{tables.space.dataset} (the scored images themselves)"
-    if settings.label_map:
-        source = f"the saved map {settings.label_map}"
-    elif settings.fit_on:
-        source = f"{load_tables(settings.fit_on).space.dataset} ({settings.fit_on})"
+    if chosen.label_map:
+        source = f"the saved map {chosen.label_map}"
+    elif chosen.fit_on:
+        source = f"{load_tables(chosen.fit_on).space.dataset} ({chosen.fit_on})"
     provenance = provenance or {}
     if output:
         record = {

@@ -66,7 +66,7 @@ class ScoreSettings:
     bootstrap: int = 0
     max_detections: tuple[int, ...] = MAX_DETECTIONS
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.fit_on and self.label_map:
             raise ValueError(
                 f"either label maps are fitted on {self.fit_on} or the saved one of {self.label_map} is used, not both; leave one "
@@ -292,10 +292,10 @@ class _Matched:
                 panoptic["unmatched_segments"] = 100 * float(share)
         for kind, curves in (self._curves if weights is None else self._resampled_curves(weights)).items():
             instances[TASK_OF_KIND[kind]] = curves.summary()
-        if self.pixels is not None:
-            semantic = self._semantic_scores(weights).summary()
-        if self.boundary is not None and semantic:
-            semantic["boundary_IoU"] = 100 * boundary_iou(*self._boundary_sums(weights))
+        if self.pixels is not None and self.semantic is not None:
+            semantic = _semantic_scores(self.pixels, self.semantic, weights).summary()
+            if self.boundary is not None and semantic:
+                semantic["boundary_IoU"] = 100 * boundary_iou(*_boundary_sums(self.boundary, self.semantic, weights))
         return {"panoptic_seg": panoptic, **instances, "sem_seg": semantic}
 
     def per_category(self, space: TableSpace) -> dict[str, dict[str, float]]:
@@ -313,29 +313,32 @@ class _Matched:
                 add(space.category_names, metric, values)
         for kind, curves in self._curves.items():
             add(space.categories.thing_names, f"{TASK_OF_KIND[kind]}_AP", curves.per_category_ap())
-        if self.pixels is not None:
-            scores = self._semantic_scores()
+        if self.pixels is not None and self.semantic is not None:
+            scores = _semantic_scores(self.pixels, self.semantic)
             add(self.semantic.names, "IoU", scores.iou)
             add(self.semantic.names, "ACC", scores.accuracy)
         return rows
 
-    def _semantic_scores(self, weights: np.ndarray | None = None) -> SemanticScores:
-        confusion = semantic_confusion(self.pixels, self.semantic, weights)
-        every = np.ones(len(self.semantic.names), bool)
-        return semantic_scores(confusion, every if self.semantic.absent_classes_count else None)
 
-    def _boundary_sums(self, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        rows, count = self.boundary, len(self.semantic.names)
-        gt = np.append(self.semantic.gt, NO_CATEGORY)[rows.gt]
-        predicted = np.append(self.semantic.labels, NO_CATEGORY)[rows.predicted]
-        pixels = rows.pixels * (1.0 if weights is None else weights[rows.image])
-        total = partial(np.bincount, minlength=count)
-        both = (gt >= 0) & (gt == predicted)
-        return (
-            total(gt[both], weights=pixels[both]),
-            total(gt[gt >= 0], weights=pixels[gt >= 0]),
-            total(predicted[predicted >= 0], weights=pixels[predicted >= 0]),
-        )
+def _semantic_scores(rows: PixelRows, semantic: SemanticMap, weights: np.ndarray | None = None) -> SemanticScores:
+    every = np.ones(len(semantic.names), bool) if semantic.absent_classes_count else None
+    return semantic_scores(semantic_confusion(rows, semantic, weights), every)
+
+
+def _boundary_sums(
+    rows: PixelRows, semantic: SemanticMap, weights: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns boundary pixels of each class: of both maps, of the ground truth, of the prediction; float64 (classes,) each."""
+    gt = np.append(semantic.gt, NO_CATEGORY)[rows.gt]
+    predicted = np.append(semantic.labels, NO_CATEGORY)[rows.predicted]
+    pixels = rows.pixels * (1.0 if weights is None else weights[rows.image])
+    total = partial(np.bincount, minlength=len(semantic.names))
+    both = (gt >= 0) & (gt == predicted)
+    return (
+        total(gt[both], weights=pixels[both]),
+        total(gt[gt >= 0], weights=pixels[gt >= 0]),
+        total(predicted[predicted >= 0], weights=pixels[predicted >= 0]),
+    )
 
 
 def _matched(tables: SegmentTables, label_map: LabelMap, protocol: Protocol, settings: ScoreSettings) -> _Matched:

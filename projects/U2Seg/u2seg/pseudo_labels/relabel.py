@@ -120,7 +120,7 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
             merge=merge,
             score_thresh=score_thresh,
             rule=rule,
-            space=label_space_of(name),
+            space=space,
             old_files=files_of(name, cfg.DATASETS.BY_PATH[name]),
             directory=directory,
         )
@@ -128,7 +128,7 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
         write_json(parts[index], relabeler.label(records[slices[index]]))
     comm.synchronize()
     if comm.is_main_process():
-        write_dataset(directory, [read_json(part) for part in parts], label_space_of(name))
+        write_dataset(directory, [read_json(part) for part in parts], space)
         shutil.rmtree(directory / PARTS_DIRECTORY)
     comm.synchronize()
     return output
@@ -174,7 +174,7 @@ def _mask_nms(objects: Objects, max_iou: float) -> Objects:
 
 def _overlaps_any(objects: Objects, others: Objects, iou: float) -> np.ndarray:
     """Returns bool (N,): which objects have a mask IoU of at least ``iou`` with one of the others."""
-    return (pairwise_mask_iou(objects.masks, others.masks) >= iou).any(axis=1)
+    return np.any(pairwise_mask_iou(objects.masks, others.masks) >= iou, axis=1)
 
 
 def _concatenate(first: Objects, second: Objects) -> Objects:
@@ -199,14 +199,14 @@ class _Relabeler:
         """Writes the PNGs of a group of images and returns its rows, as ``write_dataset`` takes them."""
         rows: dict[str, list] = {"images": [], "panoptic": [], "instances": [], "void": []}
         old_pngs = self.old_files.panoptic_directory
-        assert old_pngs is not None, "a dataset of FORMAT pseudo_labels has one"
+        source = self.old_files.panoptic_json
+        assert old_pngs is not None and source is not None, "a dataset of FORMAT pseudo_labels has both"
         for record in records:
             image_id, shape = record["image_id"], {key: record[key] for key in ("height", "width")}
             name = Path(record["file_name"]).relative_to(self.old_files.images).as_posix()
             png = Path(record["pan_seg_file_name"]).relative_to(old_pngs).as_posix()
             objects, semantic = self._targets(record)
             panoptic, segments = self.rule.merge(objects.masks, objects.classes, semantic)
-            source = self.old_files.panoptic_json
             write_panoptic_png(confined_path(self.directory / PANOPTIC_DIRECTORY, png, source), panoptic)
             write_stuff_png(
                 confined_path(self.directory / STUFF_DIRECTORY, png, source), panoptic, segments, self.space

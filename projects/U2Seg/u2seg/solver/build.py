@@ -102,7 +102,9 @@ def lr_factors(multipliers: list[tuple[str, float]], names: list[str]) -> dict[s
     return {name: next((float(f) for prefix, f in longest_first if _begins(name, prefix)), 1.0) for name in names}
 
 
-def _clip_full_model(max_norm: float, norm_type: float, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
+def _clip_full_model(
+    max_norm: float, norm_type: float, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict
+) -> None:
     """Scales all gradients together so that their common norm is at most ``max_norm``.
 
     Detectron2's own ``norm`` clips each tensor alone, which is what CutLER and U2Seg train with.

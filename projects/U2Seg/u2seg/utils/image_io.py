@@ -8,9 +8,12 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
+
+T = TypeVar("T")
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # Pillow reports broken files by any of these; the set is what its decoders raise on damaged input.
@@ -242,7 +245,7 @@ def _decoded(path: str | Path, convert: Callable[[Image.Image], np.ndarray]) -> 
     return _opened(path, decode)
 
 
-def _opened(path: str | Path, read: Callable):
+def _opened(path: str | Path, read: Callable[[Image.Image], T]) -> T:
     """Returns what ``read`` makes of an opened image; whatever Pillow raises on damaged files becomes an ImageReadError."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):

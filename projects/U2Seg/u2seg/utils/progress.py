@@ -58,7 +58,7 @@ class Progress:
             self._draw()
         return self
 
-    def __exit__(self, error_type, *_) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         if self._is_terminal:
             self._stream.write("\r\x1b[K")
         if error_type is None and not self._transient:

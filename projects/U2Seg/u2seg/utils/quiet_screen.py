@@ -37,7 +37,7 @@ def quiet_screen(log_file: str | Path) -> Iterator[None]:
                 logger.addHandler(screen_handler)
 
 
-def _remove_handlers(streams: set[TextIO]) -> list[tuple[logging.Logger, logging.Handler]]:
+def _remove_handlers(streams: set[TextIO | None]) -> list[tuple[logging.Logger, logging.StreamHandler]]:
     """Removes the handlers that write to one of the streams, from all loggers; returns them with their loggers."""
     loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))]
     found = [

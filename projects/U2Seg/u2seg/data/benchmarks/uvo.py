@@ -55,7 +55,9 @@ def frames_of_videos(content: dict, source: str | Path = "the JSON") -> tuple[li
             f"{source} is no JSON in video format: it lacks {', '.join(sorted(missing))}; expected UVO's "
             "UVO_video_val_dense_with_label.json"
         )
-    images, annotations, places = [], [], {}
+    images: list[dict] = []
+    annotations: list[dict] = []
+    places: dict[tuple[int, int], dict] = {}
     for video in content["videos"]:
         for frame, name in enumerate(video["file_names"]):
             images.append(image_record(len(images) + 1, name, video["height"], video["width"]))

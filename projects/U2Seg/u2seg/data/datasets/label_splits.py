@@ -7,6 +7,7 @@ Each DIR/{P}perc.json is for SUBSET of a dataset in DATASETS.BY_PATH; so is any 
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def read_label_split(path: str | Path) -> set[int]:
     )
 
 
-def _split_ids(path: str | Path, name: str, rows) -> list[int]:
+def _split_ids(path: str | Path, name: str, rows: Any) -> list[int]:
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path}: {name} must be a list with at least one image, got {str(rows)[:60]}")
     ids = []

@@ -216,7 +216,7 @@ def _existing(path: Path | None) -> Path:
 
 def _load_evaluation_images(description: Mapping, files: DatasetFiles) -> list[dict]:
     """Returns the images without annotations: nothing may be trained on them."""
-    source = files.instances_json or files.panoptic_json
+    source = _existing(files.instances_json or files.panoptic_json)
     images = read_json(source)["images"]
     return [_image_record(image, files.images, source) for image in sorted(images, key=lambda image: image["id"])]
 
@@ -238,7 +238,8 @@ def image_files(description: Mapping) -> DatasetFiles:
 
 
 def _load_panoptic(description: Mapping, files: DatasetFiles) -> list[dict]:
-    panoptic = read_json(_existing(files.panoptic_json))
+    source, pngs = _existing(files.panoptic_json), _existing(files.panoptic_directory)
+    panoptic = read_json(source)
     space = _label_space(description, panoptic["categories"])
     to_contiguous = _thing_lookup(description, panoptic["categories"])
     instances = defaultdict(list)
@@ -250,26 +251,27 @@ def _load_panoptic(description: Mapping, files: DatasetFiles) -> list[dict]:
         annotation = segments.get(image["id"])
         if annotation is None:  # images of test splits carry no annotation
             continue
-        record = _image_record(image, files.images, files.panoptic_json)
+        record = _image_record(image, files.images, source)
         record["annotations"] = instances[image["id"]]
         png = annotation["file_name"]
-        record["pan_seg_file_name"] = str(confined_path(files.panoptic_directory, png, files.panoptic_json))
+        record["pan_seg_file_name"] = str(confined_path(pngs, png, source))
         record["segments_info"] = [_segment(s, to_contiguous, space) for s in annotation["segments_info"]]
         if files.stuff_directory is not None:
-            record["sem_seg_file_name"] = str(confined_path(files.stuff_directory, png, files.panoptic_json))
+            record["sem_seg_file_name"] = str(confined_path(files.stuff_directory, png, source))
         dicts.append(record)
     return dicts
 
 
 def _load_instances(description: Mapping, files: DatasetFiles) -> list[dict]:
-    content = read_json(_existing(files.instances_json))
+    source = _existing(files.instances_json)
+    content = read_json(source)
     to_contiguous = _thing_lookup(description, [{**c, "isthing": 1} for c in content["categories"]])
     instances = defaultdict(list)
     for annotation in content["annotations"]:
         instances[annotation["image_id"]].append(_instance(annotation, to_contiguous))
     dicts = []
     for image in sorted(content["images"], key=lambda image: image["id"]):
-        record = _image_record(image, files.images, files.instances_json)
+        record = _image_record(image, files.images, source)
         record["annotations"] = instances[image["id"]]
         dicts.append(record)
     return dicts

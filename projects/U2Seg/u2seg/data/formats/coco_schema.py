@@ -5,8 +5,9 @@ Only what a reader relies on is looked at; further fields are left alone. Every 
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -137,7 +138,7 @@ def compressed_counts(counts: str | bytes) -> np.ndarray:
 class _Row:
     """One row of a file, for messages that say where a fault is."""
 
-    def __init__(self, path: str | Path, place: str, values):
+    def __init__(self, path: str | Path, place: str, values: Any):
         self.path, self.place, self.values = path, place, values
         if not isinstance(values, dict):
             raise ValueError(f"{path}: {place} must be an object, got {_shown(values)}")
@@ -145,7 +146,7 @@ class _Row:
     def fault(self, what: str) -> ValueError:
         return ValueError(f"{self.path}: {self.place} {what}")
 
-    def field(self, name: str, is_right: Callable, expected: str, default=_REQUIRED):
+    def field(self, name: str, is_right: Callable, expected: str, default: Any = _REQUIRED) -> Any:
         if name not in self.values:
             if default is not _REQUIRED:
                 return default
@@ -155,19 +156,19 @@ class _Row:
             raise self.fault(f"has {name} {_shown(value)}; expected {expected}")
         return value
 
-    def known(self, name: str, among, what: str) -> None:
+    def known(self, name: str, among: Container, what: str) -> None:
         value = self.field(name, _is_id, "an integer or a string")
         if value not in among:
             raise self.fault(f"has {name} {_shown(value)}, which {what} of this file lack")
 
-    def unique(self, name: str, value, seen) -> None:
+    def unique(self, name: str, value: Any, seen: Container) -> None:
         if value in seen:
             raise self.fault(f"has {name} {_shown(value)}, which an earlier row has too")
         if isinstance(seen, set):
             seen.add(value)
 
 
-def _json(path: str | Path):
+def _json(path: str | Path) -> Any:
     try:
         return read_json(path)
     except (UnicodeDecodeError, RecursionError) as error:
@@ -244,7 +245,7 @@ def _segmentation(row: _Row, size: tuple[int, int]) -> None:
         )
 
 
-def _shown(value) -> str:
+def _shown(value: Any) -> str:
     if isinstance(value, list | dict):
         return (
             f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
@@ -254,37 +255,37 @@ def _shown(value) -> str:
     return json.dumps(value)[:60]
 
 
-def _is_integer(value) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_positive(value) -> bool:
+def _is_positive(value: Any) -> bool:
     return _is_integer(value) and value > 0
 
 
-def _is_id(value) -> bool:
+def _is_id(value: Any) -> bool:
     return _is_integer(value) or isinstance(value, str)
 
 
-def _is_flag(value) -> bool:
+def _is_flag(value: Any) -> bool:
     return value in (0, 1) and isinstance(value, int)
 
 
-def _is_finite(value) -> bool:
+def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_area(value) -> bool:
+def _is_area(value: Any) -> bool:
     return _is_finite(value) and value >= 0
 
 
-def _is_box(value) -> bool:
+def _is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_finite, value)) and min(value[2:]) >= 0
 
 
-def _is_polygon(value) -> bool:
+def _is_polygon(value: Any) -> bool:
     return isinstance(value, list) and len(value) >= 6 and len(value) % 2 == 0 and all(map(_is_finite, value))
 
 
-def _is_file_name(value) -> bool:
+def _is_file_name(value: Any) -> bool:
     return isinstance(value, str) and bool(value) and not Path(value).is_absolute() and ".." not in Path(value).parts

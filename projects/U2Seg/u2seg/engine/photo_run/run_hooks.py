@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, TrainerBase
 from detectron2.utils import comm
 
 from u2seg.engine.hooks import HOOK_REGISTRY
@@ -14,7 +14,7 @@ from u2seg.utils.progress import Progress
 class TrainingProgress(HookBase):
     """Shows iterations and the time left, from the main process."""
 
-    def __init__(self, cfg: CfgNode, trainer):
+    def __init__(self, cfg: CfgNode, trainer: TrainerBase):
         """Keeps nothing; see the registry for the arguments."""
         self._progress: Progress | None = None
 
@@ -37,7 +37,7 @@ class TrainingProgress(HookBase):
 class KeepLastCheckpoint(HookBase):
     """Deletes the numbered checkpoints that a newer one has replaced."""
 
-    def __init__(self, cfg: CfgNode, trainer):
+    def __init__(self, cfg: CfgNode, trainer: TrainerBase):
         """Keeps the directory; see the registry for the arguments."""
         self._directory = Path(cfg.OUTPUT_DIR)
 

@@ -85,11 +85,15 @@ def find_photos(given: str | Path, links: str | Path) -> Photos:
             f"{given} does not exist; expected a directory of photos, one photo, or a text file with a path in each line"
         )
     names = list_images(root)
-    sizes, unreadable = [], []
+    sizes: list[tuple[int, int]] = []
+    unreadable: list[Failure] = []
     step = np.linspace(0, len(names) - 1, min(len(names), _HEADERS_READ)).round().astype(int)
     for name in (names[index] for index in step):
         size = _size_or_failure(root, name)
-        (unreadable if isinstance(size, Failure) else sizes).append(size)
+        if isinstance(size, Failure):
+            unreadable.append(size)
+        else:
+            sizes.append(size)
     if not sizes:
         raise ValueError(f"none of the images in {given} can be read; the first: {names[0]}: {unreadable[0].reason}")
     height, width = np.median(np.asarray(sizes), axis=0)

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from detectron2.config import CfgNode
@@ -77,6 +78,13 @@ class RunPlan:
     ground_truth: str = ""
 
     @property
+    def label_cost(self) -> LabelCost:
+        """The cost of the labels, which a complete plan has."""
+        if self.cost is None:
+            raise ValueError("this plan has no costs yet; make_plan measures them")
+        return self.cost
+
+    @property
     def log(self) -> Path:
         """What libraries print, log and warn."""
         return self.config_file.parent / LOG
@@ -102,7 +110,10 @@ class RunPlan:
         """
         if not datasets and self.config_file.is_file():
             datasets = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))["DATASETS"]
-        values = {"_BASE_": _base_name(self.base), **nested({**self.chosen, **dict(_pairs(self.base, self.opts))})}
+        values: dict[str, Any] = {
+            "_BASE_": _base_name(self.base),
+            **nested({**self.chosen, **dict(_pairs(self.base, self.opts))}),
+        }
         values["DATASETS"] = {**values.get("DATASETS", {}), **datasets}
         values["OUTPUT_DIR"] = str(self.output.resolve() / "model")
         header = (
@@ -344,13 +355,14 @@ def _with_datasets(plan: RunPlan, training_set: str, cfg: CfgNode) -> RunPlan:
     """Returns the plan, its configuration written, with the training set and, where it is given, the ground truth in it."""
     labels, images = plan.output.resolve() / "labels", plan.photos.root.resolve()
     described = {"FORMAT": "pseudo_labels", "ROOT": str(labels), "IMAGES": str(images)}
-    datasets: dict[str, object] = {"BY_PATH": {training_set: described}, "TRAIN": list(cfg.DATASETS.TRAIN)}
+    by_path: dict[str, object] = {training_set: described}
+    datasets: dict[str, object] = {"BY_PATH": by_path, "TRAIN": list(cfg.DATASETS.TRAIN)}
     num_scored = 0
     if plan.ground_truth:
         found, num_scored = select_ground_truth(
             plan.ground_truth, plan.photos, plan.config_file.parent / "ground_truth"
         )
-        datasets["BY_PATH"][GROUND_TRUTH] = found
+        by_path[GROUND_TRUTH] = found
         datasets["TEST"] = [GROUND_TRUTH]
     plan.write_config(datasets)
     return replace(plan, num_scored=num_scored)
@@ -390,7 +402,7 @@ def _with_costs(plan: RunPlan) -> RunPlan:
 
 def disk_bytes(plan: RunPlan) -> int:
     """Returns what a run needs on the disk: labels, page and two checkpoints, since one is written before the last is deleted."""
-    return plan.cost.bytes_per_photo * len(plan.photos.names) + 2 * plan.checkpoint_bytes + _SPARE_BYTES
+    return plan.label_cost.bytes_per_photo * len(plan.photos.names) + 2 * plan.checkpoint_bytes + _SPARE_BYTES
 
 
 # --- the screen ------------------------------------------------------------------------------------------------------------------
@@ -451,8 +463,8 @@ def _cost_table(plan: RunPlan) -> list[str]:
         (
             "labels",
             f"about {format_seconds(labels)}",
-            f"{plan.cost.memory_bytes / 2**30:.1f} GiB",
-            _mib(plan.cost.bytes_per_photo * count),
+            f"{plan.label_cost.memory_bytes / 2**30:.1f} GiB",
+            _mib(plan.label_cost.bytes_per_photo * count),
         )
     ]
     training, total = "by SOLVER.MAX_ITER", ""
@@ -479,7 +491,7 @@ def _cost_table(plan: RunPlan) -> list[str]:
 
 def label_seconds(plan: RunPlan) -> float:
     """Returns how long the labels will take, by the photos that were timed."""
-    return plan.cost.start_seconds + plan.cost.seconds_per_photo * len(plan.photos.names)
+    return plan.label_cost.start_seconds + plan.label_cost.seconds_per_photo * len(plan.photos.names)
 
 
 def _entry(name: str, text: str) -> list[str]:
@@ -511,7 +523,7 @@ def plain(value: object) -> object:
 
 def nested(values: Mapping[str, object]) -> dict[str, object]:
     """Returns ``{"A.B": 1}`` as ``{"A": {"B": 1}}``."""
-    tree: dict[str, object] = {}
+    tree: dict[str, Any] = {}
     for key, value in sorted(values.items()):
         *parents, leaf = key.split(".")
         node = tree
@@ -527,7 +539,7 @@ def as_opts(settings: Mapping[str, object]) -> list[str]:
 
 
 def _pairs(base: str, opts: Sequence[str]) -> list[tuple[str, object]]:
-    cfg = setup_cfg(base, opts)
+    cfg = setup_cfg(base, list(opts))
     return [(key, value_of(cfg, key)) for key in opts[::2]]
 
 

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 # NumPy's and SciPy's OpenBLAS, PyTorch and FAISS read these when they are loaded and not again.
 _VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -50,7 +53,7 @@ def divide_cores(cores: int, *, network_on_cpu: bool) -> Threads:
     return Threads(decoding, refining, numerical, loading, cores - loading)
 
 
-def run_in_process(num_threads: int, function: Callable, *args):
+def run_in_process(num_threads: int, function: Callable[..., T], *args: Any) -> T:
     """Returns what ``function(*args)`` returns, run in a new process in which each numerical library uses so many threads.
 
     The process ends when this one does.

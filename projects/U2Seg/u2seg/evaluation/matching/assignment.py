@@ -11,6 +11,9 @@ from scipy.optimize import linear_sum_assignment
 
 from u2seg.evaluation.tables.segment_tables import SegmentTables
 
+# From counts, int (clusters, categories), to the category of each cluster, int64 (clusters,), -1 for none.
+Matcher = Callable[[np.ndarray], np.ndarray]
+
 NO_CATEGORY = -1
 
 
@@ -97,7 +100,7 @@ def canonical_clusters(tables: SegmentTables) -> np.ndarray:
     return np.argsort(digests, kind="stable")
 
 
-def in_canonical_order(match: Callable[[np.ndarray], np.ndarray], counts: np.ndarray, order: np.ndarray) -> np.ndarray:
+def in_canonical_order(match: Matcher, counts: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Returns ``match(counts)``, computed with the rows in ``order`` and given back in their own."""
     matched = np.empty(counts.shape[0], np.int64)
     matched[order] = match(counts[order])

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -176,7 +177,7 @@ def load_label_map(path: str | Path, space: TableSpace) -> LabelMap:
     )
 
 
-def _check_integers(path: str | Path, name: str, values, count: int) -> None:
+def _check_integers(path: str | Path, name: str, values: Any, count: int) -> None:
     """Refuses what is no list of integers in -1..count-1."""
     if not isinstance(values, list):
         raise ValueError(f"{path}: {name} must be a list, got a {type(values).__name__}")
@@ -185,7 +186,7 @@ def _check_integers(path: str | Path, name: str, values, count: int) -> None:
             raise ValueError(f"{path}: {name}[{index}] is {value!r}; expected an integer in -1..{count - 1}")
 
 
-def _check_semantic(path: str | Path, semantic, space: TableSpace) -> None:
+def _check_semantic(path: str | Path, semantic: Any, space: TableSpace) -> None:
     """Refuses a semantic part that does not fit the clusters and categories of ``space``."""
     missing = {"source", "labels", "gt", "names", "unmatched_vanish"} - set(
         semantic if isinstance(semantic, dict) else ()

@@ -109,7 +109,7 @@ def _mask_directory(path: Path) -> Path:
     )
 
 
-def _from_records(path: Path, gt) -> list[dict]:
+def _from_records(path: Path, gt: "COCO") -> list[dict]:
     ids = {image.get("file_name"): image["id"] for image in gt.imgs.values()}
     detections, num_records = [], 0
     for record in iter_records(path):
@@ -136,7 +136,7 @@ def _from_records(path: Path, gt) -> list[dict]:
     return detections
 
 
-def _check_numbering(path: Path, gt) -> None:
+def _check_numbering(path: Path, gt: "COCO") -> None:
     """Refuses a COCO dataset that has an image of the ground truth under another id."""
     content = read_json(path)
     images = content.get("images", []) if isinstance(content, dict) else []

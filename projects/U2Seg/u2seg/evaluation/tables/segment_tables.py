@@ -304,7 +304,7 @@ def _check_block(where: str, blocks: dict, name: str, dtype: np.dtype, reference
         lowest = VOID if name == "overlaps" else 0
         if len(block) and not lowest <= block[column].min() <= block[column].max() < len(blocks[target]):
             raise ValueError(f"{where}: {column} points outside the {len(blocks[target])} rows of {target}")
-    for column in dtype.names:
+    for column in dtype.names or ():
         values = block[column]
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             row = int(np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))[0])

@@ -122,8 +122,7 @@ class ImageNetS:
             # The list's directory is the class; a merged class's images lie in the directory of their own synset.
             source = name.split("_")[0]
             file = self._existing("train", [_joined(source, name), _joined(directory, name)])
-            masks = self.masks / _MASK_DIRECTORIES["train_semi"]
-            mask_file = confined_path(masks, _joined(*_last_two(mask)), self.lists)
+            mask_file = confined_path(self._mask_directory(), _joined(*_last_two(mask)), self.lists)
             yield {"file_name": str(file), "sem_seg_file_name": str(mask_file), "image_class": classes[directory]}
 
     def _mask_directory(self) -> Path:
@@ -139,8 +138,9 @@ class ImageNetS:
             record = {"file_name": str(file)}
             if self.split == "val":
                 directory, target_name = _last_two(target)
-                masks = self.masks / _MASK_DIRECTORIES["val"]
-                mask = confined_path(masks, _joined(directory, f"{Path(target_name).stem}.png"), self.lists)
+                mask = confined_path(
+                    self._mask_directory(), _joined(directory, f"{Path(target_name).stem}.png"), self.lists
+                )
                 record["sem_seg_file_name"] = str(mask)
             else:
                 record["submission_name"] = confined_name(_joined(*_last_two(target)), self.lists)

@@ -80,7 +80,7 @@ class AlignmentSettings:
     pixel_weight: float
     pixel_padding: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.loss_weights) != 1 + len(self.shallow_features) or sum(self.loss_weights) <= 0:
             raise ValueError(
                 f"MODEL.PASS.LOSS_WEIGHTS must be one weight for the deep loss and one for each of the shallow features "

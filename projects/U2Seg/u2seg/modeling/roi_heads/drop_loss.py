@@ -9,12 +9,14 @@ pseudo-labels of its image, or "guessed", the boxes that CutLER's code takes for
 Source: CutLER, section 3.2, equation 3; U2Seg, section 3.4.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads, StandardROIHeads
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads, ROIHeads, StandardROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from torch import Tensor, nn
@@ -134,7 +136,7 @@ class GuessedDropLossOutputLayers(_DropLossOutputLayers):
 _OUTPUT_LAYERS = {"labels": DropLossOutputLayers, "guessed": GuessedDropLossOutputLayers}
 
 
-class _TargetsKnown:
+class _TargetsKnown(ROIHeads):
     """A part of heads that lets their box predictors know the targets of the batch at hand."""
 
     def forward(
@@ -152,7 +154,7 @@ class _TargetsKnown:
             return super().forward(images, features, proposals, targets)
 
     @contextmanager
-    def _targets_known(self, targets: list[Instances]):
+    def _targets_known(self, targets: list[Instances]) -> Iterator[None]:
         predictors = [one for one in self.box_predictor.modules() if isinstance(one, DropLossOutputLayers)]
         boxes = [one.gt_boxes for one in targets]
         for predictor in predictors:
@@ -173,7 +175,7 @@ class DropLossCascadeROIHeads(_TargetsKnown, CascadeROIHeads):
     """
 
     @classmethod
-    def _init_box_head(cls, cfg: CfgNode, input_shape) -> dict:
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         parts = super()._init_box_head(cfg, input_shape)
         if cfg.MODEL.ROI_HEADS.DROP_LOSS.ENABLED:
             pairs = zip(parts["box_heads"], parts["box_predictors"])
@@ -186,7 +188,7 @@ class DropLossStandardROIHeads(_TargetsKnown, StandardROIHeads):
     """Mask R-CNN's heads with DropLoss in the classification loss; without it Detectron2's ``StandardROIHeads``."""
 
     @classmethod
-    def _init_box_head(cls, cfg: CfgNode, input_shape) -> dict:
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         parts = super()._init_box_head(cfg, input_shape)
         if cfg.MODEL.ROI_HEADS.DROP_LOSS.ENABLED:
             parts["box_predictor"] = _with_drop_loss(cfg, parts["box_head"], parts["box_predictor"])

@@ -1,7 +1,7 @@
 """The stage that gives every mask a cluster: k-means on one vector a mask, saved centroids, assignments of all."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,9 @@ from u2seg.utils.kmeans import CENTROIDS, assign, kmeans, l2_normalize
 from u2seg.utils.manifest import MANIFEST, close_stage, is_complete, open_stage, settings_digest
 from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
+
+# From the images of a shard to the vectors that are clustered, float32 (masks, C).
+Vectors = Callable[[list[ImageMasks]], np.ndarray]
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +109,7 @@ def _num_images(masks: Path) -> int:
     return read_json(Path(masks) / MANIFEST)["counts"]["images"]
 
 
-def _find_centroids(settings, masks: Path, vectors_of) -> np.ndarray:
+def _find_centroids(settings: CfgNode, masks: Path, vectors_of: Vectors) -> np.ndarray:
     sample = _training_sample(masks, vectors_of, settings.MAX_TRAINING_SAMPLES, settings.SEED)
     if not len(sample):
         logger.warning(
@@ -141,7 +144,7 @@ def _read_assignments(path: Path) -> list[np.ndarray]:
     return [np.asarray(row, np.int64) for row in rows]
 
 
-def _training_sample(masks: Path, vectors_of, limit: int, seed: int) -> np.ndarray:
+def _training_sample(masks: Path, vectors_of: Vectors, limit: int, seed: int) -> np.ndarray:
     """Returns at most ``limit`` vectors, float32, drawn evenly; the shards are read one after another."""
     shards = sorted(Path(masks).glob("shard-*.parquet"))
     total = sum(sum(len(r.rle_counts) for r in read_shard(shard)) for shard in shards)

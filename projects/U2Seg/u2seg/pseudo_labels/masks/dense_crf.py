@@ -53,7 +53,7 @@ class DenseCRF:
     Source: Kraehenbuehl and Koltun, algorithm 1, with symmetrically normalized kernels, as their published code has it.
     """
 
-    def __init__(self, image_rgb: np.ndarray | Tensor, settings: CRFSettings = MASKCUT_CRF, device="cpu"):
+    def __init__(self, image_rgb: np.ndarray | Tensor, settings: CRFSettings = MASKCUT_CRF, device: str = "cpu"):
         """Builds the lattices.
 
         Args:

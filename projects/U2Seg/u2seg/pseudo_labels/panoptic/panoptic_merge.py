@@ -22,7 +22,7 @@ def box_areas(masks: np.ndarray) -> np.ndarray:
 
     Source: U2Seg release, stage 3.
     """
-    return _extents(masks.any(axis=1)) * _extents(masks.any(axis=2))
+    return _extents(np.any(masks, axis=1)) * _extents(np.any(masks, axis=2))
 
 
 @INSTANCE_SIZE_REGISTRY.register("mask_area")

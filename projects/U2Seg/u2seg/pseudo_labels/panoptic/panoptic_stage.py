@@ -1,6 +1,7 @@
 """The stage that merges masks, clusters and semantic maps into panoptic pseudo-labels and writes the user's files."""
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from u2seg.data.formats.semantic_shards import iter_semantic_maps
 from u2seg.pseudo_labels.clusters.cluster_stage import iter_assigned
 from u2seg.pseudo_labels.panoptic.panoptic_merge import INSTANCE_SIZE_REGISTRY, merge_panoptic, void_share
 from u2seg.structures.label_space import LabelSpace
+from u2seg.structures.mask_records import ImageMasks
 from u2seg.structures.segments import Segment
 from u2seg.utils.files import read_json, write_json
 from u2seg.utils.image_io import png_names
@@ -152,7 +154,14 @@ def label_counts(clusters: Path, semantics: Path) -> tuple[int, int]:
     return stage_settings(clusters)["num_clusters"], stage_settings(semantics)["num_clusters"]
 
 
-def _label_group(group, maps: dict, output: Path, png_of: dict, space: LabelSpace, rule: PanopticRule) -> dict:
+def _label_group(
+    group: Iterable[tuple[ImageMasks, np.ndarray]],
+    maps: dict,
+    output: Path,
+    png_of: dict,
+    space: LabelSpace,
+    rule: PanopticRule,
+) -> dict:
     images, panoptic_rows, instance_rows, void = [], [], [], []
     for record, clusters in group:
         if record.error is not None:

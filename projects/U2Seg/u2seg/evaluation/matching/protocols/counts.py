@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from u2seg.evaluation.matching.assignment import NO_CATEGORY, best_category, in_canonical_order, pair_counts
+from u2seg.evaluation.matching.assignment import NO_CATEGORY, Matcher, best_category, in_canonical_order, pair_counts
 from u2seg.evaluation.matching.label_map import SemanticMap, head_pixels, panoptic_pixels
 from u2seg.evaluation.matching.protocols.votes import instance_votes
 from u2seg.evaluation.tables.segment_tables import SegmentTables, TableSpace
@@ -67,7 +67,7 @@ def head_counts(tables: SegmentTables) -> np.ndarray:
 
 
 def matched_by_kind(
-    match, things: np.ndarray, stuff: np.ndarray, order: np.ndarray, space: TableSpace
+    match: Matcher, things: np.ndarray, stuff: np.ndarray, order: np.ndarray, space: TableSpace
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns ``match`` of things and of stuff, each in its own numbering, computed in a canonical order of joint clusters."""
     is_thing = order < space.num_things
@@ -93,7 +93,7 @@ def every_category(space: TableSpace) -> np.ndarray:
     return np.arange(space.num_categories)
 
 
-def head_semantics(tables: SegmentTables, match) -> SemanticMap | None:
+def head_semantics(tables: SegmentTables, match: Matcher) -> SemanticMap | None:
     """Returns the scoring of the semantic head on all categories, its classes 0..S matched by ``match``."""
     space = tables.space
     if "semantic" not in space.tasks:

@@ -53,7 +53,7 @@ class CupsProtocol(Protocol):
         panoptic = joint_map(space, matched_by_kind(hungarian_then_best, *kind_counts(tables), order, space))
         if "panoptic" in space.tasks:
             labels = in_canonical_order(hungarian_then_best, panoptic_counts(tables), order)
-            semantic = SemanticMap("panoptic", labels, every_category(space), space.category_names)
+            semantic: SemanticMap | None = SemanticMap("panoptic", labels, every_category(space), space.category_names)
         else:
             semantic = head_semantics(tables, hungarian_then_best)
         return LabelMap(panoptic, error_categories(tables, panoptic), semantic)
@@ -88,7 +88,7 @@ class CupsReleaseProtocol(Protocol):
             counts, kinds = panoptic_counts(tables), space.categories.num_things
             things, stuff = counts[: space.num_things, :kinds], counts[space.num_things :, kinds:]
             labels = assigned_then_best(counts)
-            semantic = SemanticMap("panoptic", labels, every_category(space), space.category_names)
+            semantic: SemanticMap | None = SemanticMap("panoptic", labels, every_category(space), space.category_names)
         else:
             things, stuff = kind_counts(tables)
             semantic = head_semantics(tables, assigned_then_best)

@@ -43,7 +43,9 @@ class HungarianProtocol(Protocol):
         things, stuff = kind_counts(tables)
         panoptic = joint_map(space, matched_by_kind(hungarian, things, stuff, order, space))
         if "panoptic" in space.tasks:
-            semantic = SemanticMap("panoptic", panoptic, every_category(space), space.category_names)
+            semantic: SemanticMap | None = SemanticMap(
+                "panoptic", panoptic, every_category(space), space.category_names
+            )
         else:
             semantic = head_semantics(tables, hungarian)
         return LabelMap(panoptic, error_categories(tables, panoptic), semantic)
@@ -68,7 +70,7 @@ class MajorityProtocol(Protocol):
         panoptic = joint_map(space, (best_category(things), best_category(stuff)))
         if "panoptic" in space.tasks:
             labels = best_category(panoptic_counts(tables))
-            semantic = SemanticMap("panoptic", labels, every_category(space), space.category_names)
+            semantic: SemanticMap | None = SemanticMap("panoptic", labels, every_category(space), space.category_names)
         else:
             semantic = head_semantics(tables, best_category)
         return LabelMap(panoptic, error_categories(tables, panoptic), semantic)

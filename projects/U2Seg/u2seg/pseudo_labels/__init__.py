@@ -6,7 +6,7 @@ from u2seg.pseudo_labels.masks import AutomaticMaskGenerator, make_masks
 from u2seg.pseudo_labels.panoptic.panoptic_merge import merge_panoptic
 from u2seg.pseudo_labels.panoptic.panoptic_stage import make_panoptic_labels
 from u2seg.pseudo_labels.pipeline import STAGES, make_pseudo_labels
-from u2seg.pseudo_labels.relabel import LABEL_MERGE_REGISTRY, relabel
+from u2seg.pseudo_labels.relabel import LABEL_MERGE_REGISTRY
 from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_REGISTRY
 from u2seg.pseudo_labels.semantics.semantic_stage import make_semantics
 
@@ -22,5 +22,4 @@ __all__ = [
     "make_pseudo_labels",
     "make_semantics",
     "merge_panoptic",
-    "relabel",
 ]

@@ -6,7 +6,6 @@ from u2seg.config.validation import (
     NON_NEGATIVE,
     POSITIVE,
     PROBABILITY,
-    SHARE,
     choice,
     flag,
     integer,
@@ -71,7 +70,7 @@ register_rules(
         "INPUT.COPY_PASTE.PROBABILITY": PROBABILITY,
         "INPUT.COPY_PASTE.SAME_CLUSTER": flag(),
         "INPUT.COPY_PASTE.SCALE_RANGE": several(number(0, 10, above=True), count=2, ascending=True),
-        "INPUT.COPY_PASTE.MAX_IOY": SHARE,
+        "INPUT.COPY_PASTE.MAX_IOY": number(0),
         "INPUT.COPY_PASTE.MAX_INSTANCES": NON_NEGATIVE,
     }
 )

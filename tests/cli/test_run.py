@@ -106,7 +106,9 @@ def test_a_file_without_a_model_is_refused_by_run_and_train(scenes, tmp_path, ca
 
 
 def test_evaluate_masks_takes_the_label_directory(tmp_path, capsys):
-    (tmp_path / "gt.json").write_text(json.dumps({"images": [], "annotations": [], "categories": [{"id": 1, "name": "object"}]}))
+    (tmp_path / "gt.json").write_text(
+        json.dumps({"images": [], "annotations": [], "categories": [{"id": 1, "name": "object"}]})
+    )
     assert main(["evaluate-masks", str(tmp_path), "--ground-truth", str(tmp_path / "gt.json")]) == 1
     assert "holds no masks: expected a label directory" in capsys.readouterr().err
 

@@ -235,7 +235,7 @@ class TestRefusals:
         monkeypatch.setattr(run_plan, "run_in_process", lambda *args: cost)
         plan = self.plan(photos, tmp_path)
         needed = run_plan.disk_bytes(plan)
-        assert needed > 2 * plan.checkpoint_bytes > 300 * 2**20
+        assert needed > 2 * plan.checkpoint_bytes > 200 * 2**20
         usage = run_plan.shutil.disk_usage(tmp_path)._replace(free=needed - 1)
         monkeypatch.setattr(run_plan.shutil, "disk_usage", lambda path: usage)
         with pytest.raises(OSError, match="free, and this run needs about .* two checkpoints of"):

@@ -281,7 +281,7 @@ def test_precision(tiny_cfg, tmp_path):
     assert resolve_precision(tiny_cfg(tmp_path, *on, "bf16")) is torch.bfloat16
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
         resolve_precision(tiny_cfg(tmp_path, *on, "fp16"))
-    with pytest.raises(ValueError, match="must be auto, bf16 or fp16, got 'int8'"):
+    with pytest.raises(ValueError, match="must be one of auto, bf16, fp16, got 'int8'"):
         resolve_precision(tiny_cfg(tmp_path, *on, "int8"))
 
 

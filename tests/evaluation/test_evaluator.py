@@ -142,7 +142,7 @@ def test_tables_are_joined_as_they_come_and_score_the_same(scene, monkeypatch):
     outputs = {i: perfect_output(gt, i, thing_cluster=(3, 3)) for i in gt.annotations}
     expected = evaluated(name, cfg, outputs)
     monkeypatch.setattr("u2seg.evaluation.evaluator.JOIN_EVERY", 2)
-    evaluator = PanopticEvaluator.from_config(name, cfg)
+    evaluator = PanopticEvaluator(cfg, name)
     for image_id, output in outputs.items():
         evaluator.process([{"image_id": image_id}], [output])
     assert not evaluator._latest and len(evaluator._parts) == 3  # six images, two in each part
@@ -219,7 +219,8 @@ def test_an_argument_beside_the_configuration_goes_before_it(scene, tmp_path):
     protocols = {}
     for changes in ({}, {"settings": ScoreSettings(("hungarian",)), "output_dir": tmp_path / "elsewhere"}):
         evaluator = PanopticEvaluator(cfg, name, **changes)
-        evaluator.process([{"image_id": 1}], [perfect_output(gt, 1)])
+        for image_id in gt.annotations:
+            evaluator.process([{"image_id": image_id}], [perfect_output(gt, image_id)])
         protocols[len(changes)] = [key for key in evaluator.evaluate() if key.startswith("panoptic_seg")]
     assert protocols == {0: ["panoptic_seg", "panoptic_seg/u2seg_paper", "panoptic_seg/cups"], 2: ["panoptic_seg"]}
     assert (tmp_path / "out" / "inference" / name / "metrics.json").is_file()

@@ -3,7 +3,6 @@
 import functools
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -169,7 +168,7 @@ def _gathered(rank: int, rendezvous: str, output: str) -> None:
     )
     every = parts_of(0)
     ids = {int(part.images["id"][0]): None for part in every}
-    evaluator.__dict__.update(_panoptic=SimpleNamespace(annotations=ids), _parts=[], _latest=every[rank::2])
+    evaluator.__dict__.update(_image_ids=ids, _parts=[], _latest=every[rank::2])
     results = evaluator.evaluate()
     assert (results is None) == (rank == 1)
     if rank == 0:

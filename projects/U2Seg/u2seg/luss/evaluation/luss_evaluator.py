@@ -104,24 +104,23 @@ class LussEvaluator(DatasetEvaluator):
         }
         settings = cfg.TEST.LUSS
         first, last, count = settings.SWEEP
-        return cls(
-            gt,
-            list(MetadataCatalog.get(dataset_name).stuff_classes[1:]),
-            matching=settings.MATCHING,
-            boundary_ratio=settings.BOUNDARY_RATIO,
-            thresholds=np.linspace(first, last, int(count)),
-            num_things=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-            output_dir=output_dir,
-            submission=settings.SUBMISSION,
-            protocol=_protocol_of(settings.MATCHING, dataset_name),
-            provenance=short_record(
-                {
-                    **weights_record(cfg),
-                    "dataset": dataset_name,
-                    "fitted_on": _fitted_on(settings.MATCHING, dataset_name),
-                }
-            ),
-        )
+        record = {
+            **weights_record(cfg),
+            "dataset": dataset_name,
+            "fitted_on": _fitted_on(settings.MATCHING, dataset_name),
+        }
+        return {
+            "gt_files": gt,
+            "class_names": list(MetadataCatalog.get(dataset_name).stuff_classes[1:]),
+            "matching": settings.MATCHING,
+            "boundary_ratio": settings.BOUNDARY_RATIO,
+            "thresholds": np.linspace(first, last, int(count)),
+            "num_things": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "output_dir": output_dir,
+            "submission": settings.SUBMISSION,
+            "protocol": _protocol_of(settings.MATCHING, dataset_name),
+            "provenance": short_record(record),
+        }
 
     def reset(self) -> None:
         """Forgets all images."""

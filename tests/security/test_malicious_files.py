@@ -337,7 +337,7 @@ def read_label_page(root):
 def test_names_in_json_stay_below_their_directory(labels, marker, kind, section, read, name):
     root, rename = labels
     path = rename(kind, section, name)
-    refused(lambda: read(root), marker, path.name, repr(name), "without .. in it")
+    refused(lambda: read(root), marker, path.name, name, "directory")
 
 
 def test_self_training_writes_nothing_outside(labels, tmp_path, tiny_cfg, monkeypatch):

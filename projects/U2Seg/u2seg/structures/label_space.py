@@ -52,8 +52,8 @@ class LabelSpace:
 
         Example:
             >>> space = LabelSpace.of_clusters(num_thing_clusters=3, num_stuff_clusters=2)
-            >>> space.thing_dataset_ids, space.stuff_dataset_ids, space.num_semantic_classes
-            ((1, 2, 3), (4, 5), 3)
+            >>> space.thing_dataset_ids, space.stuff_dataset_ids
+            ((1, 2, 3), (4, 5))
         """
         if num_thing_clusters < 1 or num_stuff_clusters < 1:
             raise ValueError(

@@ -75,7 +75,7 @@ def build_knn_monitor(cfg: CfgNode) -> "KnnMonitor | None":
     return KnnMonitor(cfg, bank, queries)
 
 
-@HOOK_REGISTRY.register("knn_accuracy")
+@HOOK_REGISTRY.register("KnnAccuracy")
 def build_knn_hook(cfg: CfgNode, trainer: TrainerBase) -> hooks.EvalHook | None:
     """Returns the hook that computes k-NN accuracy every ``TEST.EVAL_PERIOD`` iterations and at the end; None where nothing is named.
 

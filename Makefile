@@ -3,7 +3,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.u2seg-ready
 
-.PHONY: setup demo demo-supervised test lint lock clean
+.PHONY: setup demo demo-supervised test test-pythons lint docs lock clean
 
 setup: $(STAMP)
 
@@ -20,12 +20,21 @@ demo-supervised: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=2 $(PY) -m pytest
 
+# Every Python from 3.10 to 3.13 that is installed, each in an environment of its own below output/pythons.
+test-pythons:
+	tools/test_pythons.sh output/pythons
+
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+docs: $(STAMP)
+	$(PY) -m sphinx -W --keep-going -q -b html docs output/docs
+	@echo "documentation in output/docs/index.html"
 
 lock:
 	uv pip compile --universal --python-version 3.10 --no-annotate --no-header requirements.in -o requirements.lock
 
 clean:
-	rm -rf output build .pytest_cache .ruff_cache
+	rm -rf output build .pytest_cache .ruff_cache .mypy_cache

@@ -7,5 +7,9 @@ PACKAGE_ROOT = "projects/U2Seg"
 setup(
     package_dir={"": PACKAGE_ROOT, "u2seg.configs": "configs"},
     packages=[*find_packages(PACKAGE_ROOT), "u2seg.configs"],
-    package_data={"u2seg": ["py.typed"], "u2seg.configs": ["*.yaml", "*/*.yaml"]},
+    package_data={
+        "u2seg": ["py.typed"],
+        "u2seg.configs": ["*.yaml", "*/*.yaml"],
+        "u2seg.visualization": ["templates/*.j2"],
+    },
 )

@@ -40,9 +40,10 @@ from tabulate import tabulate
 from u2seg.config import setup_cfg
 from u2seg.data import build_train_loader
 from u2seg.data.formats.coco_panoptic import read_panoptic_png
-from u2seg.data.training_sample import semantic_target
+from u2seg.data.training_sample import segment_targets
 from u2seg.engine import U2SegTrainer
 from u2seg.modeling import complete_config
+from u2seg.structures import semantic_target
 
 MAX_SLOWDOWN, MAX_MEMORY_RATIO, MIN_LOADER_RATIO, LOADER_WORKERS = 1.02, 1.02, 2.0, 4
 CONFIGS = {
@@ -100,7 +101,9 @@ def register_stock(data: Path) -> None:
     directory.mkdir(exist_ok=True)
     for record in records:
         path = directory / Path(record["pan_seg_file_name"]).name
-        target = semantic_target(read_panoptic_png(record["pan_seg_file_name"]), record["segments_info"])
+        target = semantic_target(
+            read_panoptic_png(record["pan_seg_file_name"]), segment_targets(record["segments_info"])
+        )
         Image.fromarray(target).save(path)
         record["sem_seg_file_name"] = str(path)
     if "bench_stock" not in DatasetCatalog.list():

@@ -2,11 +2,13 @@
 """What each part of the training recipe is worth on the rendered scenes, over several seeds; and what few labels gain.
 
     python benchmarks/training_recipe.py --output DIR [--seeds 0 1 2] [--iterations 160] [--limit N] [--table recipe|few]
+        [--only VARIANT ...]
 
 Renders the scenes, makes pseudo-labels with quick_schedules/scenes.yaml, then trains and scores each variant with each seed. Runs
-that are done are kept in DIR, so that it may be killed; ``--limit N`` ends it after N runs.
+that are done are kept in DIR, so that it may be killed; ``--limit N`` ends it after N runs, ``--only`` makes some variants alone.
 
-recipe: plain; + DropLoss; + copy-paste; then, from the copy-paste model, as many iterations again on the old labels (continued) or on
+recipe: plain; + DropLoss, with the labels as targets or with those that CutLER's code guesses (drop_loss_guessed); + copy-paste, ours
+or as CutLER pastes (copy_paste_cutler); then, from the copy-paste model, as many iterations again on the old labels (continued) or on
 those of one self-training round (self_training_early); and once more, from the continued model (continued_twice, self_training, and
 self_training_confirmed, whose labels are merged by the rule confirmed_labels_first).
 few: fine-tuning on 1 % and 10 % of the true labels, from the unsupervised copy-paste model and from random weights, scored without
@@ -42,10 +44,18 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "quick_schedules/scenes.yaml"
 DROP = ("MODEL.ROI_HEADS.DROP_LOSS.ENABLED", True)
 PASTE = (*DROP, "INPUT.COPY_PASTE.ENABLED", True)
+GUESSED = (*DROP, "MODEL.ROI_HEADS.DROP_LOSS.TARGETS", "guessed")
+CUTLER_PASTE = (*PASTE, "INPUT.COPY_PASTE.NAME", "CutLERCopyPaste", "INPUT.COPY_PASTE.PARTNER", "reversed_batch")
+# Variants that start from random weights, and their settings.
+FROM_SCRATCH = {
+    "plain": (),
+    "drop_loss": DROP,
+    "drop_loss_guessed": GUESSED,
+    "copy_paste": PASTE,
+    "copy_paste_cutler": CUTLER_PASTE,
+}
 RECIPE = (
-    "plain",
-    "drop_loss",
-    "copy_paste",
+    *FROM_SCRATCH,
     "continued",
     "self_training_early",
     "continued_twice",
@@ -105,12 +115,8 @@ def run(name: str, seed: int, args) -> dict:
     output, directory = args.output, args.output / name / str(seed)
     start = ("MODEL.WEIGHTS", str(args.output / STARTS.get(name, "copy_paste") / str(seed) / "model_final.pth"))
     make = lambda *opts: make_cfg(output, seed, args.iterations, directory, *opts)  # noqa: E731
-    if name == "plain":
-        return train(make())
-    if name == "drop_loss":
-        return train(make(*DROP))
-    if name == "copy_paste":
-        return train(make(*PASTE))
+    if name in FROM_SCRATCH:
+        return train(make(*FROM_SCRATCH[name]))
     if name in ("continued", "continued_twice"):
         return train(make(*PASTE, *start))
     if name in THRESHOLDS:
@@ -162,7 +168,9 @@ def check_kept(path: Path, name: str, args) -> None:
 
 
 def figures_of(scores: dict, protocol: str) -> dict[str, float]:
-    return {name: scores[task][protocol][metric] for name, (task, metric) in METRICS.items()}
+    # The first protocol's rows are named by the task alone, the others' by task/protocol.
+    row = lambda task: scores.get(f"{task}/{protocol}", scores[task])  # noqa: E731
+    return {name: row(task)[metric] for name, (task, metric) in METRICS.items()}
 
 
 def main() -> int:
@@ -172,11 +180,12 @@ def main() -> int:
     parser.add_argument("--iterations", type=int, default=160)
     parser.add_argument("--limit", type=int, default=10**9)
     parser.add_argument("--table", choices=["recipe", "few"], default="recipe")
+    parser.add_argument("--only", nargs="+", choices=[*RECIPE, *FEW], metavar="VARIANT")
     args = parser.parse_args()
     logging.disable(logging.INFO)
     torch.set_num_threads(1)
     prepare(args.output)
-    names = RECIPE if args.table == "recipe" else FEW
+    names = [name for name in (RECIPE if args.table == "recipe" else FEW) if not args.only or name in args.only]
     protocol = "hungarian" if args.table == "recipe" else "identity"
     wanted = [(name, seed) for seed in args.seeds for name in names]
     if args.table == "few":  # they start from these

@@ -46,7 +46,13 @@ def label_and_train(scenes: Path, output: Path) -> dict[str, bytes]:
         "DATASETS.TEST",
         "()",
     ]
-    train(CONFIG, output / "model", [*opts, "MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2"])
+    train(
+        CONFIG,
+        output / "model",
+        [*opts, "MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2"],
+        0,
+        output / "log.txt",
+    )
     weights = torch.load(output / "model" / "model_final.pth", weights_only=False)["model"]
     result = {path.relative_to(labels).as_posix(): path.read_bytes() for path in labels.rglob("*") if path.is_file()}
     result["weights"] = b"".join(tensor.numpy().tobytes() for _, tensor in sorted(weights.items()))

@@ -22,7 +22,7 @@ else
 fi
 install -r requirements.lock
 
-# Detectron2's Python files, as published in sal-detectron2 0.7.2 (README, "Detectron2"). The wheel is tagged for CPython 3.10
+# Detectron2's Python files, as published in sal-detectron2 0.7.2 (docs/installation.md). The wheel is tagged for CPython 3.10
 # because of one optional compiled file; its Python part runs on every version. A Detectron2 that is already there is kept.
 if ! "$PY" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("detectron2") is None)'; then
     SITE=$("$PY" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')

@@ -1,10 +1,12 @@
 """The configuration's own promises: every shipped file loads, unknown keys and files are named, defaults do not lead astray."""
 
+import re
 from pathlib import Path
 
 import pytest
 import u2seg
 from u2seg.config import setup_cfg
+from u2seg.config.renamed_keys import CUTLER_KEYS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -33,6 +35,36 @@ def test_wrong_settings_are_named():
         setup_cfg("quick_schedules/scenes.yaml", ["MASKS.TAU.X", "0.2"])
     with pytest.raises(ValueError, match="KEY VALUE"):
         setup_cfg("quick_schedules/scenes.yaml", ["MASKS.TAU"])
+
+
+def test_every_key_named_in_place_of_cutlers_exists():
+    cfg = setup_cfg("quick_schedules/scenes.yaml")
+    named = [ours for ours, _ in CUTLER_KEYS.values() if not ours.startswith("the command")]
+    assert len(named) == len(CUTLER_KEYS) - 1
+    for ours in named:
+        node = cfg
+        for part in ours.split("."):
+            assert part in node, f"{ours} is no key"
+            node = node[part]
+
+
+@pytest.mark.parametrize("key", CUTLER_KEYS)
+def test_cutlers_keys_are_refused_and_ours_named(key, tmp_path):
+    ours = re.escape(CUTLER_KEYS[key][0])
+    with pytest.raises(KeyError, match=f"Key {key} was renamed to {ours}; please update your config"):
+        setup_cfg("quick_schedules/scenes.yaml", [key, "True"])
+    *sections, last = key.split(".")
+    lines = [f"{'  ' * depth}{section}:" for depth, section in enumerate(sections)]
+    path = tmp_path / "cutler.yaml"
+    path.write_text("\n".join([*lines, f"{'  ' * len(sections)}{last}: true", "VERSION: 2"]))
+    with pytest.raises(KeyError, match=f"Key {key} was renamed to {ours}; please update your config"):
+        setup_cfg(path)
+
+
+def test_the_keys_may_be_added_twice():
+    cfg = setup_cfg("quick_schedules/scenes.yaml")
+    u2seg.add_u2seg_config(cfg)
+    assert cfg.key_is_renamed("MODEL.ROI_HEADS.USE_DROPLOSS")
 
 
 def test_settings_win_over_the_file():

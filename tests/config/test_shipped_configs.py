@@ -53,6 +53,13 @@ def test_the_published_recipe():
     assert not cfg.INPUT.COPY_PASTE.ENABLED
     recipe = setup_cfg("COCO-PanopticSegmentation/u2seg_R50_800_recipe.yaml")
     assert recipe.MODEL.ROI_HEADS.DROP_LOSS.ENABLED and recipe.INPUT.COPY_PASTE.SAME_CLUSTER
+    assert (recipe.INPUT.COPY_PASTE.NAME, recipe.INPUT.COPY_PASTE.PARTNER) == ("CutLERCopyPaste", "any_image")
+    scenes = setup_cfg("quick_schedules/scenes.yaml").INPUT.COPY_PASTE
+    assert (scenes.NAME, scenes.PARTNER) == ("LayeredCopyPaste", "any_image")
+
+
+def test_the_coco_scores_hold_the_row_with_the_releases_faults():
+    assert {"u2seg_release", "u2seg_release_faults"} <= set(setup_cfg("evaluation/coco.yaml").TEST.PROTOCOLS)
 
 
 def test_cutlers_recipe():
@@ -60,6 +67,11 @@ def test_cutlers_recipe():
     assert (cfg.SOLVER.MAX_ITER, tuple(cfg.SOLVER.STEPS), cfg.SOLVER.GAMMA) == (160000, (80000,), 0.02)
     assert cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and cfg.MODEL.ROI_HEADS.DROP_LOSS.ENABLED
     assert cfg.DATASETS.BY_PATH.imagenet_train.CLASS_AGNOSTIC
+    paste = cfg.INPUT.COPY_PASTE
+    assert (paste.ENABLED, paste.NAME, paste.PARTNER) == (True, "CutLERCopyPaste", "reversed_batch")
+    assert cfg.CLUSTERS.NUM_CLUSTERS == 1 and cfg.MODEL.ROI_HEADS.DROP_LOSS.TARGETS == "labels"
+    mask_rcnn = setup_cfg("ImageNet-InstanceSegmentation/cutler_mask_rcnn_R50.yaml")
+    assert mask_rcnn.MODEL.ROI_HEADS.NAME == "DropLossStandardROIHeads"
     rounds = setup_cfg("ImageNet-InstanceSegmentation/cutler_R50_self_training.yaml")
     assert (rounds.SOLVER.MAX_ITER, rounds.SOLVER.BASE_LR) == (80000, 0.005)
     assert not rounds.MODEL.ROI_HEADS.DROP_LOSS.ENABLED and tuple(rounds.INPUT.COPY_PASTE.SCALE_RANGE) == (0.5, 1.0)

@@ -9,12 +9,11 @@ from u2seg.data.formats.coco_panoptic import (
     instance_annotations,
     panoptic_annotation,
     read_panoptic_png,
-    semantic_target,
+    whole_instance_annotations,
     write_panoptic_png,
     write_stuff_png,
 )
-from u2seg.structures.label_space import LabelSpace
-from u2seg.structures.segments import Segment
+from u2seg.structures import LabelSpace, Segment, semantic_target
 
 SPACE = LabelSpace.of_clusters(3, 2)
 # 4 x 6: a thing of cluster 2 in a corner, stuff of cluster 1 in the lower half, the rest void.
@@ -48,7 +47,7 @@ def test_stuff_png_is_detectron2s_semantic_target(tmp_path):
 
 
 def test_segments_that_are_not_listed_are_void():
-    target = semantic_target(np.array([[5, 6]]), {5: 4}, SPACE)
+    target = semantic_target(np.array([[5, 6]]), {5: 1})
     np.testing.assert_array_equal(target, [[1, 255]])
 
 
@@ -68,3 +67,13 @@ def test_annotations_say_what_is_seen():
         0.75,
     )
     np.testing.assert_array_equal(mask_utils.decode(instance["segmentation"]).astype(bool), PANOPTIC == 1)
+
+
+def test_whole_instances_overlap_and_hidden_ones_stay():
+    masks = np.zeros((3, 4, 6), bool)
+    masks[0, :3, :3] = masks[1, 1:2, 1:2] = True  # the second lies within the first
+    first, second = whole_instance_annotations(17, masks, np.array([0, 2, 1]), np.array([0.5, 0.25, 1.0]), SPACE)
+    assert (first["category_id"], first["area"], first["bbox"], first["score"]) == (1, 9, [0, 0, 3, 3], 0.5)
+    assert (second["category_id"], second["area"], second["bbox"], second["image_id"]) == (3, 1, [1, 1, 1, 1], 17)
+    np.testing.assert_array_equal(mask_utils.decode(first["segmentation"]).astype(bool), masks[0])
+    assert whole_instance_annotations(17, masks[2:], np.array([1]), np.array([1.0]), SPACE) == []  # it has no pixel

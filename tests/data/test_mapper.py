@@ -11,7 +11,8 @@ from PIL import Image
 from u2seg.config import add_u2seg_config
 from u2seg.data import PanopticMapper, build_mapper, register_dataset
 from u2seg.data.build import seed_random
-from u2seg.data.training_sample import Sample, boxes_of_masks, semantic_target, to_instances
+from u2seg.data.training_sample import Sample, boxes_of_masks, segment_targets, to_instances
+from u2seg.structures import semantic_target
 from u2seg.utils.image_io import ImageReadError
 
 
@@ -122,8 +123,8 @@ def test_errors_name_the_file(tmp_path, dicts):
 
 
 def test_an_unknown_mapper_is_named_with_the_known_ones():
-    with pytest.raises(KeyError, match=r"u2seg_panotic.*registered:.*u2seg_panoptic"):
-        build_mapper(make_cfg(INPUT__DATASET_MAPPER_NAME="u2seg_panotic"), True)
+    with pytest.raises(KeyError, match=r"PanopticMaper.*registered:.*PanopticMapper"):
+        build_mapper(make_cfg(INPUT__DATASET_MAPPER_NAME="PanopticMaper"), True)
 
 
 def test_boxes_of_masks_on_a_hand_made_case():
@@ -138,10 +139,10 @@ def test_semantic_target_on_a_hand_made_case():
     # Segment 300 is a thing, 5 is stuff class 2, 9 is listed nowhere and 0 is void.
     panoptic_map = np.array([[0, 5, 5], [300, 300, 9]])
     info = [{"id": 5, "isthing": False, "category_id": 2}, {"id": 300, "isthing": True, "category_id": 17}]
-    target = semantic_target(panoptic_map, info)
+    target = semantic_target(panoptic_map, segment_targets(info))
     assert target.dtype == np.uint8
     assert target.tolist() == [[255, 2, 2], [0, 0, 255]]
-    assert semantic_target(panoptic_map, []).tolist() == [[255] * 3] * 2
+    assert semantic_target(panoptic_map, {}).tolist() == [[255] * 3] * 2
 
 
 def test_instances_without_pixels_or_box_are_left_out():

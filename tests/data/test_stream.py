@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from u2seg.data import BatchStream, build_train_loader
-from u2seg.data.build import PasteSourceSampler
+from u2seg.data.build import PartneredBatchStream
+from u2seg.data.paste_sources import AnyImage
 
 
 def take(stream, count):
@@ -74,20 +75,63 @@ def records(*classes):
 def test_partners_hold_instances_and_are_others():
     dicts = records([1], [], [2], [1, 2])
     rng = np.random.default_rng(0)
-    anything = PasteSourceSampler(dicts, same_cluster=False)
+    anything = AnyImage(dicts, same_cluster=False, seed=0)
     assert {anything.choose(dicts[0], 0, rng) for _ in range(100)} == {2, 3}
     assert {anything.choose(dicts[1], 1, rng) for _ in range(100)} == {0, 2, 3}
-    related = PasteSourceSampler(dicts, same_cluster=True)
+    related = AnyImage(dicts, same_cluster=True, seed=0)
     assert {related.choose(dicts[0], 0, rng) for _ in range(100)} == {3}
     assert {related.choose(dicts[3], 3, rng) for _ in range(100)} == {0, 2}
     alone = records([1], [2])
-    assert PasteSourceSampler(alone, same_cluster=True).choose(alone[0], 0, rng) == 0
+    assert AnyImage(alone, same_cluster=True, seed=0).choose(alone[0], 0, rng) == 0
+    # The draw depends on the position in the stream alone.
+    draws = [[anything(dicts, position, 0, 0, 0) for position in range(40)] for _ in range(2)]
+    assert draws[0] == draws[1] and {id(record) for record in draws[0]} == {id(dicts[2]), id(dicts[3])}
 
 
-def test_the_loader_pastes_and_is_the_same_with_workers(tiny_cfg, tmp_path):
+def test_partners_are_the_mirrored_places_of_the_whole_batch():
+    plain = take(BatchStream([10], batch_size=4, seed=0), 6)
+    batches = take(PartneredBatchStream([10], batch_size=4, seed=0), 6)
+    for batch, pairs in zip(plain, batches):
+        assert [one[:2] for one in pairs] == batch
+        assert [one[2:] for one in pairs] == batch[::-1]
+    parts = [take(PartneredBatchStream([10], batch_size=4, seed=0, rank=r, world_size=2), 6) for r in range(2)]
+    for batch, a, b in zip(batches, *parts):
+        assert sorted(a + b) == sorted(batch)
+    (odd,) = take(PartneredBatchStream([10], batch_size=3, seed=0), 1)
+    assert odd[1][:2] == odd[1][2:]
+    later = PartneredBatchStream([10], batch_size=4, seed=0)
+    later.start_batch = 4
+    assert take(later, 2) == batches[4:]
+
+
+def test_a_mirrored_partner_is_augmented_as_where_it_is_a_target(tiny_cfg, tmp_path):
+    cfg = tiny_cfg(tmp_path, "INPUT.COPY_PASTE.ENABLED", True, "INPUT.COPY_PASTE.PARTNER", "reversed_batch")
+    cfg.defrost()
+    cfg.INPUT.MIN_SIZE_TRAIN = (40, 48, 56)
+    cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
+    loader = build_train_loader(cfg, 0)
+    pasted_from = []
+
+    def see(target, load_source):
+        pasted_from.append(load_source().image)
+        return target
+
+    object.__setattr__(loader.dataset.mapper, "copy_paste", see)
+    first, second = next(iter(loader))
+    assert first["image"].shape != second["image"].shape or not torch.equal(first["image"], second["image"])
+    for source, partner in zip(pasted_from, (second, first)):
+        assert (source.transpose(2, 0, 1) == partner["image"].numpy()).all()
+
+
+@pytest.mark.parametrize("way", [("LayeredCopyPaste", "any_image"), ("CutLERCopyPaste", "reversed_batch")])
+def test_the_loader_pastes_and_is_the_same_with_workers(tiny_cfg, tmp_path, way):
     def batches(workers):
         cfg = tiny_cfg(
             tmp_path,
+            "INPUT.COPY_PASTE.NAME",
+            way[0],
+            "INPUT.COPY_PASTE.PARTNER",
+            way[1],
             "INPUT.COPY_PASTE.ENABLED",
             True,
             "INPUT.COPY_PASTE.MAX_IOY",
@@ -114,5 +158,7 @@ def test_the_loader_pastes_and_is_the_same_with_workers(tiny_cfg, tmp_path):
 def test_wrong_batch_and_sampler_are_refused(tiny_cfg, tmp_path):
     with pytest.raises(ValueError, match=r"IMS_PER_BATCH \(2\) must be a multiple of SOLVER.ACCUMULATION_STEPS \(3\)"):
         build_train_loader(tiny_cfg(tmp_path, "SOLVER.ACCUMULATION_STEPS", 3), 0)
+    with pytest.raises(KeyError, match=r"INPUT.COPY_PASTE.PARTNER 'next'; registered: any_image, reversed_batch"):
+        build_train_loader(tiny_cfg(tmp_path, "INPUT.COPY_PASTE.ENABLED", True, "INPUT.COPY_PASTE.PARTNER", "next"), 0)
     with pytest.raises(ValueError, match="RepeatFactorTrainingSampler"):
         build_train_loader(tiny_cfg(tmp_path, "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"), 0)

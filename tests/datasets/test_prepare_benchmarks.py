@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 from PIL import Image
 from pycocotools import mask as mask_utils
+from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 from u2seg.data import DatasetFilesError
 from u2seg.data.benchmarks import BENCHMARKS, PREPARE
 from u2seg.data.datasets.registration import load_dicts, require_dataset_files
@@ -216,20 +218,20 @@ def test_voc_segments(tmp_path):
     assert instances.masks.sum((1, 2)).tolist() == [45, 104]
 
 
-@pytest.mark.parametrize(("classes", "stuff"), [(19, 11), (27, 19)])
-def test_cityscapes(tmp_path, classes, stuff):
+@pytest.mark.parametrize(("classes", "things", "stuff"), [(19, 8, 11), (27, 10, 17)])
+def test_cityscapes(tmp_path, classes, things, stuff):
     root = tmp_path / "cityscapes"
     ids = np.full((20, 40), 7, np.uint16)  # road
     ids[:5] = 23  # sky
     ids[5:8, :10], ids[5:8, 12:20] = 26000, 26001  # two cars
     ids[5:8, 25:30] = 26  # a group of cars
-    ids[8:10, :6] = 29000  # a caravan: no class of the 19
+    ids[8:10, :3], ids[8:10, 3:6] = 29000, 29001  # two caravans: no class of the 19
     ids[19] = 1  # ego vehicle
     save(root / "gtFine/val/aachen/aachen_000000_000019_gtFine_instanceIds.png", ids)
     save(root / "leftImg8bit/val/aachen/aachen_000000_000019_leftImg8bit.png", np.zeros((20, 40, 3), np.uint8))
     path = script("prepare_cityscapes").prepare(root, classes=classes)
     gt = PanopticGroundTruth(path, root / f"panoptic{classes}/panoptic_val")
-    assert (gt.space.num_things, gt.space.num_stuff) == (8, stuff)
+    assert (gt.space.num_things, gt.space.num_stuff) == (things, stuff)
     segment_map, segments = gt.read(1)
     names = gt.space.thing_names + gt.space.stuff_names
     found = sorted((names[s.label], s.area, s.crowd) for s in segments)
@@ -241,7 +243,7 @@ def test_cityscapes(tmp_path, classes, stuff):
         ("sky", 200, False),
     ]
     expected[3] = ("road", 20 * 40 - 200 - 69 - 12 - 40, False)
-    assert found == sorted(expected + ([("caravan", 12, False)] if classes == 27 else []))
+    assert found == sorted(expected + ([("caravan", 6, False)] * 2 if classes == 27 else []))
     assert (segment_map == 0).sum() == 40 + (0 if classes == 27 else 12)
     assert json.loads(path.read_text())["images"][0]["file_name"] == "aachen/aachen_000000_000019_leftImg8bit.png"
     # The registered set finds what was written.
@@ -300,6 +302,28 @@ def test_lvis(tmp_path):
         script("prepare_lvis").prepare(tmp_path / "coco.json", tmp_path / "out.json")
 
 
+def test_lvis_with_cocos_categories(tmp_path):
+    module = script("prepare_lvis")
+    synsets = module.coco_synsets()
+    # Detectron2 ships the category list of LVIS v1, which has no frankfurter.
+    assert len(synsets) == 80 and set(synsets) - {c["synset"] for c in LVIS_CATEGORIES} == {"frank.n.02"}
+    assert synsets["beef.n.01"]["name"] == "cow" and synsets["teddy.n.01"]["id"] == 88
+    rest = {"bbox": [1, 2, 3, 4], "area": 6.0, "segmentation": [[1, 2, 4, 2, 4, 6]], "image_id": 5}
+    source = {
+        "images": [{"id": 5, "coco_url": "http://x.org/train2017/000000000005.jpg", "height": 9, "width": 9}],
+        "annotations": [{"id": i, "category_id": i, **rest} for i in (1, 2, 3)],
+        "categories": [
+            {"id": 1, "name": "aerosol_can", "synset": "aerosol.n.02"},
+            {"id": 2, "name": "teddy_bear", "synset": "teddy.n.01"},
+            {"id": 3, "name": "person", "synset": "person.n.01"},
+        ],
+    }
+    text(tmp_path / "lvis_v1_val.json", json.dumps(source))
+    content = json.loads(module.prepare(tmp_path / "lvis_v1_val.json", tmp_path / "o.json", "coco").read_text())
+    assert [a["category_id"] for a in content["annotations"]] == [88, 1]
+    assert len(content["categories"]) == 80 and len(content["images"]) == 1
+
+
 def test_objects365(tmp_path):
     root = tmp_path / "objects365"
     (root / "val").mkdir(parents=True)
@@ -328,10 +352,72 @@ def test_objects365(tmp_path):
     ]
 
 
-def test_uvo(tmp_path):
-    mask = mask_utils.encode(np.asfortranarray(np.ones((9, 16), np.uint8)))
-    segmentation = {"size": [9, 16], "counts": mask["counts"].decode()}
-    annotation = {"bbox": [0, 0, 16, 9], "area": 144, "segmentation": segmentation, "iscrowd": 0}
+def encoded(mask: np.ndarray) -> dict:
+    rle = mask_utils.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(mask.shape), "counts": rle["counts"].decode()}
+
+
+def test_uvo_dense_becomes_frames_with_classes(tmp_path):
+    left = np.zeros((9, 16), bool)
+    left[2:5, 1:7] = True
+    source = {
+        "videos": [
+            {"id": 4, "ytid": "abc", "height": 9, "width": 16, "file_names": ["abc/0.png", "abc/1.png", "abc/2.png"]},
+            {"id": 9, "ytid": "gone", "height": 9, "width": 16, "file_names": ["gone/0.png"]},
+        ],
+        "annotations": [
+            # Seen in the first frame and, as uncompressed run lengths of the whole image, in the last.
+            {
+                "id": 1,
+                "video_id": 4,
+                "category_id": 1,
+                "segmentations": [encoded(left), None, {"size": [9, 16], "counts": [0, 144]}],
+            },
+            {"id": 2, "video_id": 4, "category_id": 81, "segmentations": [None, encoded(left), None]},
+            {"id": 3, "video_id": 9, "category_id": 1, "segmentations": [encoded(left)]},
+        ],
+        "categories": [{"id": 1, "name": "person"}, {"id": 81, "name": "other animal"}],
+    }
+    text(tmp_path / "val.json", json.dumps(source))
+    prepare, frames = script("prepare_uvo").prepare_dense, tmp_path / "uvo/uvo_videos_dense_frames"
+    with pytest.raises(DatasetFilesError, match=r"\[ \] abc/0.png   the first of the frames"):
+        prepare(tmp_path / "val.json", tmp_path / "uvo", frames)
+    for frame in range(3):
+        save(frames / f"abc/{frame}.png", np.zeros((9, 16, 3), np.uint8))
+    path = prepare(tmp_path / "val.json", tmp_path / "uvo", frames)
+    content = json.loads(path.read_text())
+    assert [(i["id"], i["file_name"]) for i in content["images"]] == [
+        (1, "abc/0.png"),
+        (2, "abc/1.png"),
+        (3, "abc/2.png"),
+    ]
+    rows = [(a["image_id"], a["category_id"], a["area"], a["bbox"]) for a in content["annotations"]]
+    assert rows == [(1, 1, 18, [1, 2, 6, 3]), (3, 1, 144, [0, 0, 16, 9])]
+    assert content["categories"] == [{"id": 1, "name": "person"}]
+    assert InstanceGroundTruth(path).read(1).masks.sum() == 18
+    assert [p["image_id"] for p in load_benchmark("uvo_dense_val", tmp_path)] == [1, 2, 3]
+
+
+def test_uvo_dense_refuses_other_files(tmp_path):
+    prepare = script("prepare_uvo").prepare_dense
+    video = {"id": 4, "height": 9, "width": 16, "file_names": ["abc/0.png"]}
+    track = {"id": 1, "video_id": 4, "category_id": 1, "segmentations": [None, None]}
+    cats = [{"id": 1, "name": "person"}]
+    for content, message in (
+        ({"images": [], "annotations": [], "categories": cats}, "no JSON in video format: it lacks videos"),
+        ({"videos": [video], "annotations": [track], "categories": cats}, "has 2 segmentations, its video 4 has 1 fr"),
+        (
+            {"videos": [video], "annotations": [], "categories": [{"id": 1, "name": "object"}]},
+            "the file without labels",
+        ),
+    ):
+        text(tmp_path / "val.json", json.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            prepare(tmp_path / "val.json", tmp_path / "uvo", tmp_path / "frames")
+
+
+def test_uvo_sparse_is_one_class(tmp_path):
+    annotation = {"bbox": [0, 0, 16, 9], "area": 144, "segmentation": encoded(np.ones((9, 16)))}
     source = {
         "images": [
             {"id": 1, "file_name": "abc/12.png", "height": 9, "width": 16},
@@ -339,22 +425,37 @@ def test_uvo(tmp_path):
         ],
         "annotations": [
             {"id": 1, "image_id": 1, "category_id": 1, **annotation},
-            {"id": 2, "image_id": 1, "category_id": 2, **annotation},
             {"id": 3, "image_id": 2, "category_id": 1, **annotation},
         ],
-        "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "other animal"}],
+        "categories": [{"id": 1, "name": "object"}],
     }
     text(tmp_path / "val.json", json.dumps(source))
-    with pytest.raises(DatasetFilesError, match=r"\[ \] abc/12.png   the first of the frames"):
-        script("prepare_uvo").prepare(tmp_path / "val.json", tmp_path / "uvo", tmp_path / "uvo/frames")
-    save(tmp_path / "uvo/frames/abc/12.png", np.zeros((9, 16, 3), np.uint8))
-    agnostic, named = script("prepare_uvo").prepare(tmp_path / "val.json", tmp_path / "uvo", tmp_path / "uvo/frames")
-    content = json.loads(agnostic.read_text())
-    assert [a["category_id"] for a in content["annotations"]] == [1, 1] and len(content["images"]) == 1
-    content = json.loads(named.read_text())
-    assert len(content["annotations"]) == 1 and content["categories"] == [{"id": 1, "name": "person"}]
-    assert [p["image_id"] for p in load_benchmark("uvo_sparse_val", tmp_path)] == [1]
+    frames = tmp_path / "uvo/uvo_videos_sparse_frames"
+    save(frames / "abc/12.png", np.zeros((9, 16, 3), np.uint8))
+    path = script("prepare_uvo").prepare_sparse(tmp_path / "val.json", tmp_path / "uvo", frames)
+    content = json.loads(path.read_text())
+    assert [a["category_id"] for a in content["annotations"]] == [1] and len(content["images"]) == 1
+    assert content["categories"] == [{"id": 1, "name": "object"}]
     assert [p["image_id"] for p in load_benchmark("uvo_sparse_val_cls_agnostic", tmp_path)] == [1]
+    text(tmp_path / "dense.json", json.dumps({"videos": []}))
+    with pytest.raises(ValueError, match="lists no images: expected COCO's format"):
+        script("prepare_uvo").prepare_sparse(tmp_path / "dense.json", tmp_path / "uvo", frames)
+
+
+SIZES = [(640, 427), (427, 640), (640, 424), (640, 480), (480, 640), (320, 320), (321, 320), (500, 375), (333, 500)]
+SIZES += [(int(w), int(h)) for w, h in np.random.default_rng(0).integers(240, 700, (30, 2))]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_the_crop_of_cocostuff27_is_torchvisions(size):
+    width, height = size
+    rows, columns = np.mgrid[:height, :width]
+    # Each pixel says where it comes from.
+    pixels = np.stack([columns % 256, rows % 256, (columns // 256) * 16 + rows // 256], axis=2).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    resized = resize(image, [320], InterpolationMode.NEAREST)
+    expected = np.asarray(center_crop(resized, [320, 320]))
+    np.testing.assert_array_equal(np.asarray(script("prepare_cocostuff27").center_crop(image)), expected)
 
 
 def test_cocostuff27(tmp_path):
@@ -389,8 +490,8 @@ def test_missing_files_show_the_tree_and_the_command(tmp_path):
     assert f"[x] {tmp_path}/VOC2012/JPEGImages/   the images: found" in message
     assert f"[ ] {tmp_path}/VOC2012/annotations/panoptic_val.json   COCO panoptic annotations: missing" in message
     assert "`u2seg prepare voc segments`" in message and f"{tmp_path}/VOC2012" in message
-    with pytest.raises(DatasetFilesError, match="`u2seg prepare uvo`"):
-        load_benchmark("uvo_sparse_val", tmp_path / "nowhere")
+    with pytest.raises(DatasetFilesError, match="`u2seg prepare uvo dense`"):
+        load_benchmark("uvo_dense_val", tmp_path / "nowhere")
     with pytest.raises(DatasetFilesError, match=r"`u2seg prepare cross_domain watercolor` \(datasets/README.md"):
         load_benchmark("watercolor2k_train_test_boxes", tmp_path)
     require_dataset_files("somebody_elses")  # not ours to check

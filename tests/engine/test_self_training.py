@@ -18,7 +18,8 @@ from u2seg.engine import run_self_training
 from u2seg.engine.self_training import self_train
 from u2seg.modeling import complete_config
 from u2seg.pseudo_labels import relabel as relabel_module
-from u2seg.pseudo_labels.relabel import Objects, confirmed_labels_first, mask_ious, predictions_first, relabel
+from u2seg.pseudo_labels.relabel import Objects, confirmed_labels_first, predictions_first, relabel
+from u2seg.structures import pairwise_mask_iou
 
 
 def objects(masks, classes, scores):
@@ -99,7 +100,7 @@ def test_predictions_first_equals_the_slow_rule(seed):
     got = predictions_first(new, old, SimpleNamespace(MAX_IOU=0.3), 0.4)
     assert got.scores.tolist() == [new.scores[k] for k in kept] + [old.scores[i] for i in stay]
     expected = [[slow_iou(a, b) for b in old.masks] for a in new.masks]
-    assert np.allclose(mask_ious(new.masks, old.masks), expected)
+    assert np.allclose(pairwise_mask_iou(new.masks, old.masks), expected)
 
 
 @pytest.fixture
@@ -224,6 +225,16 @@ def test_two_rounds_and_a_third_call_that_has_nothing_to_do(run, tmp_path, monke
         config_file=str(tmp_path / "config.yaml"), opts=[], output=str(tmp_path / "rounds"), rounds=2
     )
     assert run_self_training(args) == last
+
+
+def test_shipped_configurations_are_found(tmp_path, monkeypatch):
+    from u2seg.engine import launch
+
+    monkeypatch.setattr(launch, "complete_config", lambda cfg: cfg)
+    monkeypatch.setattr(launch, "self_train", lambda cfg, output, rounds: cfg.MODEL.RESNETS.DEPTH)
+    name = "quick_schedules/Base-Scenes-R18-FPN.yaml"
+    args = SimpleNamespace(config_file=name, opts=[], output=str(tmp_path / "rounds"), rounds=1)
+    assert run_self_training(args) == 18
 
 
 def test_wrong_inputs_are_refused(run, tmp_path):

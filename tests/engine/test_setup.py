@@ -107,11 +107,11 @@ def test_a_multiplier_without_effect_is_refused():
         lr_factors((("roi_head", 4.0),), ["backbone.weight", "roi_heads.box.weight"])
 
 
-@pytest.mark.parametrize(("name", "kind"), [("SGD", torch.optim.SGD), ("ADAMW", torch.optim.AdamW)])
+@pytest.mark.parametrize(("name", "kind"), [("SGD", torch.optim.SGD), ("AdamW", torch.optim.AdamW)])
 def test_optimisers_by_name(name, kind):
     cfg = setup_cfg(BASE, ["SOLVER.OPTIMIZER", name])
     assert isinstance(build_optimizer(cfg, Two()), kind)
-    with pytest.raises(KeyError, match="Unknown SOLVER.OPTIMIZER 'ADAM'; registered: ADAMW"):
+    with pytest.raises(KeyError, match="Unknown SOLVER.OPTIMIZER 'ADAM'; registered: AdamW"):
         build_optimizer(setup_cfg(BASE, ["SOLVER.OPTIMIZER", "ADAM"]), Two())
 
 

@@ -114,6 +114,24 @@ def test_nan_stops_before_any_weight_changes(tiny_cfg, tmp_path):
     assert len(rest) == 2
 
 
+@pytest.mark.parametrize("part", ["backbone.fpn_output2", "proposal_generator.rpn_head.objectness_logits"])
+def test_nan_that_detectron2_finds_first_ends_in_the_same_message(tiny_cfg, tmp_path, part):
+    trainer = U2SegTrainer(tiny_cfg(tmp_path))
+    with torch.no_grad():
+        trainer.model.get_submodule(part).weight.fill_(math.nan)
+    with pytest.raises(
+        NonFiniteLossError, match=r"iteration 0: .*Images: .*\.png.*Learning rate: .*Last good checkpoint: none"
+    ):
+        trainer.train()
+
+
+def test_a_learning_rate_that_is_far_too_high_ends_in_the_same_message(tiny_cfg, tmp_path):
+    options = ("SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 1e5, "SOLVER.WARMUP_ITERS", 0, "SOLVER.MAX_ITER", 20)
+    trainer = U2SegTrainer(tiny_cfg(tmp_path, *options, "SOLVER.CLIP_GRADIENTS.ENABLED", False))
+    with pytest.raises(NonFiniteLossError, match="lower SOLVER.BASE_LR"):
+        trainer.train()
+
+
 def test_a_checkpoint_with_nan_is_not_written(tiny_cfg, tmp_path):
     trainer = U2SegTrainer(tiny_cfg(tmp_path))
     trainer.checkpointer.save("good")
@@ -263,7 +281,7 @@ def test_precision(tiny_cfg, tmp_path):
     assert resolve_precision(tiny_cfg(tmp_path, *on, "bf16")) is torch.bfloat16
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
         resolve_precision(tiny_cfg(tmp_path, *on, "fp16"))
-    with pytest.raises(ValueError, match="must be auto, bf16 or fp16, got 'int8'"):
+    with pytest.raises(ValueError, match="must be one of auto, bf16, fp16, got 'int8'"):
         resolve_precision(tiny_cfg(tmp_path, *on, "int8"))
 
 

@@ -11,7 +11,8 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 from u2seg.data import BatchStream
-from u2seg.engine import NonFiniteLossError
+from u2seg.engine import NonFiniteLossError, U2SegTrainer
+from u2seg.engine.trainer import train_and_record
 from u2seg.engine.training_step import TrainingStep
 
 SAMPLES = [(float(i % 5) - 2, float(i % 7)) for i in range(12)]
@@ -61,3 +62,34 @@ def test_two_processes_give_the_weights_of_one_and_nan_in_one_ends_both(tmp_path
         together = dict(results)
     assert together[0] == together[1]
     assert together[0] == pytest.approx(train(0, 1), rel=1e-5)
+
+
+class Means(nn.Module):
+    """Predicts 1 from an image's mean color."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((3,), 0.5))
+
+    def forward(self, batch):
+        means = torch.stack([one["image"].float().mean((1, 2)) / 255 for one in batch])
+        return {"loss": ((means * self.weight).sum(1) - 1).square().mean()}
+
+
+def run_whole_training(rank, address, cfg):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    comm.create_local_process_group(2)
+    train_and_record(cfg, resume=False)
+
+
+def test_a_training_with_two_processes_on_the_cpu_learns_what_one_learns(tiny_cfg, tmp_path, monkeypatch):
+    # A model whose loss is a mean over images: what Detectron2's heads do not share is told in docs/training.md.
+    monkeypatch.setattr(U2SegTrainer, "build_model", classmethod(lambda cls, cfg: Means()))
+    train_and_record(tiny_cfg(tmp_path / "one"), resume=False)
+    work = (f"file://{tmp_path / 'meet'}", tiny_cfg(tmp_path / "two"))
+    mp.start_processes(run_whole_training, work, nprocs=2, start_method="fork")
+    one, two = (torch.load(tmp_path / name / "model_final.pth", weights_only=True) for name in ("one", "two"))
+    assert one["iteration"] == two["iteration"] == 3
+    torch.testing.assert_close(two["model"]["weight"], one["model"]["weight"], rtol=1e-5, atol=0)
+    assert not torch.equal(one["model"]["weight"], torch.full((3,), 0.5))

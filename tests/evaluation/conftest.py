@@ -1,13 +1,8 @@
-from pathlib import Path
-
 import pytest
+from synthetic_images import SyntheticCoco, write_synthetic_coco
 
-COCO_MINI = Path(__file__).parents[3] / "shared" / "data" / "coco_mini"
 
-
-@pytest.fixture
-def coco_mini() -> Path:
-    """Real photos' ground truth, where it is there."""
-    if not COCO_MINI.is_dir():
-        pytest.skip("needs ../shared/data/coco_mini, which is never committed")
-    return COCO_MINI
+@pytest.fixture(scope="session")
+def synthetic_coco(tmp_path_factory) -> SyntheticCoco:
+    """Ground truth of ten images with COCO's categories, polygons and crowds."""
+    return write_synthetic_coco(tmp_path_factory.mktemp("synthetic_coco"))

@@ -136,10 +136,9 @@ def test_objects_marked_ignore_count_as_with_pycocotools(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["box", "mask"])
-def test_real_ground_truth_perturbed_equals_pycocotools(kind, coco_mini):
-    path = coco_mini / "annotations" / "instances_val2017.json"
-    content = json.loads(path.read_text())
-    gt = InstanceGroundTruth(path)
+def test_polygons_and_crowds_perturbed_equal_pycocotools(kind, synthetic_coco):
+    content = json.loads(synthetic_coco.instances_json.read_text())
+    gt = InstanceGroundTruth(synthetic_coco.instances_json)
     names = tuple(category["name"] for category in content["categories"])
     space = TableSpace("mini", len(names), 1, gt.space, ("box", "mask"))
     rng = np.random.default_rng(0)

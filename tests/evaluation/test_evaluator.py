@@ -11,7 +11,14 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation.testing import print_csv_format, verify_results
 from detectron2.structures import Boxes, Instances
 from u2seg.config import add_u2seg_config
-from u2seg.evaluation import EVALUATOR_REGISTRY, ScoreSettings, evaluate_tables, format_table, load_tables
+from u2seg.evaluation import (
+    EVALUATOR_REGISTRY,
+    ScoreSettings,
+    evaluate_tables,
+    format_table,
+    load_tables,
+    score_saved_tables,
+)
 from u2seg.evaluation.evaluator import PanopticEvaluator
 from u2seg.evaluation.scoring import detectron2_results
 from u2seg.evaluation.tables.ground_truth import PanopticGroundTruth
@@ -91,6 +98,18 @@ def test_perfect_output_scores_100_under_every_protocol(scene, tmp_path, capsys)
 
     directory = tmp_path / "out" / "inference" / name
     written = json.loads((directory / "metrics.json").read_text())
+    record = written.pop("record")
+    assert record == {
+        "dataset": name,
+        "images": 6,
+        "dataset_images": 6,
+        "complete": True,
+        "fitted_on": f"{name} (the scored images themselves)",
+        "checkpoint": "",
+    }
+    header, first = (directory / "metrics.csv").read_text().splitlines()[:2]
+    assert header == "dataset,images,dataset_images,fitted_on,checkpoint,task,protocol,metric,value"
+    assert first.startswith(f"{name},6,6,{name} (the scored images themselves),,panoptic_seg,hungarian,PQ,100")
     assert (
         set(written) == {"panoptic_seg", "bbox", "segm", "sem_seg"}
         and detectron2_results(written, "hungarian") == results
@@ -99,6 +118,35 @@ def test_perfect_output_scores_100_under_every_protocol(scene, tmp_path, capsys)
     assert json.loads((directory / "provenance.json").read_text())["protocols"]["hungarian"]["clusters_in_use"] == 4
     assert json.loads((directory / "label_map_hungarian.json").read_text())["thing_clusters"] == [-1, 1, -1, 0, -1]
     assert "hungarian" in format_table(written)
+
+
+def test_fewer_images_than_the_dataset_has_are_not_called_its_score(scene, tmp_path, caplog):
+    name, gt, cfg = scene
+    with caplog.at_level("WARNING"):
+        results = evaluated(name, cfg, {i: perfect_output(gt, i) for i in (1, 2)})
+    assert f"Only 2 of the 6 images of {name} were scored: what follows is NOT the score of {name}" in caplog.text
+    assert results and all(task.startswith("partial/") for task in results)
+    assert results["partial/panoptic_seg"]["PQ"] == 100
+    directory = tmp_path / "out" / "inference" / name
+    for file in ("metrics.json", "provenance.json"):
+        record = json.loads((directory / file).read_text())
+        record = record.get("record", record)
+        assert (record["images"], record["dataset_images"], record["complete"]) == (2, 6, False)
+    text = score_saved_tables(directory / "tables.npz", protocols=("cups",), output=tmp_path / "again")
+    assert f"this is NOT the score of {name}" in text
+    assert json.loads((tmp_path / "again/metrics.json").read_text())["record"]["complete"] is False
+
+
+def test_tables_are_joined_as_they_come_and_score_the_same(scene, monkeypatch):
+    name, gt, cfg = scene
+    outputs = {i: perfect_output(gt, i, thing_cluster=(3, 3)) for i in gt.annotations}
+    expected = evaluated(name, cfg, outputs)
+    monkeypatch.setattr("u2seg.evaluation.evaluator.JOIN_EVERY", 2)
+    evaluator = PanopticEvaluator(cfg, name)
+    for image_id, output in outputs.items():
+        evaluator.process([{"image_id": image_id}], [output])
+    assert not evaluator._latest and len(evaluator._parts) == 3  # six images, two in each part
+    assert evaluator.evaluate() == expected
 
 
 def test_the_record_names_weights_and_newest_checkpoint(scene, tmp_path):
@@ -166,11 +214,24 @@ def test_a_dataset_without_ground_truth_is_refused(scene):
         evaluated("scores_nothing", cfg, {})
 
 
+def test_an_argument_beside_the_configuration_goes_before_it(scene, tmp_path):
+    name, gt, cfg = scene
+    protocols = {}
+    for changes in ({}, {"settings": ScoreSettings(("hungarian",)), "output_dir": tmp_path / "elsewhere"}):
+        evaluator = PanopticEvaluator(cfg, name, **changes)
+        for image_id in gt.annotations:
+            evaluator.process([{"image_id": image_id}], [perfect_output(gt, image_id)])
+        protocols[len(changes)] = [key for key in evaluator.evaluate() if key.startswith("panoptic_seg")]
+    assert protocols == {0: ["panoptic_seg", "panoptic_seg/u2seg_paper", "panoptic_seg/cups"], 2: ["panoptic_seg"]}
+    assert (tmp_path / "out" / "inference" / name / "metrics.json").is_file()
+    assert (tmp_path / "elsewhere" / name / "metrics.json").is_file()
+
+
 def test_no_image_and_images_scored_twice_are_refused(scene):
     name, gt, cfg = scene
     with pytest.raises(ValueError, match="no image of"):
         evaluated(name, cfg, {})
-    evaluator = PanopticEvaluator.from_config(name, cfg)
+    evaluator = PanopticEvaluator(cfg, name)
     for _ in range(2):
         evaluator.process([{"image_id": 1}], [perfect_output(gt, 1)])
     with pytest.raises(ValueError, match=r"scored more often: ids \[1\]"):

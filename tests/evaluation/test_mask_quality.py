@@ -10,7 +10,7 @@ from pycocotools.cocoeval import COCOeval
 from u2seg.data.formats.mask_shards import write_shard
 from u2seg.evaluation.metrics.mask_quality import evaluate_masks, format_quality
 from u2seg.structures.mask_records import ImageMasks
-from u2seg.utils.manifest import shard_path
+from u2seg.utils.manifest import open_stage, shard_path
 
 
 def rle(mask):
@@ -63,8 +63,9 @@ def test_hand_written_case(gt, tmp_path):
         assert got[kind]["AP"] == pytest.approx(100 * 67 / 101)
         assert got[kind]["AR100"] == pytest.approx(100 * 2 / 3)
         assert got[kind]["AR1"] == pytest.approx(100 / 3)
-    assert got["counts"] == {"images": 2, "objects": 3, "predictions": 3, "left_out": 0}
-    assert "3 objects" in format_quality(got)
+    counts = {"images": 2, "objects": 3, "images_without_prediction": 0, "predictions": 3, "left_out": 0}
+    assert got["counts"] == counts
+    assert "3 objects in 2 images; 0 of the images have no prediction" in format_quality(got)
 
 
 def test_a_mask_directory_equals_its_results(gt, tmp_path):
@@ -92,6 +93,7 @@ def test_a_mask_directory_equals_its_results(gt, tmp_path):
     for kind in ("segm", "bbox"):
         assert got[kind] == pytest.approx(expected[kind], nan_ok=True)
     assert got["counts"] == expected["counts"]
+    assert evaluate_masks(tmp_path, gt)["segm"] == pytest.approx(got["segm"], nan_ok=True)  # the label directory
 
 
 def test_equals_pycocotools_summary(gt, tmp_path):
@@ -132,6 +134,16 @@ def test_no_predictions_score_zero(gt, tmp_path):
     got = evaluate_masks(write_results(tmp_path / "results.json", []), gt)
     assert got["segm"]["AP"] == 0
     assert got["bbox"]["AR100"] == 0
+    assert got["counts"]["images_without_prediction"] == 2
+
+
+def test_a_directory_without_masks_is_refused(gt, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no masks: expected a label directory with masks/"):
+        evaluate_masks(tmp_path, gt)
+    clusters = open_stage(tmp_path / "clusters", "clusters", {})
+    shard_path(clusters, 0).write_bytes(b"another stage's shard")
+    with pytest.raises(FileNotFoundError, match="clusters holds no masks"):
+        evaluate_masks(clusters, gt)
 
 
 def test_clear_errors(gt, tmp_path):
@@ -142,5 +154,5 @@ def test_clear_errors(gt, tmp_path):
     with pytest.raises(ValueError, match="neither a list of COCO results nor a COCO dataset"):
         evaluate_masks(path, gt)
     path.write_text('[{"image_id": 7, "bbox": [0, 0, 1, 1]}]')
-    with pytest.raises(ValueError, match="entry 0 has no 'segmentation'"):
+    with pytest.raises(ValueError, match=r"entry\[0\] has no 'segmentation'"):
         evaluate_masks(path, gt)

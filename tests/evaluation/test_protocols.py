@@ -7,16 +7,9 @@ import numpy as np
 import pytest
 from u2seg.evaluation.matching.assignment import best_category, hungarian, hungarian_then_best
 from u2seg.evaluation.matching.label_map import load_label_map, save_label_map
-from u2seg.evaluation.matching.protocols import (
-    PAPER_THRESHOLDS,
-    RELEASE_THRESHOLDS,
-    aliased,
-    build_protocol,
-    every_object_votes,
-    instance_votes,
-    paper_thresholds,
-    semantic_votes,
-)
+from u2seg.evaluation.matching.protocols import build_protocol
+from u2seg.evaluation.matching.protocols.u2seg import PAPER_THRESHOLDS, RELEASE_THRESHOLDS, aliased, paper_thresholds
+from u2seg.evaluation.matching.protocols.votes import every_object_votes, instance_votes, semantic_votes
 from u2seg.evaluation.scoring import ScoreSettings, evaluate_tables
 from u2seg.evaluation.tables.image_tables import (
     MapSegment,
@@ -208,7 +201,7 @@ def test_u2seg_paper_unmatched_stuff_is_wrong_and_with_the_releases_faults_it_va
     assert row(tables, "u2seg_paper", "sem_seg")["pACC"] == pytest.approx(100 * 62 / 64)
     assert row(tables, "u2seg_release", "sem_seg")["pACC"] == pytest.approx(100 * 62 / 64)
     # In place: key 3 (cluster 5) is written 3 = "none" (two categories + 1), none of the keys after it rewrites that.
-    assert row(tables, "u2seg_release+faults", "sem_seg")["pACC"] == 100  # the two wrong pixels are not counted
+    assert row(tables, "u2seg_release_faults", "sem_seg")["pACC"] == 100  # the two wrong pixels are not counted
 
 
 def test_aliasing_rewrites_what_was_just_written():
@@ -265,7 +258,15 @@ def test_identity_needs_the_categories_own_counts(toy):
 def test_a_saved_label_map_scores_as_the_fit_did(toy, tmp_path):
     fitted = build_protocol("cups").fit(toy)
     save_label_map(tmp_path / "map.json", fitted, SPACE)
-    assert scores(toy, "cups", label_map=tmp_path / "map.json") == scores(toy, "cups")
+    found = scores(toy, "cups", label_map=tmp_path / "map.json")
+    # The row says that the map was not fitted here.
+    expected = {
+        task: {"cups (map map.json)" if name == "cups" else name: row for name, row in rows.items()}
+        for task, rows in scores(toy, "cups").items()
+    }
+    assert found == expected
+    with pytest.raises(ValueError, match="either label maps are fitted on a.npz or the saved one of b.json is used"):
+        ScoreSettings(("cups",), fit_on="a.npz", label_map="b.json")
     other = TableSpace("toy", 4, 3, CATEGORIES, SPACE.tasks)
     with pytest.raises(ValueError, match="maps 3 thing and 3 stuff clusters, the predictions have 4 and 3"):
         load_label_map(tmp_path / "map.json", other)
@@ -297,7 +298,7 @@ def test_paper_thresholds_by_benchmark_and_nearest_count():
 
 
 def test_an_unknown_protocol_is_named_with_those_that_exist():
-    with pytest.raises(KeyError, match="Unknown protocol .* 'hungarain'; registered: cups, hungarian"):
+    with pytest.raises(KeyError, match="Unknown protocol .* 'hungarain'; registered: cups, cups_release, hungarian"):
         build_protocol("hungarain")
 
 

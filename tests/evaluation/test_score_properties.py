@@ -163,7 +163,12 @@ def _gathered(rank: int, rendezvous: str, output: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     comm.create_local_process_group(2)
     evaluator = PanopticEvaluator.__new__(PanopticEvaluator)
-    evaluator.__dict__.update(_dataset="toy", _output=None, _settings=SETTINGS, _parts=parts_of(0)[rank::2])
+    evaluator.__dict__.update(
+        _dataset="toy", _output=None, _settings=SETTINGS, _provenance={}, _num_things=K, _num_stuff=S
+    )
+    every = parts_of(0)
+    ids = {int(part.images["id"][0]): None for part in every}
+    evaluator.__dict__.update(_image_ids=ids, _parts=[], _latest=every[rank::2])
     results = evaluator.evaluate()
     assert (results is None) == (rank == 1)
     if rank == 0:

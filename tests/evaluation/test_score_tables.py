@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 from score_oracles import categories, random_map, write_coco_panoptic
+from synthetic_images import CATEGORIES
 from u2seg.data.datasets.coco_supercategories import STUFF_SUPERCATEGORIES, semantic_groups, stuff_supercategories
 from u2seg.evaluation.score_table import format_table, to_csv, to_latex
 from u2seg.evaluation.scoring import suppress_across_clusters
-from u2seg.evaluation.tables.image_tables import MapSegment, count_pairs, mask_iou, panoptic_blocks
+from u2seg.evaluation.tables.image_tables import MapSegment, count_pairs, crowd_mask_iou, panoptic_blocks
 from u2seg.evaluation.tables.panoptic_files import tables_from_panoptic_files
 from u2seg.evaluation.tables.segment_tables import concatenate_tables, load_tables, with_stuff_groups
 from u2seg.structures.label_space import LabelSpace
@@ -31,7 +32,7 @@ def test_mask_iou_equals_pycocotools_with_crowds():
     first[0], second[1] = False, False
     crowds = np.array([False, False, True, False])
     encode = lambda masks: [mask_utils.encode(np.asfortranarray(m.astype(np.uint8))) for m in masks]  # noqa: E731
-    ious, areas = mask_iou(first, second, crowds)
+    ious, areas = crowd_mask_iou(first, second, crowds)
     np.testing.assert_array_equal(ious, mask_utils.iou(encode(first), encode(second), crowds.astype(int).tolist()))
     np.testing.assert_array_equal(areas, first.sum((1, 2)))
 
@@ -39,9 +40,9 @@ def test_mask_iou_equals_pycocotools_with_crowds():
 def test_popcounts_without_numpy_2_are_the_same(monkeypatch):
     rng = np.random.default_rng(2)
     masks = rng.random((3, 9, 15)) < 0.5
-    expected = mask_iou(masks, masks, np.zeros(3, bool))
+    expected = crowd_mask_iou(masks, masks, np.zeros(3, bool))
     monkeypatch.delattr(np, "bitwise_count", raising=False)
-    for got, want in zip(mask_iou(masks, masks, np.zeros(3, bool)), expected):
+    for got, want in zip(crowd_mask_iou(masks, masks, np.zeros(3, bool)), expected):
         np.testing.assert_array_equal(got, want)
 
 
@@ -83,14 +84,53 @@ def test_stuff_groups_merge_categories(tmp_path):
         with_stuff_groups(tables, {ids[0]: "soft", ids[1]: "hard"})
 
 
-def test_coco_supercategories_are_those_of_its_own_file(coco_mini):
-    cats = json.loads((coco_mini / "annotations" / "panoptic_val2017.json").read_text())["categories"]
-    space = LabelSpace.of_coco_categories(cats)
-    assert stuff_supercategories(space) == {c["id"]: c["supercategory"] for c in cats if not c["isthing"]}
+# Source: the supercategories of COCO's panoptic_coco_categories.json.
+STUFF_GROUPS = {
+    "textile": "banner blanket curtain pillow rug-merged towel",
+    "building": "bridge house roof tent building-other-merged",
+    "raw-material": "cardboard paper-merged",
+    "furniture-stuff": "counter door-stuff light mirror-stuff shelf stairs cabinet-merged table-merged",
+    "floor": "floor-wood floor-other-merged",
+    "plant": "flower tree-merged grass-merged",
+    "food-stuff": "fruit food-other-merged",
+    "ground": "gravel platform playingfield railroad road sand snow pavement-merged dirt-merged",
+    "structural": "net fence-merged",
+    "water": "river sea water-other",
+    "wall": "wall-brick wall-stone wall-tile wall-wood wall-other-merged",
+    "window": "window-blind window-other",
+    "ceiling": "ceiling-merged",
+    "sky": "sky-other-merged",
+    "solid": "mountain-merged rock-merged",
+}
+FIRST_THINGS = {
+    "person": "person",
+    "bicycle": "vehicle",
+    "traffic light": "outdoor",
+    "bird": "animal",
+    "backpack": "accessory",
+    "frisbee": "sports",
+    "bottle": "kitchen",
+    "banana": "food",
+    "chair": "furniture",
+    "tv": "electronic",
+    "microwave": "appliance",
+    "book": "indoor",
+}
+
+
+def test_coco_supercategories_are_cocos_own():
+    by_name = {category["name"]: category["id"] for category in CATEGORIES}
+    expected = {by_name[name]: group for group, names in STUFF_GROUPS.items() for name in names.split()}
+    space = LabelSpace.of_coco_categories(CATEGORIES)
+    assert stuff_supercategories(space) == expected
     groups, names = semantic_groups(space)
     assert len(names) == 27
-    by_id = sorted((c for c in cats), key=lambda c: (1 - c["isthing"], c["id"]))
-    assert [names[g] for g in groups] == [c["supercategory"] for c in by_id]
+    found = dict(zip((*space.thing_names, *space.stuff_dataset_ids), (names[group] for group in groups)))
+    assert {name: found[name] for name in by_name.values() if name in expected} == expected
+    group = ""
+    for name in space.thing_names:  # in COCO's order each group of things is one run
+        group = FIRST_THINGS.get(name, group)
+        assert found[name] == group, name
 
 
 def test_only_cocos_own_stuff_is_grouped():
@@ -126,11 +166,16 @@ def test_the_table_names_every_protocol_and_marks_what_is_undefined():
     assert "hungarian | 35.25 | 70.00 | 45.00" in text
     assert "class_agnostic |    - |   20.00 |" in text and "Semantic" not in text
     assert "35.25 [30.0, 40.0]" in format_table(RESULTS, {"panoptic_seg": {"hungarian": {"PQ": [30, 40]}}})
+    assert format_table({**RESULTS, "record": {"dataset": "val"}}) == format_table(RESULTS)
     assert "0.50" in format_table({"luss": {"mIoU": 0.5}})  # rows without a protocol
 
 
 def test_csv_and_latex():
-    assert to_csv(RESULTS).splitlines()[:2] == ["task,protocol,metric,value", "panoptic_seg,hungarian,PQ,35.25"]
+    record = {"dataset": "val", "images": 5, "fitted_on": "train", "checkpoint": "a,b.pth", "u2seg": "1"}
+    assert to_csv(RESULTS, record).splitlines()[:2] == [
+        "dataset,images,dataset_images,fitted_on,checkpoint,task,protocol,metric,value",
+        'val,5,,train,"a,b.pth",panoptic_seg,hungarian,PQ,35.25',
+    ]
     latex = to_latex(RESULTS)
     assert r"hungarian & 35.25 & 70.00 & 45.00 \\" in latex and r"class\_agnostic & - & 20.00 \\" in latex
 

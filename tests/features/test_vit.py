@@ -257,15 +257,15 @@ def test_timms_own_files_are_read(tmp_path):
     )
     torch.testing.assert_close(model(batch), features[0])
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
-    with pytest.raises(WeightsError, match="not a file of weights"):
+    with pytest.raises(WeightsError, match="no checkpoint that can be read safely"):
         read_state_dict(tmp_path / "broken.safetensors")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a file of weights"),
-        (b"hello", "not a file of weights"),
+        (b"", "no checkpoint that can be read safely"),
+        (b"hello", "no checkpoint that can be read safely"),
         ({"a": 1}, "dictionary of tensors, got .'int'"),
     ],
 )

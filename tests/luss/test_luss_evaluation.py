@@ -3,14 +3,20 @@
 import json
 import math
 import zipfile
+from collections import Counter, defaultdict
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import binary_erosion
 from scipy.optimize import linear_sum_assignment
+from u2seg.config import add_u2seg_config
+from u2seg.evaluation.registries import EVALUATOR_REGISTRY
 from u2seg.luss.data.id_maps import LUSS_IGNORE, read_id_map, write_id_map
 from u2seg.luss.evaluation.luss_counts import boundary_mask, boundary_width, count_image, count_sweep
 from u2seg.luss.evaluation.luss_evaluator import LussEvaluator, label_map_of
@@ -19,6 +25,7 @@ from u2seg.luss.evaluation.luss_metrics import (
     co_occurrence,
     identity,
     majority,
+    match_clusters,
     one_to_one,
     score,
     sweep_scores,
@@ -40,16 +47,24 @@ def slow_boundary(labels, width):
     return result
 
 
-def slow_ious(pairs, num_labels):
-    """IoU of labels 0..num_labels-1 over (prediction, ground truth) arrays, and whether each has ground truth."""
-    ious, present = [], []
-    for label in range(num_labels):
-        true = sum(int(((p == label) & (t == label)).sum()) for p, t in pairs)
-        predicted = sum(int((p == label).sum()) for p, _ in pairs)
-        gt = sum(int((t == label).sum()) for _, t in pairs)
-        ious.append(true / (predicted + gt - true + 1e-10))
-        present.append(gt > 0)
-    return np.array(ious), np.array(present)
+class Pool:
+    """Pixels of (prediction, ground truth), one at a time, summed over images."""
+
+    def __init__(self):
+        self.true, self.predicted, self.gt = Counter(), Counter(), Counter()
+
+    def add(self, predicted, gt):
+        for p, t in zip(predicted.tolist(), gt.tolist()):
+            self.predicted[p] += 1
+            self.gt[t] += 1
+            self.true[t] += p == t
+
+    def mean_iou(self, labels):
+        ious = [self.true[v] / (self.predicted[v] + self.gt[v] - self.true[v] + 1e-10) for v in labels]
+        return sum(ious) / len(ious) if ious else math.nan
+
+    def mean_iou_where_present(self, labels):
+        return self.mean_iou([v for v in labels if self.gt[v]])
 
 
 def slow_match(images, num_clusters, num_classes):
@@ -63,43 +78,47 @@ def slow_match(images, num_clusters, num_classes):
     return {0: 0, **{int(r) + 1: int(c) + 1 for r, c in zip(rows, columns)}}
 
 
+def size_name(percent):
+    return "S" if percent <= 5 else "MS" if percent <= 25 else "ML" if percent <= 50 else "L"
+
+
 def slow_scores(images, match, num_classes):
-    mapped = [(np.vectorize(lambda v: match.get(v, -1))(p), t) for p, t in images]
-    flat, boundary, accuracy, f_beta = [], [], [], []
-    bins = {name: [] for name in ("S", "MS", "ML", "L")}
-    boundary_bins = {name: [] for name in bins}
-    for predicted, gt in mapped:
-        valid = gt != LUSS_IGNORE
-        width = max(1, round(RATIO * math.sqrt(gt.shape[0] ** 2 + gt.shape[1] ** 2)))
-        p, t = predicted[valid], gt[valid]
-        pb, tb = slow_boundary(predicted, width)[valid], slow_boundary(gt, width)[valid]
-        flat.append((p, t))
-        boundary.append((pb, tb))
-        areas = {c: int((p == c).sum()) for c in range(1, num_classes + 1)}
-        best = max(areas, key=lambda c: areas[c])
-        accuracy.append(areas[best] > 0 and best in t)
-        common = ((p != 0) & (t != 0)).sum()
-        precision = common / max((p != 0).sum(), 1)
-        recall = common / max((t != 0).sum(), 1)
-        f_beta.append(1.3 * precision * recall / (0.3 * precision + recall) if precision + recall else 0)
-        for low, high, name in ((-1, 5, "S"), (5, 25, "MS"), (25, 50, "ML"), (50, 100, "L")):
-            inside = [c for c in range(1, num_classes + 1) if low < math.ceil(100 * (t == c).sum() / t.size) <= high]
-            chosen = np.isin(t, [0, *inside])
-            bins[name].append((p[chosen], t[chosen]))
-            boundary_bins[name].append((pb[chosen], tb[chosen]))
-    iou, _ = slow_ious(flat, num_classes + 1)
-    boundary_iou, _ = slow_ious(boundary, num_classes + 2)
+    """Every metric, image by image and pixel by pixel; boundary label v + 1 stands for the boundary of v, 0 for none."""
+    whole, edges = Pool(), Pool()
+    of_size, edges_of_size = defaultdict(Pool), defaultdict(Pool)
+    accuracy, f_beta = [], []
+    for raw, gt in images:
+        predicted = np.array([[match.get(v, -1) for v in row] for row in raw.tolist()])
+        scored = gt != LUSS_IGNORE
+        width = max(1, round(RATIO * math.hypot(*gt.shape)))
+        p, t = predicted[scored], gt[scored]
+        p_edge, t_edge = slow_boundary(predicted, width)[scored], slow_boundary(gt, width)[scored]
+        whole.add(p, t)
+        edges.add(p_edge, t_edge)
+        classes_of_size = defaultdict(set)
+        for label in set(t.tolist()) - {0}:
+            classes_of_size[size_name(math.ceil(Fraction(100 * t.tolist().count(label), len(t))))].add(label)
+        # An image counts for a size only if it holds a class of that size; then its "other" counts there as well.
+        for size, labels in classes_of_size.items():
+            chosen = np.array([v in labels or v == 0 for v in t.tolist()])
+            of_size[size].add(p[chosen], t[chosen])
+            edges_of_size[size].add(p_edge[chosen], t_edge[chosen])
+        areas = [p.tolist().count(label) for label in range(1, num_classes + 1)]
+        largest = 1 + areas.index(max(areas))
+        accuracy.append(max(areas) > 0 and largest in t)
+        common, found, there = ((p != 0) & (t != 0)).sum(), (p != 0).sum(), (t != 0).sum()
+        precision, recall = common / max(found, 1), common / max(there, 1)
+        f_beta.append(1.3 * precision * recall / (0.3 * precision + recall) if common else 0)
+    labels, edge_labels = range(num_classes + 1), range(1, num_classes + 2)
     result = {
-        "mIoU": iou.mean(),
-        "b-mIoU": boundary_iou[1:].mean(),
+        "mIoU": whole.mean_iou(labels),
+        "b-mIoU": edges.mean_iou(edge_labels),
         "Acc": np.mean(accuracy),
         "F-beta": np.mean(f_beta),
     }
-    for name in bins:
-        iou, present = slow_ious(bins[name], num_classes + 1)
-        result[name] = iou[present].mean() if present.any() else np.nan
-        iou, present = slow_ious(boundary_bins[name], num_classes + 2)
-        result[f"B{name}"] = iou[1:][present[1:]].mean() if present[1:].any() else np.nan
+    for size in ("S", "MS", "ML", "L"):
+        result[size] = of_size[size].mean_iou_where_present(labels)
+        result[f"B{size}"] = edges_of_size[size].mean_iou_where_present(edge_labels)
     return {name: 100 * float(value) for name, value in result.items()}
 
 
@@ -129,10 +148,9 @@ def counts_of(images):
     return np.concatenate([count_image(i, p, t, RATIO) for i, (p, t) in enumerate(images)])
 
 
-def scores_of(images, num_classes, matcher=one_to_one, num_clusters=None):
+def scores_of(images, num_classes, matching="hungarian"):
     counts = counts_of(images)
-    matched = matcher(co_occurrence(counts, num_clusters or num_classes, num_classes))
-    return score(counts, matched, num_classes).scores
+    return score(counts, match_clusters(matching, counts, num_classes, num_classes), num_classes).scores
 
 
 # --- tests -----------------------------------------------------------------------------------------------------------------------
@@ -156,7 +174,7 @@ def test_boundary_width_is_three_percent_of_the_diagonal():
 def test_all_scores_equal_the_slow_restatement(seed):
     images = random_images(seed=seed)
     counts = counts_of(images)
-    matched = one_to_one(co_occurrence(counts, 5, 5))
+    matched = match_clusters("hungarian", counts, 5, 5)
     match = slow_match(images, 5, 5)
     together = co_occurrence(counts, 5, 5)
     assert sum(together[i, matched[i]] for i in range(5)) == sum(together[k - 1, v - 1] for k, v in match.items() if k)
@@ -177,12 +195,79 @@ def test_an_image_counted_by_hand():
     assert found["Acc"] == 100
     precision, recall = 3 / 4, 3 / 4
     assert found["F-beta"] == pytest.approx(100 * 1.3 * precision * recall / (0.3 * precision + recall))
-    # Class 1 has 4 of 7 pixels, 58 %: bin L holds it and other, S holds other alone.
+    # Class 1 has 4 of 7 pixels, 58 %: bin L holds it and other.
     assert found["L"] == pytest.approx(100 * (3 / 5 + 2 / 4) / 2)
-    # In bin S only the 3 pixels of other count: 2 true, 2 predicted as other there.
-    assert found["S"] == pytest.approx(100 * 2 / 3)
+    # No image holds a class of another size: there is nothing to score there, other's pixels neither.
+    assert all(math.isnan(found[name]) for name in ("S", "MS", "ML", "BS", "BMS", "BML"))
     # Every pixel is within one of the edge: boundary equals area here.
     assert found["b-mIoU"] == pytest.approx(found["mIoU"])
+
+
+def sized_images():
+    """Rectangles of 2 to 91 % of the image, one or two in each, predicted two pixels to the right and one row short."""
+    images = []
+    for index in range(12):
+        height, width = ((5, 8), (14, 20), (25, 36), (38, 48))[index % 4]
+        gt, predicted = np.zeros((40, 50), int), np.zeros((40, 50), int)
+        gt[:height, :width], predicted[: height - 1, 2 : width + 2] = 1 + index % 5, 1 + index % 5
+        if index % 3 == 0:
+            gt[-4:, -9:], predicted[-4:, -7:] = 1 + (index + 2) % 5, 1 + (index + 2) % 5
+        if index % 5 == 0:
+            gt[-12:, :4] = LUSS_IGNORE
+        images.append((predicted, gt))
+    return images
+
+
+# What the authors' published scorer (LUSSeg/ImageNet-S, evaluation/metric.py, of March 2022) gave for `sized_images`.
+PUBLISHED = {"S": 55.92230, "MS": 81.31727, "ML": 86.70229, "L": 75.61851}
+
+
+def test_size_bins_equal_the_published_scorers():
+    found = score(counts_of(sized_images()), np.arange(5), 5).scores
+    for name, value in PUBLISHED.items():
+        assert found[name] == pytest.approx(value, abs=1e-4), name
+
+
+def test_an_image_without_a_class_of_a_size_adds_nothing_to_that_size():
+    small, large = np.zeros((20, 20), int), np.zeros((20, 20), int)
+    small[:4, :4], large[:18, :18] = 1, 2
+    wrong = np.full_like(large, 2)  # "other" is wholly missed where the large class is
+    alone = score(counts_of([(small, small)]), np.arange(2), 2).scores
+    both = score(counts_of([(small, small), (wrong, large)]), np.arange(2), 2).scores
+    assert alone["S"] == both["S"] == pytest.approx(100) and both["L"] == pytest.approx(100 * (324 / 400 + 0) / 2)
+
+
+def test_the_order_of_the_images_changes_no_score():
+    for seed in range(8):
+        images = random_images(count=4, seed=seed)
+        assert scores_of(images, 5) == pytest.approx(scores_of(images[::-1], 5), nan_ok=True)
+
+
+@given(st.integers(0, 10_000), st.permutations(range(1, 8)))
+@settings(max_examples=40, deadline=None)
+def test_renaming_clusters_changes_no_score(seed, names):
+    # Few images and more clusters than classes: most sums of the matching are reached in several ways.
+    images = random_images(count=4, seed=seed)
+    rng = np.random.default_rng(seed)
+    images = [(np.where((p > 0) & (rng.random(p.shape) < 0.3), 6 + p % 2, p), t) for p, t in images]
+    lookup = np.array([0, *names])
+    renamed = [(lookup[p], t) for p, t in images]
+    thresholds = np.array([0, 0.5])
+    attention = [np.round(rng.random(t.shape), 1) for _, t in images]
+
+    def results(pairs, matching):
+        counts = counts_of(pairs)
+        matched = match_clusters(matching, counts, 7, 5)
+        sweep = np.concatenate(
+            [count_sweep(i, p, a, t, thresholds) for i, ((p, t), a) in enumerate(zip(pairs, attention))]
+        )
+        return score(counts, matched, 5).scores, sweep_scores(sweep, thresholds, 7, 5, MATCHERS[matching])
+
+    for matching in ("hungarian", "majority"):
+        scores, curve = results(images, matching)
+        other_scores, other_curve = results(renamed, matching)
+        assert scores == pytest.approx(other_scores, nan_ok=True)
+        assert [row["mIoU"] for row in curve] == pytest.approx([row["mIoU"] for row in other_curve])
 
 
 def test_a_perfect_prediction_under_other_names_scores_100():
@@ -257,7 +342,7 @@ def test_the_sweep_equals_separate_runs(name):
     curve = sweep_scores(sweep, thresholds, 5, 5, MATCHERS[name])
     for row, threshold in zip(curve, thresholds):
         separate = [(np.where(a < threshold, 0, c), t) for c, a, (_, t) in zip(clusters, attentions, images)]
-        assert row["mIoU"] == pytest.approx(scores_of(separate, 5, MATCHERS[name])["mIoU"], abs=1e-9), threshold
+        assert row["mIoU"] == pytest.approx(scores_of(separate, 5, name)["mIoU"], abs=1e-9), threshold
 
 
 def test_ids_of_every_byte_survive_the_png(tmp_path):
@@ -299,6 +384,11 @@ def test_the_evaluator_gives_the_functions_scores_and_writes_them(tmp_path):
     found = run(one, images)["luss"]
     assert found == pytest.approx(scores_of(images, 5), nan_ok=True)
     assert json.loads((tmp_path / "out/metrics.json").read_text())["luss"]["hungarian"]["mIoU"] == found["mIoU"]
+    # Fewer images than the dataset has: not the dataset's score.
+    assert list(run(evaluator(tmp_path, images), images[:5])) == ["partial/luss"]
+    record = json.loads((tmp_path / "out/metrics.json").read_text())["record"]
+    assert record == {"images": 5, "dataset_images": 12, "complete": False}
+    run(one, images)
     saved = evaluator(tmp_path, images, matching=str(tmp_path / "out/match.json"))
     assert run(saved, images)["luss"] == pytest.approx(found, nan_ok=True)
 
@@ -360,8 +450,33 @@ def test_what_models_give_becomes_ids():
     segments = [{"id": 1, "isthing": True, "category_id": 4}, {"id": 2, "isthing": False, "category_id": 3}]
     # Things 0..9 are ids 1..10; stuff 3 follows as 13.
     assert label_map_of({"panoptic_seg": (panoptic, segments), "sem_seg": logits}, 10).tolist() == [[0, 5, 13, 13]]
+    # A map without segments is "other" everywhere; a segment that no pixel has changes nothing.
+    nothing = torch.zeros(1, 2, dtype=torch.int32)
+    assert label_map_of({"panoptic_seg": (nothing, [])}, 10).tolist() == [[0, 0]]
+    assert label_map_of({"panoptic_seg": (nothing, segments)}, 10).tolist() == [[0, 0]]
     with pytest.raises(KeyError, match="sem_seg_labels, panoptic_seg or sem_seg.*got instances"):
         label_map_of({"instances": None}, 0)
+
+
+def test_the_configuration_and_explicit_arguments_make_the_same_evaluator(tmp_path):
+    gt_file = tmp_path / "0.png"
+    write_id_map(gt_file, np.ones((4, 5), int))
+    name = f"luss_configurable_{tmp_path.name}"
+    DatasetCatalog.register(name, lambda: [{"file_name": "n00/0.JPEG", "sem_seg_file_name": str(gt_file)}])
+    MetadataCatalog.get(name).set(stuff_classes=["other", "n00"])
+    cfg = get_cfg()
+    add_u2seg_config(cfg)
+    cfg.TEST.LUSS.MATCHING, cfg.TEST.LUSS.BOUNDARY_RATIO, cfg.TEST.LUSS.SWEEP = "majority", 0.25, [0.0, 1.0, 3]
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 7
+    found = EVALUATOR_REGISTRY.get("luss")(name, cfg, str(tmp_path / "out"))
+    assert (found.gt_files, found.class_names) == ({"n00/0.JPEG": str(gt_file)}, ["n00"])
+    assert (found.matching, found.boundary_ratio, found.num_things) == ("majority", 0.25, 7)
+    assert found.thresholds.tolist() == [0, 0.5, 1]
+    assert found.output_dir == tmp_path / "out"
+    # An argument beside the configuration goes before it.
+    assert LussEvaluator(cfg, name, None, matching="none").matching == "none"
+    MetadataCatalog.pop(name)
+    DatasetCatalog.pop(name)
 
 
 def test_wrong_inputs_are_told(tmp_path):

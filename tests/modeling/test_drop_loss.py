@@ -5,10 +5,16 @@ import math
 import pytest
 import torch
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from u2seg.data import build_train_loader
-from u2seg.modeling.roi_heads.drop_loss import DropLossOutputLayers, drop_loss, drop_loss_weights
+from u2seg.modeling.roi_heads.drop_loss import (
+    DropLossOutputLayers,
+    GuessedDropLossOutputLayers,
+    drop_loss,
+    drop_loss_weights,
+    guessed_targets,
+)
 
 
 def slow_iou(a, b):
@@ -66,9 +72,10 @@ def losses_of(model, batch):
         return model(batch)
 
 
-def test_switched_off_equals_stock_exactly(tiny_cfg, tmp_path):
-    ours = build(tiny_cfg(tmp_path))
-    cfg = tiny_cfg(tmp_path, "MODEL.ROI_HEADS.NAME", "CascadeROIHeads")
+@pytest.mark.parametrize("stock_name", ["CascadeROIHeads", "StandardROIHeads"])
+def test_switched_off_equals_stock_exactly(tiny_cfg, tmp_path, stock_name):
+    ours = build(tiny_cfg(tmp_path, "MODEL.ROI_HEADS.NAME", f"DropLoss{stock_name}"))
+    cfg = tiny_cfg(tmp_path, "MODEL.ROI_HEADS.NAME", stock_name)
     stock = build(cfg)
     assert type(ours.roi_heads) is not type(stock.roi_heads)
     for (name, a), (other, b) in zip(ours.state_dict().items(), stock.state_dict().items(), strict=True):
@@ -78,35 +85,113 @@ def test_switched_off_equals_stock_exactly(tiny_cfg, tmp_path):
         assert torch.equal(a, b), name
 
 
-def test_switched_on_every_stage_equals_the_slow_one_and_leaves_other_losses(tiny_cfg, tmp_path, monkeypatch):
-    stock_cfg = tiny_cfg(tmp_path)
-    batch = next(iter(build_train_loader(stock_cfg, 0)))
-    stock = build(stock_cfg)
-    weights = {name: value.clone() for name, value in stock.state_dict().items()}
+def slow_guess(matched_of_images):
+    """The rule in words: count the distinct ones among the first hundred, take as many from the front."""
+    guesses = []
+    for matched in matched_of_images:
+        if matched is None:
+            return None
+        distinct = []
+        for box in matched[:100]:
+            if box not in distinct:
+                distinct.append(box)
+        guesses.append(matched[: len(distinct)])
+    return guesses
+
+
+def matched_with(*boxes):
+    regions = Instances((100, 100))
+    regions.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    return regions
+
+
+A, B, C = [0.0, 0, 10, 10], [50.0, 50, 60, 60], [20.0, 70, 30, 80]
+
+
+def test_the_guess_on_hand_made_cases():
+    def guess(*images):
+        targets = guessed_targets([matched_with(*boxes) for boxes in images])
+        return [one.tensor.tolist() for one in targets]
+
+    assert guess([A, B, A, B]) == [[A, B]]
+    # Repeats at the front: one target is held twice and C is missing.
+    assert guess([A, A, B, C]) == [[A, A, B]]
+    # A target that only regions from the 101st on are matched with is not counted.
+    assert guess([A] * 100 + [B] * 10) == [[A]]
+    assert guess([B], [A, C]) == [[B], [A, C]]
+
+
+def test_the_guess_is_off_for_the_whole_batch_where_an_image_has_no_labels():
+    assert guessed_targets([matched_with(A, B), Instances((100, 100))]) is None
+    # As later stages of the cascade match such an image's regions: with an empty box, so that all of them are dropped.
+    targets = guessed_targets([matched_with(A), matched_with([0.0] * 4, [0.0] * 4)])
+    boxes = [torch.tensor([A]), torch.tensor([[0.0, 0, 5, 5], A])]
+    assert drop_loss_weights(boxes, targets, 0.01).tolist() == [1, 0, 0]
+
+
+@pytest.fixture(params=["DropLossCascadeROIHeads", "DropLossStandardROIHeads"])
+def heads(request):
+    return request.param
+
+
+def compare_with_the_slow_one(tiny_cfg, tmp_path, monkeypatch, heads, kind, batch, targets_of_images, thresh=0.05):
+    """Checks each stage's classification loss and returns (ours, slow, plain) of each; other losses must be untouched."""
+    name = ("MODEL.ROI_HEADS.NAME", heads)
+    stock = build(tiny_cfg(tmp_path, *name))
+    weights = {key: value.clone() for key, value in stock.state_dict().items()}
     plain = losses_of(stock, batch)
-    thresh = 0.05
-    options = ("MODEL.ROI_HEADS.DROP_LOSS.ENABLED", True, "MODEL.ROI_HEADS.DROP_LOSS.IOU_THRESH", thresh)
-    model = build(tiny_cfg(tmp_path, *options))
+    on = ("MODEL.ROI_HEADS.DROP_LOSS.ENABLED", True, "MODEL.ROI_HEADS.DROP_LOSS.IOU_THRESH", thresh)
+    model = build(tiny_cfg(tmp_path, *name, *on, "MODEL.ROI_HEADS.DROP_LOSS.TARGETS", kind))
     model.load_state_dict(weights)
-    seen = []
-    losses = DropLossOutputLayers.losses
+    layers = {"labels": DropLossOutputLayers, "guessed": GuessedDropLossOutputLayers}[kind]
+    seen, losses = [], layers.losses
 
     def record(self, predictions, proposals):
         boxes = [one.tolist() for one in self.predict_boxes(predictions, proposals)]
-        seen.append((predictions[0].tolist(), [c for p in proposals for c in p.gt_classes.tolist()], boxes))
+        matched = [one.gt_boxes.tensor.tolist() if one.has("gt_boxes") else None for one in proposals]
+        seen.append((predictions[0].tolist(), [c for p in proposals for c in p.gt_classes.tolist()], boxes, matched))
         return losses(self, predictions, proposals)
 
-    monkeypatch.setattr(DropLossOutputLayers, "losses", record)
+    monkeypatch.setattr(layers, "losses", record)
     got = losses_of(model, batch)
+    names = ["loss_cls"] if heads == "DropLossStandardROIHeads" else [f"loss_cls_stage{stage}" for stage in range(3)]
+    assert len(seen) == len(names)
+    rows = []
+    for key, (scores, classes, boxes, matched) in zip(names, seen):
+        targets = targets_of_images(matched)
+        slow = plain[key].item() if targets is None else slow_drop_loss(scores, classes, boxes, targets, thresh)
+        rows.append((got[key].item(), slow, plain[key].item()))
+    for key in set(plain) - set(names):
+        assert torch.equal(got[key], plain[key]), key
+    return rows
+
+
+def test_with_labels_every_stage_equals_the_slow_one(tiny_cfg, tmp_path, monkeypatch, heads):
+    batch = next(iter(build_train_loader(tiny_cfg(tmp_path), 0)))
     targets = [record["instances"].gt_boxes.tensor.tolist() for record in batch]
-    assert len(seen) == 3
-    for stage, (scores, classes, boxes) in enumerate(seen):
-        expected = slow_drop_loss(scores, classes, boxes, targets, thresh)
-        assert got[f"loss_cls_stage{stage}"].item() == pytest.approx(expected, rel=1e-5)
-        assert expected < plain[f"loss_cls_stage{stage}"].item()  # something was dropped, or this proves nothing
-    for name in plain:
-        if not name.startswith("loss_cls_stage"):
-            assert torch.equal(got[name], plain[name]), name
+    rows = compare_with_the_slow_one(tiny_cfg, tmp_path, monkeypatch, heads, "labels", batch, lambda matched: targets)
+    for ours, slow, plain in rows:
+        assert ours == pytest.approx(slow, rel=1e-5)
+        assert slow < plain  # something was dropped, or this proves nothing
+
+
+def test_with_guessed_targets_every_stage_equals_the_slow_one(tiny_cfg, tmp_path, monkeypatch, heads):
+    batches = iter(build_train_loader(tiny_cfg(tmp_path), 0))
+    batch = next(one for one in batches if all(len(record["instances"]) > 1 for record in one))
+    rows = compare_with_the_slow_one(tiny_cfg, tmp_path, monkeypatch, heads, "guessed", batch, slow_guess)
+    for ours, slow, plain in rows:
+        assert ours == pytest.approx(slow, rel=1e-5)
+        assert slow < plain
+
+
+def test_guessing_in_a_batch_with_an_empty_image(tiny_cfg, tmp_path, monkeypatch, heads):
+    batches = iter(build_train_loader(tiny_cfg(tmp_path), 0))
+    batch = next(one for one in batches if sorted(len(record["instances"]) > 0 for record in one) == [False, True])
+    rows = compare_with_the_slow_one(tiny_cfg, tmp_path, monkeypatch, heads, "guessed", batch, slow_guess)
+    assert all(ours == pytest.approx(slow, rel=1e-5) for ours, slow, _ in rows)
+    # The first stage is plain; the later ones drop at least all regions of the empty image.
+    assert rows[0][0] == rows[0][2]
+    assert all(ours < plain for ours, _, plain in rows[1:])
 
 
 def test_targets_are_forgotten_after_the_batch(tiny_cfg, tmp_path):
@@ -118,7 +203,15 @@ def test_targets_are_forgotten_after_the_batch(tiny_cfg, tmp_path):
         model.roi_heads.box_predictor[0].losses((torch.zeros(0, 3), torch.zeros(0, 4)), [])
 
 
-def test_the_sigmoid_loss_is_refused(tiny_cfg, tmp_path):
-    options = ("MODEL.ROI_HEADS.DROP_LOSS.ENABLED", True, "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", True)
-    with pytest.raises(ValueError, match="USE_SIGMOID_CE to False"):
-        build(tiny_cfg(tmp_path, *options))
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", True, "USE_SIGMOID_CE to False"),
+        ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False, "CLS_AGNOSTIC_BBOX_REG to True"),
+        ("MODEL.ROI_HEADS.DROP_LOSS.TARGETS", "true", "TARGETS must be 'labels' or 'guessed', got 'true'"),
+    ],
+)
+def test_settings_that_do_not_go_with_it_are_refused(tiny_cfg, tmp_path, key, value, message):
+    name = ("MODEL.ROI_HEADS.NAME", "DropLossStandardROIHeads", "MODEL.ROI_HEADS.DROP_LOSS.ENABLED", True)
+    with pytest.raises(ValueError, match=message):
+        build(tiny_cfg(tmp_path, *name, key, value))

@@ -112,6 +112,26 @@ def test_the_three_files_agree_with_one_another(labels):
     assert num_things >= 8, "most of the two blobs of each image should be found"
 
 
+def test_whole_instances_cover_the_things_and_hold_what_is_seen_of_them(labels, photos, tmp_path):
+    output = tmp_path / "labels"
+    shutil.copytree(labels, output, ignore=shutil.ignore_patterns("panoptic"))
+    whole = setup_cfg("quick_schedules/scenes.yaml", [*OPTIONS, "PANOPTIC_LABELS.CARVE_INSTANCES", "False"])
+    with pytest.raises(StageMismatchError, match="carve_instances: asked for False, the directory has True"):
+        make_pseudo_labels(whole, photos, labels, stages=["panoptic"])
+    make_pseudo_labels(whole, photos, output, stages=["panoptic"])
+    carved = snapshot(labels / "panoptic")
+    changed = {name for name, content in snapshot(output / "panoptic").items() if carved[name] != content}
+    assert changed <= {"instances.json", "manifest.json"}  # the maps are the same
+    coco = COCO(output / "panoptic" / "instances.json")
+    panoptic = json.loads((output / "panoptic" / "panoptic.json").read_text())
+    for row in panoptic["annotations"]:
+        pixels = read_panoptic_png(output / "panoptic" / "panoptic" / row["file_name"])
+        masks = [coco.annToMask(a).astype(bool) for a in coco.loadAnns(coco.getAnnIds(imgIds=[row["image_id"]]))]
+        things = [pixels == s["id"] for s in row["segments_info"] if s["category_id"] <= 2]
+        assert all(any((seen <= mask).all() for mask in masks) for seen in things)
+        assert (np.any(masks, axis=0) == np.any(things, axis=0)).all()
+
+
 def test_the_two_kinds_of_blobs_fall_into_two_clusters(labels):
     coco = COCO(labels / "panoptic" / "instances.json")
     kinds = {"red": set(), "yellow": set()}

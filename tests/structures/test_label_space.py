@@ -11,7 +11,6 @@ def test_clusters_are_numbered_from_one_things_first():
     assert [space.thing_dataset_id(c) for c in range(3)] == [1, 2, 3]
     assert [space.stuff_dataset_id(c) for c in range(2)] == [4, 5]
     assert [space.stuff_target(c) for c in range(2)] == [1, 2]
-    assert space.num_semantic_classes == 3
     assert [space.semantic_target_of(i) for i in (1, 3, 4, 5)] == [0, 0, 1, 2]
 
 

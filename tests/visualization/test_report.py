@@ -1,14 +1,18 @@
 import json
+import re
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 from u2seg.utils.image_io import ImageReadError
 from u2seg.visualization import Curves, Row, Table, image_grid, save_image, training_curves, write_report
-from u2seg.visualization.curves import _ticks, curves_svg
+from u2seg.visualization.curves import curves_svg
 
 VOID_TAGS = {"meta", "img", "path", "circle", "link", "br"}
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 class Page(HTMLParser):
@@ -60,14 +64,43 @@ def test_report_is_whole_and_refers_to_nothing_outside(tmp_path):
     assert sorted(set(page.references)) == ["images/0000-0.jpg", "images/0000-1.jpg"]
     for name, value in zip(sorted(set(page.references)), (200, 9)):
         assert np.abs(np.asarray(Image.open(path.parent / name)).astype(int) - value).max() <= 2
-    assert "script" not in page.tags and "http" not in path.read_text()
+    assert "script" not in page.tags
+    # The names of SVG's namespaces look like addresses, but nobody opens them.
+    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", path.read_text())
+    assert page.tags.count("svg") == 1 and page.tags.count("td") == 5 and page.tags.count("th") == 5
     for text in ("A <run>", "First.", "Second & last.", "35.3", "n/a", "| < |", "12.3", 'one "quoted"'):
         assert text in page.text
 
 
 def test_empty_report(tmp_path):
     page = Page(write_report(tmp_path / "index.html", title="Nothing").read_text())
-    assert "Nothing" in page.text and "img" not in page.tags
+    assert "Nothing" in page.text
+    assert not {"img", "table", "dl", "h2", "svg", "section"} & set(page.tags)
+
+
+def test_everything_given_is_escaped(tmp_path):
+    evil = '<script>"x"</script>'
+    path = write_report(
+        tmp_path / "index.html",
+        title=evil,
+        summary=evil,
+        facts={evil: evil},
+        tables=[Table(evil, [[evil]], [evil], note=evil), Table(evil, text=evil)],
+        curves=[Curves(evil, {evil: [(0, 1.0)], "b": [(0, 1.0)]}, x_label=evil, y_label=evil)],
+        rows=[Row(evil, {evil: image()})],
+    )
+    page = Page(path.read_text())
+    assert "script" not in page.tags
+    # Title (twice), summary, fact (2), table (4), table as text (2), curves' heading, key and axes (4), row and caption (2).
+    assert page.text.count(evil) == 2 + 1 + 2 + 4 + 2 + 4 + 2
+
+
+def test_cells_show_numbers_as_numbers(tmp_path):
+    cells = [["name", 1, 2.345, np.float32(0.25), None, True, np.bool_(False), float("nan")]]
+    text = write_report(tmp_path / "index.html", title="x", tables=[Table("t", cells)]).read_text()
+    found = re.findall(r"<td( class=\"number\")?>([^<]*)</td>", text)
+    assert [value for _, value in found] == ["name", "1", "2.3", "0.2", "", "yes", "no", "n/a"]
+    assert [bool(is_number) for is_number, _ in found] == [False, True, True, True, False, False, False, True]
 
 
 def test_unreadable_image_names_the_reason(tmp_path):
@@ -111,28 +144,85 @@ def test_training_curves_without_losses(tmp_path):
         training_curves(tmp_path / "missing.json")
 
 
-def test_svg_places_points_inside_the_axes():
-    svg = curves_svg(Curves("x", {"a": [(0, 0.0), (100, 10.0)]}))
-    # 460 x 250, margins left 52, right 12, top 12, bottom 38: (0, 0) is the lower left corner, (100, 10) the upper right one.
-    assert 'd="M52.0 212.0L448.0 12.0"' in svg
+def svg_of(*args, **kwargs):
+    return ElementTree.fromstring(curves_svg(Curves(*args, **kwargs)))
+
+
+def drawn_lines(svg, color):
+    """The plotted lines of a color, each a list of (x, y) in the SVG's units, and their dash patterns."""
+    lines = []
+    for path in svg.iter(f"{SVG}path"):
+        style = path.get("style", "")
+        # The key's samples are lines of two points as well, outside of the axes' clip path.
+        if f"stroke: {color}" in style and path.get("clip-path"):
+            numbers = [float(word) for word in re.findall(r"-?[\d.]+", path.get("d"))]
+            dashes = re.search(r"stroke-dasharray: ([\d., ]+)", style)
+            lines.append((list(zip(numbers[::2], numbers[1::2])), dashes.group(1) if dashes else ""))
+    return lines
+
+
+def words_of(svg):
+    return ["".join(element.itertext()).strip() for element in svg.iter(f"{SVG}text")]
+
+
+def test_svg_places_points_in_proportion():
+    [(points, dashes)] = drawn_lines(svg_of("x", {"a": [(0, 0.0), (50, 2.5), (100, 10.0)]}), "#0072b2")
+    (left, bottom), (middle, quarter), (right, top) = points
+    assert left < right and top < bottom and dashes == ""  # y points down
+    assert middle == pytest.approx((left + right) / 2, abs=0.01)
+    assert bottom - quarter == pytest.approx((bottom - top) / 4, abs=0.01)
+
+
+def test_losses_are_drawn_from_zero():
+    # 10 and 20 lie in the ratio of their heights only if the axis begins at 0, whose tick is named.
+    svg = svg_of("x", {"a": [(0, 10.0), (1, 20.0)]})
+    assert "0" in words_of(svg) and "20" in words_of(svg)
+    below = words_of(svg_of("x", {"a": [(0, -10.0), (1, -20.0)]}))
+    assert any("10" in word for word in below) and "0" not in below
+
+
+def test_svg_has_a_line_of_its_own_look_for_each_series_and_names_it():
+    svg = svg_of("Losses & more", {"a<b": [(0, 1.0), (1, 0.5)], "c": [(0, 2.0), (1, 0.125)]}, y_label="nats")
+    assert svg.get("role") == "img" and svg.get("aria-label") == "Losses & more"
+    [(_, first)], [(_, second)] = drawn_lines(svg, "#0072b2"), drawn_lines(svg, "#d55e00")
+    assert first == "" and second == "7,3"
+    assert {"a<b  0.5", "c  0.125", "iteration", "nats"} <= set(words_of(svg))
+
+
+def test_a_running_median_is_drawn_over_the_measured_line():
+    points = [(0, 1.0), (1, 9.0), (2, 1.0), (3, 1.0)]
+    [(measured, _), (smooth, _)] = drawn_lines(svg_of("x", {"a": points}, smooth=3), "#0072b2")
+    assert len({y for _, y in measured}) == 2
+    assert smooth[1][1] == pytest.approx(smooth[2][1])  # the one high point is gone
+    assert len(drawn_lines(svg_of("x", {"a": points}), "#0072b2")) == 1
+
+
+def test_svg_takes_the_pages_color_is_the_same_every_time_and_leaves_matplotlib_alone():
+    before = dict(matplotlib.rcParams)
+    first, second = (curves_svg(Curves("x", {"a": [(0, 1.0), (1, 2.0)]})) for _ in range(2))
+    assert first == second
+    assert "currentColor" in first and "#010203" not in first and "#000000" not in first
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_plots_of_one_page_share_no_id():
+    pages = [svg_of(title, {"a": [(0, 1.0), (1, 2.0)]}) for title in ("first", "second")]
+    first, second = ({e.get("id") for e in page.iter() if e.get("id")} for page in pages)
+    assert first and not first & second
 
 
 @pytest.mark.parametrize("points", [[], [(1, float("nan"))]])
 def test_svg_without_points_says_so(points):
-    assert "no points yet" in curves_svg(Curves("x", {"a": points}))
+    assert curves_svg(Curves("a & b", {"a": points})) == '<p class="empty">a &amp; b: no points yet</p>'
 
 
 @pytest.mark.parametrize("points", [[(5, 1.0)], [(5, 0.0)], [(5, -1.0), (6, -1.0)], [(0, 1e-9), (1, 1e12)]])
 def test_svg_of_degenerate_ranges(points):
-    assert "nan" not in curves_svg(Curves("x", {"a": points})).replace("nan-", "")
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [(0, 10, [0, 2, 4, 6, 8, 10]), (0, 1.9, [0, 0.5, 1.0, 1.5]), (3, 3, [3])],
-)
-def test_ticks(low, high, expected):
-    assert _ticks(low, high) == pytest.approx(expected)
+    svg = svg_of("x", {"a": points})
+    [(drawn, _)] = drawn_lines(svg, "#0072b2") if len(points) > 1 else [(points, "")]
+    assert len(drawn) == len(points) and "nan" not in ElementTree.tostring(svg, "unicode")
+    if len(points) == 1:  # a dot, which a line of one point would not show
+        assert any("#0072b2" in use.get("style", "") for use in svg.iter(f"{SVG}use"))
 
 
 def test_image_grid():

@@ -13,7 +13,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from PIL import Image
-from tqdm import tqdm
 
 from u2seg.checkpoint.loading import load_weights
 from u2seg.data.formats.coco_panoptic import panoptic_annotation, write_panoptic_png
@@ -22,6 +21,7 @@ from u2seg.structures.segments import Segment
 from u2seg.utils.files import atomic_path, list_digest, read_json, write_json
 from u2seg.utils.image_io import ImageReadError, image_ids, list_images, png_names, read_image_rgb
 from u2seg.utils.manifest import FAILURES, MANIFEST, Failure
+from u2seg.utils.progress import Progress
 from u2seg.version import __version__
 from u2seg.visualization import cluster_color, draw_panoptic, save_image
 from u2seg.visualization.colors import Color
@@ -189,25 +189,30 @@ def predict_files(
     resumed = _same_run(output, predictor, files)
     failures, images, annotations, result_files = [], [], [], []
     rows = zip(names, image_ids(names), png_names(names))
-    for name, image_id, png in tqdm(rows, total=len(names), unit="image", disable=None):
-        record, results = (output / directory / Path(png).with_suffix(".json") for directory in (PANOPTIC, INSTANCES))
-        if not (resumed and results.is_file()):  # the results are written last
-            try:
-                image_rgb = read_image_rgb(files[name])
-            except ImageReadError as error:
-                failures.append(Failure(str(files[name]), str(error)))
-                on_failure(failures[-1])
-                continue
-            prediction = predictor(image_rgb)
-            save_image(output / VISUALIZATIONS / Path(png).with_suffix(".jpg"), predictor.draw(image_rgb, prediction))
-            write_panoptic_png(output / PANOPTIC / png, prediction.panoptic_map)
-            write_json(record, panoptic_record(prediction, image_id, png, predictor.label_space))
-            write_json(results, coco_results(prediction, image_id, predictor.label_space))
-        with Image.open(output / PANOPTIC / png) as panoptic_map:
-            width, height = panoptic_map.size
-        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
-        annotations.append(read_json(record))
-        result_files.append(results)
+    with Progress(len(names), "predictions") as bar:
+        for name, image_id, png in bar.track(rows):
+            record, results = (
+                output / directory / Path(png).with_suffix(".json") for directory in (PANOPTIC, INSTANCES)
+            )
+            if not (resumed and results.is_file()):  # the results are written last
+                try:
+                    image_rgb = read_image_rgb(files[name])
+                except ImageReadError as error:
+                    failures.append(Failure(str(files[name]), str(error)))
+                    on_failure(failures[-1])
+                    continue
+                prediction = predictor(image_rgb)
+                save_image(
+                    output / VISUALIZATIONS / Path(png).with_suffix(".jpg"), predictor.draw(image_rgb, prediction)
+                )
+                write_panoptic_png(output / PANOPTIC / png, prediction.panoptic_map)
+                write_json(record, panoptic_record(prediction, image_id, png, predictor.label_space))
+                write_json(results, coco_results(prediction, image_id, predictor.label_space))
+            with Image.open(output / PANOPTIC / png) as panoptic_map:
+                width, height = panoptic_map.size
+            images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+            annotations.append(read_json(record))
+            result_files.append(results)
     panoptic = {"images": images, "annotations": annotations, "categories": _named_categories(predictor)}
     write_json(output / "panoptic.json", panoptic)
     _join_lists(result_files, output / "coco_results.json")
@@ -343,7 +348,7 @@ def _digest(cfg: CfgNode, label_map: str | Path | None) -> str:
     return digest.hexdigest()[:16]
 
 
-def _completed(cfg: CfgNode):
+def _completed(cfg: CfgNode) -> CfgNode:
     """Returns a frozen copy of the configuration with everything that prediction needs and no dataset that it does not."""
     from u2seg.data import DatasetFilesError, register_datasets
     from u2seg.modeling import complete_config

@@ -32,7 +32,7 @@ def masks(tmp_path):
     directory = open_stage(tmp_path / "masks", "masks", {})
     write_shard(shard_path(directory, 0), [record(1, [[0, 0], [9, 9]]), record(2, [])])
     write_shard(shard_path(directory, 1), [record(3, [[0, 1], [9, 8], [9, 9]])])
-    close_stage(directory, {"masks": 5})
+    close_stage(directory, {"masks": 5, "images": 3})
     return directory
 
 

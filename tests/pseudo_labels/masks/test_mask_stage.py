@@ -63,7 +63,8 @@ def test_finds_the_rectangle_at_the_image_s_own_size(cfg, images, tmp_path):
         assert record.embeddings[0, 1] > 0.2
 
 
-def test_masks_do_not_overlap(cfg, images, tmp_path):
+def test_masks_do_not_overlap_where_that_is_asked_for(cfg, images, tmp_path):
+    cfg.MASKS.ALLOW_OVERLAPS = False
     for record in iter_records(make_masks(cfg, images, tmp_path / "masks")):
         masks = coco_mask.decode(record.rles())
         assert masks.sum(axis=2).max() <= 1

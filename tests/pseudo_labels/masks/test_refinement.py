@@ -3,7 +3,7 @@ import pytest
 from detectron2.config import get_cfg
 from u2seg.config import add_u2seg_config
 from u2seg.pseudo_labels.masks import build_mask_refinement, guided_filter_masks
-from u2seg.pseudo_labels.masks.refinement import fill_holes, mask_iou, resize_mask, upsample_nearest, without_overlaps
+from u2seg.pseudo_labels.masks.refinement import fill_holes, resize_mask, upsample_nearest, without_overlaps
 
 
 @pytest.fixture
@@ -107,13 +107,6 @@ def test_holes_are_filled_and_bays_are_not():
     filled = fill_holes(mask)
     assert filled[2, 2]
     assert not filled[0, 5]
-
-
-def test_iou():
-    a, b = np.zeros((4, 5), bool), np.zeros((4, 5), bool)
-    assert mask_iou(a, b) == 0
-    a[:, :2], b[:, 1:3] = True, True  # 8 and 8, 4 in common
-    assert mask_iou(a, b) == 4 / 12
 
 
 @pytest.mark.parametrize("size", [(60, 40), (7, 91), (1, 1), (20, 30)])

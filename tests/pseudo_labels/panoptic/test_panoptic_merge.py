@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from u2seg.pseudo_labels.panoptic.panoptic_merge import merge_panoptic
+from u2seg.pseudo_labels.panoptic.panoptic_merge import box_areas, mask_areas, merge_panoptic
 
 
 def box(top, left, bottom, right, shape=(8, 8)):
@@ -24,6 +24,34 @@ def test_small_instances_win_over_large_ones_whatever_their_order():
         assert (panoptic == 0).sum() == 64 - 36
 
 
+def thin_and_square():
+    """A diagonal line of 6 pixels in a box of 36, and a square of 16 that crosses it."""
+    return np.stack([np.pad(np.eye(6, dtype=bool), ((0, 2), (0, 2))), box(1, 1, 5, 5)])
+
+
+def test_sizes_on_a_hand_made_case():
+    masks = np.concatenate([thin_and_square(), np.zeros((1, 8, 8), bool)])
+    assert box_areas(masks).tolist() == [36, 16, 0]
+    assert mask_areas(masks).tolist() == [6, 16, 0]
+    assert box_areas(masks[:0]).tolist() == mask_areas(masks[:0]).tolist() == []
+
+
+def test_what_size_is_decides_who_wins():
+    semantic = np.full((8, 8), 255)
+    # By box the line is the larger one and lies behind: only its ends are seen. By mask it lies in front.
+    _, segments = merge_panoptic(thin_and_square(), np.array([0, 1]), semantic, size_of=box_areas)
+    assert [segment.area for segment in segments] == [2, 16]
+    _, segments = merge_panoptic(thin_and_square(), np.array([0, 1]), semantic, size_of=mask_areas)
+    assert [segment.area for segment in segments] == [6, 12]
+
+
+def test_of_equal_sizes_the_last_one_lies_in_front():
+    masks = np.stack([box(0, 0, 2, 4), box(1, 0, 3, 4)])
+    for size_of in (box_areas, mask_areas):
+        _, segments = merge_panoptic(masks, np.array([0, 1]), np.full((8, 8), 255), size_of=size_of)
+        assert [segment.area for segment in segments] == [4, 8]
+
+
 def test_a_covered_instance_vanishes_and_is_not_listed():
     # Two small boxes tile the large one completely.
     masks = np.stack([box(0, 0, 2, 4), box(0, 0, 2, 2), box(0, 2, 2, 4)])
@@ -38,7 +66,11 @@ def test_pixels_of_a_dropped_sliver_return_to_what_lies_below():
     large, middle, small = box(0, 0, 8, 8), box(0, 0, 2, 2), np.zeros((8, 8), bool)
     small[0, 0] = small[0, 1] = small[1, 0] = True
     panoptic, segments = merge_panoptic(
-        np.stack([large, middle, small]), np.array([0, 1, 2]), np.full((8, 8), 255), min_instance_pixels=2
+        np.stack([large, middle, small]),
+        np.array([0, 1, 2]),
+        np.full((8, 8), 255),
+        size_of=mask_areas,
+        min_instance_pixels=2,
     )
     assert [(segment.cluster, segment.area) for segment in segments] == [(0, 61), (2, 3)]
     assert panoptic[1, 1] == segments[0].segment_id
@@ -72,15 +104,25 @@ def test_shapes_that_do_not_fit_are_refused():
         merge_panoptic(np.zeros((2, 4, 6), bool), np.array([0]), np.zeros((4, 6), int))
 
 
+def slow_box_area(mask):
+    cells = [(row, column) for row, column in np.ndindex(*mask.shape) if mask[row, column]]
+    if not cells:
+        return 0
+    rows, columns = [cell[0] for cell in cells], [cell[1] for cell in cells]
+    return (max(rows) - min(rows) + 1) * (max(columns) - min(columns) + 1)
+
+
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(0, 5))
-def test_every_pixel_follows_the_rule(seed, count):
+@given(st.integers(0, 2**32 - 1), st.integers(0, 5), st.sampled_from([box_areas, mask_areas]))
+def test_every_pixel_follows_the_rule(seed, count, size_of):
     rng = np.random.default_rng(seed)
     masks = rng.random((count, 6, 9)) < rng.uniform(0.05, 0.8, (count, 1, 1))
     masks = masks.astype(bool)
     semantic = rng.integers(0, 3, (6, 9))
-    panoptic, segments = merge_panoptic(masks, np.arange(count), semantic)
-    areas = masks.sum((1, 2))
+    if count and rng.random() < 0.5:
+        masks[rng.integers(count), :, 3:] = False  # a narrower box
+    panoptic, segments = merge_panoptic(masks, np.arange(count), semantic, size_of=size_of)
+    areas = [slow_box_area(mask) if size_of is box_areas else mask.sum() for mask in masks]
     by_id = {segment.segment_id: segment for segment in segments}
     for row, column in np.ndindex(6, 9):
         over = [i for i in range(count) if masks[i, row, column]]

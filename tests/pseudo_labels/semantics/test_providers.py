@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from u2seg.config import setup_cfg
 from u2seg.data.formats.semantic_shards import iter_semantic_maps, read_semantic_shard, write_semantic_shard
 from u2seg.pseudo_labels.masks import make_masks
-from u2seg.pseudo_labels.semantics.semantic_providers import nearest_centroid_map
+from u2seg.pseudo_labels.semantics.semantic_providers import _largest_vote, nearest_centroid_map
 from u2seg.pseudo_labels.semantics.semantic_stage import make_semantics
 from u2seg.utils.manifest import StageMismatchError
 
@@ -100,3 +101,30 @@ def test_shards_give_back_what_they_were_given(tmp_path):
     back = read_semantic_shard(tmp_path / "s.parquet")
     assert list(back) == list(maps)
     assert all(np.array_equal(back[name], maps[name]) for name in maps)
+
+
+@pytest.mark.parametrize("max_values", [1, 700, 1 << 23])
+def test_maps_in_bands_equal_the_argmax_of_whole_interpolated_votes(max_values):
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        clusters, rows, columns, height, width = (int(rng.integers(1, top)) for top in (28, 20, 20, 90, 90))
+        nearest = torch.from_numpy(rng.integers(0, clusters, (rows, columns)))
+        votes = F.one_hot(nearest, clusters).permute(2, 0, 1).float().contiguous()
+        whole = F.interpolate(votes[None], size=(height, width), mode="bilinear", align_corners=False)[0].argmax(0)
+        assert (_largest_vote(votes, (height, width), max_values) == whole.numpy()).all()
+
+
+def test_the_votes_held_at_once_do_not_grow_with_the_image(monkeypatch):
+    interpolate, held = F.interpolate, []
+
+    def watched(*args, **kwargs):
+        result = interpolate(*args, **kwargs)
+        held.append(result.numel())
+        return result
+
+    monkeypatch.setattr(F, "interpolate", watched)
+    votes = F.one_hot(torch.arange(27).reshape(3, 9), 27).permute(2, 0, 1).float()
+    for size in ((40, 50), (400, 500), (800, 900)):
+        held.clear()
+        _largest_vote(votes, size, max_values=30_000)
+        assert max(held) <= 30_000

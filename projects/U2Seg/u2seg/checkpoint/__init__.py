@@ -2,7 +2,7 @@
 
 from u2seg.checkpoint.checkpointer import AtomicCheckpointer, require_finite, save_to_disk
 from u2seg.checkpoint.loading import check_class_counts, checkpoint_class_counts, load_weights, take_class_counts
-from u2seg.checkpoint.reading import CheckpointError, read_weights
+from u2seg.checkpoint.reading import CheckpointError, read_checkpoint, read_weights
 from u2seg.checkpoint.torchvision import convert_torchvision_resnet, torchvision_to_detectron2
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "checkpoint_class_counts",
     "convert_torchvision_resnet",
     "load_weights",
+    "read_checkpoint",
     "read_weights",
     "require_finite",
     "save_to_disk",

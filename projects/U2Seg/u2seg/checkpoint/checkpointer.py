@@ -1,21 +1,27 @@
-"""Checkpoints that are written whole or not at all, and never with weights that are not finite."""
+"""Checkpoints that are written whole or not at all, never with weights that are not finite, and read without running code."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
-from u2seg.utils.files import atomic_path
+from u2seg.checkpoint.reading import CheckpointError, non_finite_names, read_checkpoint, refuse_non_finite
+from u2seg.utils.files import atomic_path, confined_path
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
     """Saves as Detectron2's checkpointer does, but under a temporary name that is renamed when the file is complete and on disk.
 
-    A kill at any moment leaves the previous checkpoint and its ``last_checkpoint`` mark as they were.
+    A kill at any moment leaves the previous checkpoint and its ``last_checkpoint`` mark as they were. Every file is read by
+    :func:`u2seg.checkpoint.read_checkpoint`: Detectron2's own checkpointer runs the code that a ``.pkl`` holds.
     """
 
-    def save(self, name: str, **kwargs) -> None:
+    def save(self, name: str, **kwargs: Any) -> None:
         """Writes ``name``.pth and marks it as the last one.
 
         Raises:
@@ -32,10 +38,78 @@ class AtomicCheckpointer(DetectionCheckpointer):
             save_to_disk(data, temporary)
         self.tag_last_checkpoint(path.name)
 
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Loads a checkpoint as Detectron2's checkpointer does; an empty path loads nothing.
+
+        Raises:
+            FileNotFoundError: no such file.
+            CheckpointError: see :func:`u2seg.checkpoint.read_checkpoint`.
+        """
+        if path and not Path(self.path_manager.get_local_path(path.partition("?")[0])).is_file():
+            raise FileNotFoundError(f"no checkpoint at {path}; MODEL.WEIGHTS or the run's last_checkpoint names it")
+        return super().load(path, *args, **kwargs)
+
+    def get_checkpoint_file(self) -> str:
+        """Returns the path of the checkpoint that ``last_checkpoint`` names; empty where there is no such file.
+
+        Raises:
+            u2seg.utils.files.UnsafeNameError: it names a file outside the run's directory.
+        """
+        mark = Path(self.save_dir) / "last_checkpoint"
+        if not mark.is_file():
+            return ""
+        return str(confined_path(self.save_dir, mark.read_text(encoding="utf-8").strip(), mark))
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        """Returns a checkpoint as Detectron2's ``load`` takes it; the base class calls it with a local path.
+
+        Raises:
+            CheckpointError: see :func:`u2seg.checkpoint.read_checkpoint`; or the file holds no weights.
+        """
+        checkpoint = _in_detectron2_form(read_checkpoint(filename))
+        weights = checkpoint["model"]
+        strange = [key for key, value in _items(weights) if not _is_numeric(value)]
+        if not _items(weights) or strange:
+            what = f"{strange[0]!r} is a {type(weights[strange[0]]).__name__}" if strange else "it holds none"
+            raise CheckpointError(f"{filename} must hold tensors, or tensors under the key 'model', by name; {what}")
+        refuse_non_finite(weights, filename)
+        query = parse_qs(self._parsed_url_during_load.query) if self._parsed_url_during_load is not None else {}
+        if query == {"matching_heuristics": ["True"]}:
+            checkpoint["matching_heuristics"] = True
+        elif query:
+            raise CheckpointError(f"{filename}: after ? only matching_heuristics=True is understood, got {query}")
+        return checkpoint
+
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Names the checkpoint that ``--resume`` goes on from."""
         with atomic_path(Path(self.save_dir) / "last_checkpoint") as temporary:
             temporary.write_text(last_filename_basename)
+
+
+def _is_numeric(value: object) -> bool:
+    return isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf")
+
+
+def _items(weights: object) -> list[tuple]:
+    return list(weights.items()) if isinstance(weights, Mapping) else []
+
+
+def _in_detectron2_form(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns a checkpoint's content with the weights under ``model``, whoever wrote it.
+
+    Beside Detectron2's own there are pycls' files (weights under ``model_state``) and Caffe2's (arrays by name, or under ``blobs``, with
+    the optimizer's as ``*_momentum``); their names are matched by heuristics.
+    """
+    if "model" in content:
+        return content
+    if "model_state" in content:
+        weights = {k: v for k, v in _items(content["model_state"]) if not k.endswith("num_batches_tracked")}
+        return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+    blobs = content.get("blobs", content)
+    if all(isinstance(value, np.ndarray) for _, value in _items(blobs)):
+        weights = {k: v for k, v in _items(blobs) if not k.endswith("_momentum")}
+        return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+    return {"model": content}
 
 
 def save_to_disk(data: dict, path: Path) -> None:
@@ -48,7 +122,7 @@ def save_to_disk(data: dict, path: Path) -> None:
 
 def require_finite(weights: dict[str, torch.Tensor], what: str) -> None:
     """Raises FloatingPointError, naming the tensors, where a floating-point one holds NaN or infinity."""
-    bad = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    bad = non_finite_names(weights)
     if bad:
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise FloatingPointError(

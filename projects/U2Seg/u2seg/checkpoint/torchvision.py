@@ -82,4 +82,4 @@ def _layer_name(layer: list[str]) -> str | None:
         return layer[0]
     if layer in (["bn1"], ["bn2"], ["bn3"]):
         return f"conv{layer[0][-1]}.norm"
-    return {("downsample", "0"): "shortcut", ("downsample", "1"): "shortcut.norm"}.get(tuple(layer))
+    return {"downsample.0": "shortcut", "downsample.1": "shortcut.norm"}.get(".".join(layer))

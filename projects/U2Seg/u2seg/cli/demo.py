@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         prepare_scenes(annotated, NUM_TRAIN_IMAGES, NUM_VAL_IMAGES, SEED, annotate_train=True)
         for name in ("scenes_val", "scenes_train_gt"):
             opts += [f"DATASETS.BY_PATH.{name}.ROOT", str(annotated)]
-        train(SUPERVISED_CONFIG, args.output / "supervised" / "model", opts)
+        train(SUPERVISED_CONFIG, args.output / "supervised" / "model", opts, 0, args.output / "supervised" / "log.txt")
     else:
         prepare_scenes(scenes, NUM_TRAIN_IMAGES, NUM_VAL_IMAGES, SEED, annotate_train=False)
         run_end_to_end(CONFIG, scenes / "train", args.output, opts=opts)

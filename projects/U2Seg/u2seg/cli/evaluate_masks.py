@@ -1,6 +1,6 @@
-"""Prints class-agnostic AP and AR of masks: a directory of our masks, or any COCO JSON, against a COCO ground truth.
+"""Prints class-agnostic AP and AR of masks: those of a label directory, or any COCO JSON, against a COCO ground truth.
 
-u2seg evaluate-masks labels/masks --ground-truth annotations/instances_val2017.json
+u2seg evaluate-masks output/photos/labels --ground-truth annotations/instances_val2017.json
 """
 
 import argparse
@@ -11,7 +11,7 @@ from u2seg.utils.files import write_json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    parser.add_argument("masks", help="mask directory, COCO results JSON or COCO dataset JSON")
+    parser.add_argument("masks", help="label directory, mask directory, COCO results JSON or COCO dataset JSON")
     parser.add_argument("--ground-truth", required=True, metavar="JSON", help="COCO instances JSON")
     parser.add_argument("--json", metavar="FILE", help="write the scores there as well")
 

@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 
 from u2seg.features.vit_weights import WeightsError
 from u2seg.utils.manifest import TooManyFailuresError
@@ -12,7 +13,8 @@ from u2seg.version import __version__
 
 COMMANDS = {
     "demo": "render scenes, label, train, score and show them: the whole pipeline in minutes",
-    "run": "from a directory of photos to labels, a trained model and a page of images",
+    "run": "from photos to labels, a trained model, predictions and a page of images",
+    "config": "write a configuration file to start from",
     "labels": "turn unlabeled photos into panoptic pseudo-labels",
     "show": "write a page that shows labels or predictions on their images",
     "show-samples": "draw training samples as the trainer gets them",
@@ -48,7 +50,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 success, 1 an error, which was printed in one line. A wrong command line exits with 2.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    command, args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        return command.run(args) or 0
+    except EXPECTED_ERRORS as error:
+        if args.debug:
+            raise
+        print(f"error: {_message(error)}", file=sys.stderr)
+        return 1
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
+    """Returns the module of the subcommand and its arguments; a wrong command line prints the reason and exits with 2.
+
+    Args:
+        argv: words after ``u2seg``.
+    """
     parser = argparse.ArgumentParser(
         prog="u2seg",
         description="Unsupervised instance, semantic and panoptic segmentation for Detectron2.",
@@ -75,14 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command is None:
         parser.error(f"choose a command: {', '.join(COMMANDS)}")
     _take_overrides(args, words, subparser)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        return command.run(args) or 0
-    except EXPECTED_ERRORS as error:
-        if args.debug:
-            raise
-        print(f"error: {_message(error)}", file=sys.stderr)
-        return 1
+    return command, args
 
 
 def _take_overrides(args: argparse.Namespace, words: list[str], parser: argparse.ArgumentParser) -> None:

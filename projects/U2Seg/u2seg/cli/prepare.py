@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, module in {**PREPARE, "label_splits": label_splits}.items():
         subparser = commands.add_parser(
             name,
-            help=module.__doc__.splitlines()[0],
+            # argparse takes a percent sign for a format.
+            help=(module.__doc__ or name).splitlines()[0].replace("%", "%%"),
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

@@ -1,35 +1,137 @@
-"""Goes from a directory of photos to pseudo-labels, a trained model, scores where there is a test set, and a page of images.
+"""From photos to pseudo-labels, a trained model, its predictions and a page of images, without any label.
 
-    u2seg run photos --config-file my.yaml --output output/my
+    u2seg run PHOTOS                                     a directory, one photo, or a text file with a path in each line
+    u2seg run PHOTOS --check                             shows the plan and stops
+    u2seg run PHOTOS --minutes 60 --output output/mine
+    u2seg run PHOTOS --ground-truth instances.json       scores as well; nothing else reads the file
 
-Killed and started again it goes on where it was. DIR/report/index.html shows what came out.
+Settings fit the photos and the machine. Your own --config-file and KEY VALUE pairs win. Killed and started again, the same command goes
+on where it was.
 """
 
 import argparse
+import sys
+import tempfile
+from pathlib import Path
 
-from u2seg.cli.arguments import add_config_arguments
-from u2seg.engine.end_to_end import run_end_to_end
+from u2seg.cli.arguments import add_overrides
+from u2seg.engine.end_to_end import MAX_PREDICTED, METRICS, RunCounts, RunDirectories, count_run, run_photos
 from u2seg.engine.end_to_end_report import write_run_report
+from u2seg.engine.photo_run.run_plan import DEFAULT_MINUTES, PHOTOS_CONFIG, RunPlan, format_plan, make_plan
+from u2seg.evaluation import format_table
+from u2seg.utils.files import read_json
+from u2seg.utils.quiet_screen import quiet_screen
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    parser.add_argument("images", help="directory tree of JPEG, PNG or WebP training photos")
-    add_config_arguments(parser)
-    parser.add_argument("--output", required=True, metavar="DIR", help="directory for everything that is made")
-    parser.add_argument("--num-gpus", type=int, default=0, help="GPUs of this machine; 0 trains on the CPU (default 0)")
+    parser.add_argument(
+        "photos", help="directory tree of JPEG, PNG or WebP photos, one photo, or a text file that lists some"
+    )
+    parser.add_argument(
+        "--config-file", metavar="FILE", help=f"YAML file: a path, or a name below configs/ (default {PHOTOS_CONFIG})"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="directory for everything (default output/NAME)")
+    parser.add_argument(
+        "--minutes",
+        type=_positive,
+        metavar="N",
+        help=f"time for everything; training fills what the labels leave (default {DEFAULT_MINUTES:g})",
+    )
+    parser.add_argument(
+        "--ground-truth", default="", metavar="JSON", help="COCO panoptic or instances JSON of the photos, for scores"
+    )
+    parser.add_argument("--check", action="store_true", help="show what was found and what would be done, and stop")
+    parser.add_argument("--num-gpus", type=int, metavar="N", help="GPUs to train on (default 1 where there is one)")
+    add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs everything and says where the page is."""
-    run_end_to_end(args.config_file, args.images, args.output, opts=args.opts, num_gpus=args.num_gpus)
-    page = write_run_report(
-        args.config_file,
-        args.images,
-        args.output,
-        title=f"U2Seg on {args.images}",
-        summary=f"Configuration {args.config_file}. No label was read before scoring.",
-        opts=args.opts,
-    )
-    print(f"page in {page}")
+    """Shows the plan, runs it, and says what came out."""
+    output = args.output or Path("output") / (Path(args.photos).resolve().stem or "photos")
+    options = {
+        "config_file": args.config_file,
+        "opts": args.opts,
+        "minutes": args.minutes,
+        "ground_truth": args.ground_truth,
+        "num_gpus": args.num_gpus,
+    }
+    print(f"Looking at {args.photos}; a few photos are labeled to measure the time ...", flush=True)
+    if args.check:
+        with tempfile.TemporaryDirectory() as directory:
+            plan = make_plan(args.photos, output, directory=directory, **options)
+            print(format_plan(plan))
+        print(f"Nothing was done. The same command without --check runs this into {output}.")
+        return 0
+    plan = make_plan(args.photos, output, **options)
+    print(f"{format_plan(plan)}\n", flush=True)
+    plan = run_photos(plan)
+    with quiet_screen(RunDirectories(output).log):
+        page = write_run_report(
+            str(plan.config_file),
+            plan.photos.root,
+            output,
+            title=f"U2Seg on {args.photos}",
+            summary=f"{plan.features.description}.\n\nNo label was read before scoring.",
+        )
+    _print_result(plan, count_run(plan), page)
     return 0
+
+
+def _print_result(plan: RunPlan, counts: RunCounts, page: Path) -> None:
+    """Prints counts, what is empty, where things are, and what to type next."""
+    output = plan.output
+    unread = (
+        f", {counts.unreadable} could not be read ({output / 'labels' / 'failures.json'})" if counts.unreadable else ""
+    )
+    print(f"\nphotos       {counts.images} labeled{unread}")
+    print(
+        f"labels       {counts.masks} masks in {counts.clusters} clusters: {counts.things} kept as things, {counts.dropped} dropped as "
+        f"hidden; {counts.stuff} stuff segments; {counts.without_things} photos without a thing"
+    )
+    print(
+        f"predictions  {counts.predicted_things} things in {counts.predicted_images} photos; {counts.predicted_without_things} photos "
+        "without a thing"
+    )
+    for warning in _warnings(plan, counts):
+        print(f"warning: {warning}", file=sys.stderr)
+    if (output / METRICS).is_file():
+        print(format_table(read_json(output / METRICS)))
+        print("The scores are those of the photos that the model was trained on (without their ground truth).")
+    print(f"page         {page}")
+    print(f"labels       {output / 'labels' / 'panoptic'}")
+    print(f"model        {output / 'model' / 'model_final.pth'}")
+    print(f"predictions  {output / 'predictions' / 'visualizations'}")
+    print("\nPredict on other photos:")
+    print(
+        f"  u2seg predict --config-file {plan.config_file} --input OTHER_PHOTOS --output {output / 'other'} "
+        f"MODEL.WEIGHTS {output / 'model' / 'model_final.pth'}"
+    )
+
+
+def _warnings(plan: RunPlan, counts: RunCounts) -> list[str]:
+    found = []
+    if not counts.masks:
+        found.append(
+            f"no things found in {counts.images} photos: the labels hold stuff alone. Try other features (FEATURES.VIT.WEIGHTS), or a "
+            "larger MASKS.RECURSIVE.RADIUS"
+        )
+    elif counts.without_things > counts.images / 2:
+        found.append(f"no things found in {counts.without_things} of {counts.images} photos")
+    if counts.masks and not counts.predicted_things:
+        found.append(
+            f"the model shows no thing in {counts.predicted_images} photos: it was trained too briefly. Give it --minutes "
+            f"{max(60, 4 * (plan.minutes or 0)):g}, with another --output"
+        )
+    if counts.images > MAX_PREDICTED:
+        found.append(
+            f"predictions were made for {MAX_PREDICTED} photos of {counts.images}; `u2seg predict` makes the others"
+        )
+    return found
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a positive number of minutes, got {text}")
+    return value

@@ -28,8 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--protocols", type=comma_separated(), metavar="A,B,...", help="rows of the table (default TEST.PROTOCOLS)"
         )
-        command.add_argument("--fit-on", metavar="TABLES", help="tables.npz on which label maps are fitted")
-        command.add_argument("--label-map", metavar="JSON", help="a saved label map to use instead of fitting one")
+        source = command.add_mutually_exclusive_group()
+        source.add_argument("--fit-on", metavar="TABLES", help="tables.npz on which label maps are fitted")
+        source.add_argument("--label-map", metavar="JSON", help="a saved label map to use instead of fitting one")
         command.add_argument(
             "--all-stuff", action="store_true", help="COCO's 53 stuff categories, not 15 supercategories"
         )

@@ -6,5 +6,16 @@ Segmentation, CVPR 2024; [STEGO] = ICLR 2022; [LUSS] = TPAMI 2022; [DINO] = ICCV
 """
 
 from u2seg.config.config import CONFIG_REGISTRY, add_u2seg_config, find_config_file, get_config_file, setup_cfg
+from u2seg.config.config_file import ConfigFileError
+from u2seg.config.validation import check_config, register_rules
 
-__all__ = ["CONFIG_REGISTRY", "add_u2seg_config", "find_config_file", "get_config_file", "setup_cfg"]
+__all__ = [
+    "CONFIG_REGISTRY",
+    "ConfigFileError",
+    "add_u2seg_config",
+    "check_config",
+    "find_config_file",
+    "get_config_file",
+    "register_rules",
+    "setup_cfg",
+]

@@ -7,6 +7,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.utils.registry import Registry
 
+from u2seg.config.config_file import ConfigFileError, read_config_file
 from u2seg.config.data import add_data_config
 from u2seg.config.features import add_features_config
 from u2seg.config.model import add_model_config
@@ -17,10 +18,11 @@ from u2seg.config.pseudo_labels import (
     add_self_training_config,
     add_semantics_config,
 )
+from u2seg.config.renamed_keys import add_renamed_keys
+from u2seg.config.shipped import get_config_file
 from u2seg.config.solver import add_solver_config
 from u2seg.config.test import add_test_config
-
-_PACKAGE = Path(__file__).resolve().parents[1]
+from u2seg.config.validation import check_config
 
 CONFIG_REGISTRY = Registry("CONFIG")
 CONFIG_REGISTRY.__doc__ = """
@@ -38,26 +40,9 @@ for _section in (
     add_solver_config,
     add_self_training_config,
     add_test_config,
+    add_renamed_keys,
 ):
     CONFIG_REGISTRY.register(_section)
-
-
-def get_config_file(name: str) -> str:
-    """Returns the path of a configuration file that the package ships.
-
-    Args:
-        name: path relative to the project's ``configs/``, for example ``"quick_schedules/scenes.yaml"``.
-
-    Raises:
-        FileNotFoundError: no such file; the message lists those that exist.
-    """
-    # Installed: the configs are package data. Editable install or checkout: they lie at the repository's root.
-    roots = [_PACKAGE / "configs", _PACKAGE.parents[2] / "configs"]
-    for root in roots:
-        if (root / name).is_file():
-            return str(root / name)
-    known = sorted({path.relative_to(root).as_posix() for root in roots for path in root.rglob("*.yaml")})
-    raise FileNotFoundError(f"No configuration file {name!r}; available: {', '.join(known)}")
 
 
 def find_config_file(config_file: str | Path) -> str:
@@ -80,21 +65,53 @@ def setup_cfg(config_file: str | Path, opts: list[str] | tuple = ()) -> CN:
 
     Raises:
         FileNotFoundError: no such file, neither on disk nor shipped.
+        ConfigFileError: the file is no plain YAML: a tag in it could run code, for example.
+        ValueError: a value that its key cannot have; the message says what was expected.
         KeyError: a key that neither Detectron2 nor this project has; the message names those that are spelled alike.
         ValueError: a key without a value.
     """
     cfg = get_cfg()
     add_u2seg_config(cfg)
-    cfg.merge_from_file(find_config_file(config_file))
+    _merge_file(cfg, find_config_file(config_file))
     _check_keys(cfg, list(opts))
     cfg.merge_from_list(list(opts))
+    check_config(cfg)
     return cfg
+
+
+def require_chosen_model(cfg: CN, config_file: str | Path) -> None:
+    """Refuses a configuration that leaves the model as Detectron2 has it by default.
+
+    Raises:
+        ValueError: nothing in the file, its bases or the command line chose a model; the message says which line to add.
+    """
+    default = get_cfg().MODEL
+    values = [(m.META_ARCHITECTURE, m.MASK_ON, m.BACKBONE.NAME, m.ROI_HEADS.NAME) for m in (cfg.MODEL, default)]
+    if values[0] == values[1]:
+        raise ValueError(
+            f"{config_file} chooses no model, so Detectron2's default, a {default.META_ARCHITECTURE} box detector without masks, would "
+            "be trained. Add a base as its first line, for example\n    _BASE_: quick_schedules/photos.yaml\n"
+            "or set MODEL.META_ARCHITECTURE: PanopticFPN with the rest of a model."
+        )
+
+
+def _merge_file(cfg: CN, path: str) -> None:
+    """Merges a file into the configuration, in place; Detectron2's own ``merge_from_file`` runs the code that YAML tags name."""
+    values = read_config_file(path)
+    version = values.get("VERSION", cfg.VERSION)
+    if version != cfg.VERSION:
+        raise ConfigFileError(
+            f"{path} is written for VERSION {version!r} of Detectron2's configuration, expected {cfg.VERSION}"
+        )
+    cfg.merge_from_other_cfg(CN(values))
 
 
 def _check_keys(cfg: CN, opts: list[str]) -> None:
     if len(opts) % 2:
         raise ValueError(f"settings are KEY VALUE KEY VALUE ..., got {len(opts)} words: {' '.join(opts)}")
     for key in opts[::2]:
+        if cfg.key_is_renamed(key):
+            cfg.raise_key_rename_error(key)
         node = cfg
         for part in key.split("."):
             if not isinstance(node, CN) or part not in node:

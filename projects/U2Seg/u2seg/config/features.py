@@ -2,6 +2,8 @@
 
 from detectron2.config import CfgNode as CN
 
+from u2seg.config.validation import COUNT, NON_NEGATIVE, choice, flag, integer, number, register_rules, several, text
+
 
 def add_features_config(cfg: CN) -> None:
     """Adds the keys of ``FEATURES`` to a configuration, in place."""
@@ -45,3 +47,27 @@ def add_features_config(cfg: CN) -> None:
     cfg.FEATURES.RESNET.STRIDE = 0
     # Subtract each image's mean feature: after a ReLU all cosines are positive [ours]
     cfg.FEATURES.RESNET.CENTER = True
+
+
+register_rules(
+    {
+        "FEATURES.NAME": text(),
+        "FEATURES.IMAGE_SIZE": several(integer(16, 8192), count=2),
+        "FEATURES.BATCH_SIZE": COUNT,
+        "FEATURES.DEVICE": text(),
+        "FEATURES.HANDMADE.PATCH_SIZE": COUNT,
+        "FEATURES.HANDMADE.COLOR_WEIGHT": number(0),
+        "FEATURES.HANDMADE.TEXTURE_WEIGHT": number(0),
+        "FEATURES.RAW_PIXELS.PATCH_SIZE": COUNT,
+        "FEATURES.VIT.ARCH": text(),
+        "FEATURES.VIT.WEIGHTS": text(empty=True),
+        "FEATURES.VIT.BLOCK": integer(),
+        "FEATURES.VIT.FACET": choice("key", "query", "value", "token"),
+        "FEATURES.VIT.PRECISION": choice("float32", "bfloat16"),
+        "FEATURES.RESNET.CONFIG_FILE": text(),
+        "FEATURES.RESNET.WEIGHTS": text(empty=True),
+        "FEATURES.RESNET.OUT_FEATURE": text(),
+        "FEATURES.RESNET.STRIDE": NON_NEGATIVE,
+        "FEATURES.RESNET.CENTER": flag(),
+    }
+)

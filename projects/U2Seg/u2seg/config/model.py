@@ -2,20 +2,47 @@
 
 from detectron2.config import CfgNode as CN
 
+from u2seg.config.validation import COUNT, SHARE, flag, integer, register_rules, several, text
+
 
 def add_model_config(cfg: CN) -> None:
     """Adds the keys of the models to a configuration, in place."""
     cfg.MODEL.CHANNELS_LAST = False  # NHWC memory layout of the convolutions; faster on GPUs with AMP [ours]
-    # Recompute the backbone's residual blocks in the backward pass: less memory, about a third more time [ours].
+    # Recompute the backbone's residual blocks in the backward pass: less memory, about a third more
+    # time [ours].
     cfg.MODEL.ACTIVATION_CHECKPOINTING = False
-    # DropLoss: no classification loss for proposals far from every pseudo-label [CutLER, equation 3].
+    # DropLoss: no classification loss for regions far from every pseudo-label [CutLER, equation 3].
     cfg.MODEL.ROI_HEADS.DROP_LOSS = CN()
     cfg.MODEL.ROI_HEADS.DROP_LOSS.ENABLED = False
     # Largest IoU with a target at or below which it is dropped [CutLER]
     cfg.MODEL.ROI_HEADS.DROP_LOSS.IOU_THRESH = 0.01
+    # What the targets are: "labels", the image's pseudo-labels [CutLER, equation 3], or "guessed",
+    # what CutLER's code takes for them.
+    cfg.MODEL.ROI_HEADS.DROP_LOSS.TARGETS = "labels"
 
     # build_small_resnet_backbone, for images of a hundred pixels [ours].
     cfg.MODEL.SMALL_RESNET = CN()
     cfg.MODEL.SMALL_RESNET.WIDTH = 32  # channels of res2, doubled by each later stage
     cfg.MODEL.SMALL_RESNET.BLOCKS_PER_STAGE = 1
     cfg.MODEL.SMALL_RESNET.STRIDES = (1, 2, 2, 2)  # of res2 to res5, behind a stem of stride 2
+
+
+register_rules(
+    {
+        "MODEL.DEVICE": text(),
+        "MODEL.META_ARCHITECTURE": text(),
+        "MODEL.WEIGHTS": text(empty=True),
+        "MODEL.CHANNELS_LAST": flag(),
+        "MODEL.ACTIVATION_CHECKPOINTING": flag(),
+        "MODEL.ROI_HEADS.NUM_CLASSES": COUNT,
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": COUNT,
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": SHARE,
+        "MODEL.ROI_HEADS.NMS_THRESH_TEST": SHARE,
+        "MODEL.ROI_HEADS.DROP_LOSS.ENABLED": flag(),
+        "MODEL.ROI_HEADS.DROP_LOSS.IOU_THRESH": SHARE,
+        "MODEL.ROI_HEADS.DROP_LOSS.TARGETS": text(),
+        "MODEL.SMALL_RESNET.WIDTH": COUNT,
+        "MODEL.SMALL_RESNET.BLOCKS_PER_STAGE": COUNT,
+        "MODEL.SMALL_RESNET.STRIDES": several(integer(1, 4), count=4),
+    }
+)

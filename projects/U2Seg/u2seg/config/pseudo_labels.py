@@ -2,6 +2,19 @@
 
 from detectron2.config import CfgNode as CN
 
+from u2seg.config.validation import (
+    COUNT,
+    NON_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    flag,
+    integer,
+    number,
+    register_rules,
+    several,
+    text,
+)
+
 
 def add_masks_config(cfg: CN) -> None:
     """Adds the keys of ``MASKS`` to a configuration, in place."""
@@ -67,6 +80,8 @@ def add_masks_config(cfg: CN) -> None:
     cfg.MASKS.GUIDED_FILTER.RADIUS = 16  # pixels: two patches, about how far a coarse border may be off [ours]
     cfg.MASKS.GUIDED_FILTER.EPS = 1e-4  # squared color contrast, range 0..1, that counts as an edge [ours]
     cfg.MASKS.MIN_REFINED_IOU = 0.5  # masks that the refinement changes more are dropped [MaskCut]
+    # Whether an image's masks may overlap [MaskCut]; False: the smaller one keeps the pixels [ours].
+    cfg.MASKS.ALLOW_OVERLAPS = True
     cfg.MASKS.SHARD_SIZE = 64  # images in one file on disk; what a kill loses at most
     cfg.MASKS.NUM_WORKERS = 2  # decoding processes; 0: decode in the main one
     cfg.MASKS.NUM_THREADS = 2  # threads that refine and encode
@@ -111,9 +126,13 @@ def add_semantics_config(cfg: CN) -> None:
 def add_panoptic_labels_config(cfg: CN) -> None:
     """Adds the keys of ``PANOPTIC_LABELS`` to a configuration, in place."""
     cfg.PANOPTIC_LABELS = CN()
+    # By what size instances are drawn, the largest first: "box_area" [U2Seg release] or "mask_area" [ours].
+    cfg.PANOPTIC_LABELS.ORDER_BY = "box_area"
+    # Whether instances.json holds what is visible of an instance in the panoptic map [ours], not its whole mask [U2Seg release].
+    cfg.PANOPTIC_LABELS.CARVE_INSTANCES = False
     # A semantic cluster more than this covered by instances is left void [U2Seg release, stage 3].
     cfg.PANOPTIC_LABELS.MAX_COVERED = 0.7
-    cfg.PANOPTIC_LABELS.MIN_INSTANCE_PIXELS = 1  # visible pixels below which an instance is dropped
+    cfg.PANOPTIC_LABELS.MIN_INSTANCE_PIXELS = 1  # visible pixels below which the panoptic map lacks an instance
     cfg.PANOPTIC_LABELS.MIN_STUFF_PIXELS = 1
 
 
@@ -132,3 +151,75 @@ def add_self_training_config(cfg: CN) -> None:
     cfg.SELF_TRAINING.FLIP = False  # predict on the mirrored image as well [ours]
     cfg.SELF_TRAINING.NEW_SEMANTICS = False  # stuff from the model as well, not from the old labels [ours]
     cfg.SELF_TRAINING.SHARD_SIZE = 64  # images; what a kill loses at most
+
+
+register_rules(
+    {
+        "MASKS.GENERATOR": text(),
+        "MASKS.CENTER_FEATURES": flag(),
+        "MASKS.TAU": number(-1, 1),
+        "MASKS.EPS": number(0, 1, above=True),
+        "MASKS.ROUNDS": integer(1, 1000),
+        "MASKS.MAX_PREVIOUS_IOU": SHARE,
+        "MASKS.MIN_AREA": SHARE,
+        "MASKS.MAX_AREA": SHARE,
+        "MASKS.MAX_CORNERS": integer(0, 5),
+        "MASKS.VOTE.TAUS": several(number(-1, 1), at_least=1),
+        "MASKS.VOTE.NUM_GROUPS": several(integer(2), at_least=1),
+        "MASKS.VOTE.MIN_IOU": SHARE,
+        "MASKS.VOTE.MIN_SHARE": SHARE,
+        "MASKS.VOTE.MAX_MASKS": COUNT,
+        "MASKS.VOTE.MAX_CORNERS": integer(0, 5),
+        "MASKS.KMEANS_REGIONS.NUM_CLUSTERS": COUNT,
+        "MASKS.RECURSIVE.RADIUS": POSITIVE,
+        "MASKS.RECURSIVE.MAX_CUT": SHARE,
+        "MASKS.RECURSIVE.MAX_EXTERNAL_LINKS": SHARE,
+        "MASKS.RECURSIVE.MAX_BORDERS": integer(0, 4),
+        "MASKS.RECURSIVE.MAX_CUTS_PER_IMAGE": COUNT,
+        "MASKS.REFINEMENT": text(),
+        "MASKS.ALLOW_OVERLAPS": flag(),
+        "MASKS.CRF.GAUSSIAN_SXY": POSITIVE,
+        "MASKS.CRF.GAUSSIAN_COMPAT": number(0),
+        "MASKS.CRF.BILATERAL_SXY": POSITIVE,
+        "MASKS.CRF.BILATERAL_SRGB": POSITIVE,
+        "MASKS.CRF.BILATERAL_COMPAT": number(0),
+        "MASKS.CRF.NUM_ITERATIONS": integer(0, 10_000),
+        "MASKS.GUIDED_FILTER.RADIUS": COUNT,
+        "MASKS.GUIDED_FILTER.EPS": POSITIVE,
+        "MASKS.MIN_REFINED_IOU": SHARE,
+        "MASKS.SHARD_SIZE": COUNT,
+        "MASKS.NUM_WORKERS": integer(0, 1024),
+        "MASKS.NUM_THREADS": integer(1, 1024),
+        "MASKS.MAX_FAILURES": SHARE,
+        "CLUSTERS.NUM_CLUSTERS": COUNT,
+        "CLUSTERS.EMBEDDING": text(),
+        "CLUSTERS.NORMALIZE": flag(),
+        "CLUSTERS.NUM_ITERATIONS": COUNT,
+        "CLUSTERS.NUM_RESTARTS": COUNT,
+        "CLUSTERS.MAX_TRAINING_SAMPLES": COUNT,
+        "CLUSTERS.SEED": NON_NEGATIVE,
+        "CLUSTERS.CENTROIDS": text(empty=True),
+        "SEMANTICS.PROVIDER": text(),
+        "SEMANTICS.NUM_CLUSTERS": integer(1, 254),
+        "SEMANTICS.PATCHES_PER_IMAGE": COUNT,
+        "SEMANTICS.SKIP_MASKED": flag(),
+        "SEMANTICS.MAX_TRAINING_SAMPLES": COUNT,
+        "SEMANTICS.NUM_ITERATIONS": COUNT,
+        "SEMANTICS.NUM_RESTARTS": COUNT,
+        "SEMANTICS.SEED": NON_NEGATIVE,
+        "SEMANTICS.CENTROIDS": text(empty=True),
+        "SEMANTICS.DIRECTORY": text(empty=True),
+        "PANOPTIC_LABELS.MAX_COVERED": SHARE,
+        "PANOPTIC_LABELS.ORDER_BY": text(),
+        "PANOPTIC_LABELS.CARVE_INSTANCES": flag(),
+        "PANOPTIC_LABELS.MIN_INSTANCE_PIXELS": COUNT,
+        "PANOPTIC_LABELS.MIN_STUFF_PIXELS": COUNT,
+        "SELF_TRAINING.SCORE_THRESH": several(SHARE, at_least=1),
+        "SELF_TRAINING.MERGE": text(),
+        "SELF_TRAINING.MAX_IOU": SHARE,
+        "SELF_TRAINING.CONFIRM_THRESH": SHARE,
+        "SELF_TRAINING.FLIP": flag(),
+        "SELF_TRAINING.NEW_SEMANTICS": flag(),
+        "SELF_TRAINING.SHARD_SIZE": COUNT,
+    }
+)

@@ -2,6 +2,8 @@
 
 from detectron2.config import CfgNode as CN
 
+from u2seg.config.validation import COUNT, NON_NEGATIVE, SHARE, flag, number, register_rules, several, text
+
 
 def add_test_config(cfg: CN) -> None:
     """Adds the keys of evaluation to a configuration, in place."""
@@ -21,3 +23,21 @@ def add_test_config(cfg: CN) -> None:
     cfg.TEST.BOUNDARY_RATIO = 0.02
     # Box IoU above which, of two detections whose clusters stand for one category, the lower one is dropped; 0: none is [ours].
     cfg.TEST.NMS_ACROSS_CLUSTERS = 0.0
+
+
+register_rules(
+    {
+        "TEST.EVAL_PERIOD": NON_NEGATIVE,
+        "TEST.DETECTIONS_PER_IMAGE": COUNT,
+        "TEST.SAMPLE_PERIOD": NON_NEGATIVE,
+        "TEST.NUM_SAMPLES": NON_NEGATIVE,
+        "TEST.PROTOCOLS": several(text()),
+        "TEST.LABEL_MAP.FIT_ON": text(empty=True),
+        "TEST.LABEL_MAP.FILE": text(empty=True),
+        "TEST.SAVE_TABLES": flag(),
+        "TEST.BOOTSTRAP": NON_NEGATIVE,
+        "TEST.STUFF_SUPERCATEGORIES": flag(),
+        "TEST.BOUNDARY_RATIO": number(0, 0.5),
+        "TEST.NMS_ACROSS_CLUSTERS": SHARE,
+    }
+)

@@ -2,7 +2,7 @@
 
 from u2seg.data import benchmarks as _benchmarks  # noqa: F401 - registers the benchmarks
 from u2seg.data.build import BatchStream, build_train_loader
-from u2seg.data.copy_paste import CopyPaste
+from u2seg.data.copy_paste import COPY_PASTE_REGISTRY, CopyPaste, CutLERCopyPaste, LayeredCopyPaste
 from u2seg.data.dataset_mapper import DATASET_MAPPER_REGISTRY, PanopticMapper, build_mapper
 from u2seg.data.datasets import (
     DATASET_FORMAT_REGISTRY,
@@ -13,11 +13,14 @@ from u2seg.data.datasets import (
 )
 
 __all__ = [
+    "COPY_PASTE_REGISTRY",
     "DATASET_FORMAT_REGISTRY",
     "DATASET_MAPPER_REGISTRY",
     "BatchStream",
     "CopyPaste",
+    "CutLERCopyPaste",
     "DatasetFilesError",
+    "LayeredCopyPaste",
     "PanopticMapper",
     "build_mapper",
     "build_train_loader",

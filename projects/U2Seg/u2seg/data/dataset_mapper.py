@@ -1,5 +1,7 @@
 """The dataset mapper of panoptic training: from a dataset dict to what Detectron2's models take."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
@@ -9,27 +11,31 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from u2seg.data.copy_paste import CopyPaste
+from u2seg.data.copy_paste import CopyPaste, build_copy_paste
 from u2seg.data.formats.coco_panoptic import read_panoptic_png
-from u2seg.data.training_sample import Sample, boxes_of_masks, semantic_target, to_instances
+from u2seg.data.training_sample import Sample, boxes_of_masks, segment_targets, to_instances
+from u2seg.structures import semantic_target
 from u2seg.utils.image_io import ImageReadError, read_image_rgb
 from u2seg.utils.registry import NamedRegistry, get_registered
+from u2seg.utils.seeding import seed_random
 
 DATASET_MAPPER_REGISTRY = NamedRegistry("DATASET_MAPPER")
 DATASET_MAPPER_REGISTRY.__doc__ = """
-Dataset mappers, chosen by ``INPUT.DATASET_MAPPER_NAME``; an entry is called as ``(cfg, is_train)`` and returns a function from
-a dataset dict to a training or test sample, as Detectron2's ``DatasetMapper`` does.
+Dataset mappers, chosen by ``INPUT.DATASET_MAPPER_NAME``; an entry is called as ``(cfg, is_train)``
+and returns a function from a dataset dict to a training or test sample, as Detectron2's
+``DatasetMapper`` does.
 """
 
 
-@DATASET_MAPPER_REGISTRY.register("u2seg_panoptic")
+@DATASET_MAPPER_REGISTRY.register()
 class PanopticMapper:
     """Maps a dataset dict to a sample of image, instances and semantic target.
 
-    The output equals stock ``DatasetMapper``'s with ``MASK_FORMAT: bitmask``, but for boxes given as integers, which that one
-    truncates to whole pixels when it scales them. Beyond it: images are read by
-    :func:`u2seg.utils.image_io.read_image_rgb`, so that training sees exactly the pixels that label making saw; the semantic target
-    is derived from the panoptic PNG where no stuff PNG exists; and copy-paste may add instances of a second image.
+    The output equals stock ``DatasetMapper``'s with ``MASK_FORMAT: bitmask``, but for boxes given
+    as integers, which that one truncates to whole pixels when it scales them. Beyond it: images are
+    read by :func:`u2seg.utils.image_io.read_image_rgb`, so that training sees exactly the pixels
+    that label making saw; the semantic target is derived from the panoptic PNG where no stuff PNG
+    exists; and copy-paste may add instances of a second image.
     """
 
     @configurable
@@ -48,7 +54,8 @@ class PanopticMapper:
             is_train: whether targets are wanted beside the image.
             augmentations: applied in order to image and targets.
             image_format: "RGB" or "BGR", the order of the channels in the output.
-            recompute_boxes: draw boxes tight around the masks: a crop leaves less of an object than of its box.
+            recompute_boxes: draw boxes tight around the masks: a crop leaves less of an object than
+                of its box.
             copy_paste: pastes instances of the dict's ``copy_paste_source``; None: never.
         """
         if image_format not in ("RGB", "BGR"):
@@ -72,13 +79,15 @@ class PanopticMapper:
             "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
             "recompute_boxes": crop,
-            "copy_paste": CopyPaste.from_config(cfg) if paste else None,
+            "copy_paste": build_copy_paste(cfg) if paste else None,
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
         """Returns the dict with ``image`` (uint8 (3, H, W)) and, in training, ``instances`` and ``sem_seg`` (int64 (H, W)).
 
-        The dict given stays as it is. Its key ``copy_paste_source``, a second dataset dict, is what copy-paste draws on.
+        The dict given stays as it is. Its key ``copy_paste_source``, a second dataset dict, is what
+        copy-paste draws on; where that one has an ``augmentation_seed``, its augmentation draws
+        from it.
 
         Raises:
             ImageReadError: the image or a label file cannot be read; the message names it.
@@ -95,8 +104,9 @@ class PanopticMapper:
         sample = self.load(dataset_dict)
         source = dataset_dict.get("copy_paste_source")
         if self.copy_paste is not None and source is not None:
-            # A function, since most of the time's cost is in decoding an image that may not be pasted from.
-            sample = self.copy_paste(sample, lambda: self.load(source))
+            # A function, since most of the time's cost is in decoding an image that may not be
+            # pasted from.
+            sample = self.copy_paste(sample, lambda: self._load_source(source))
         packed = {**kept, "image": _to_tensor(sample.image), "instances": to_instances(sample)}
         if sample.sem_seg is not None:
             packed["sem_seg"] = torch.from_numpy(sample.sem_seg.astype(np.int64))
@@ -109,9 +119,8 @@ class PanopticMapper:
         augmented = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(augmented)
         annotations = [a for a in dataset_dict.get("annotations", ()) if not a.get("iscrowd", 0)]
-        masks = _decode(annotations, image.shape[:2])
         size = augmented.image.shape[:2]
-        moved = [transforms.apply_segmentation(mask) for mask in masks]
+        moved = [transforms.apply_segmentation(mask) for mask in _decode(annotations, image.shape[:2])]
         masks = np.stack(moved).astype(bool) if moved else np.zeros((0, *size), bool)
         return Sample(
             image=augmented.image,
@@ -120,6 +129,11 @@ class PanopticMapper:
             classes=np.array([a["category_id"] for a in annotations], np.int64),
             sem_seg=augmented.sem_seg,
         )
+
+    def _load_source(self, source: dict) -> Sample:
+        if "augmentation_seed" in source:
+            seed_random(source["augmentation_seed"])
+        return self.load(source)
 
     def _read(self, dataset_dict: dict) -> np.ndarray:
         image = _named(read_image_rgb, dataset_dict["file_name"])
@@ -132,11 +146,12 @@ class PanopticMapper:
         return image if self.image_format == "RGB" else np.ascontiguousarray(image[:, :, ::-1])
 
 
-# What training's targets are made from, of no use behind the mapper and costly to send between processes.
+# What training's targets are made from, of no use behind the mapper and costly to send between
+# processes.
 _CONSUMED = ("annotations", "sem_seg_file_name", "pan_seg_file_name", "segments_info", "copy_paste_source")
 
 
-def build_mapper(cfg: CfgNode, is_train: bool):
+def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict], dict]:
     """Returns the dataset mapper that the configuration names.
 
     Raises:
@@ -151,7 +166,7 @@ def _read_semantic_target(dataset_dict: dict) -> np.ndarray | None:
         return _named(_read_gray, dataset_dict["sem_seg_file_name"])
     if "pan_seg_file_name" in dataset_dict:
         panoptic_map = _named(read_panoptic_png, dataset_dict["pan_seg_file_name"])
-        return semantic_target(panoptic_map, dataset_dict["segments_info"])
+        return semantic_target(panoptic_map, segment_targets(dataset_dict["segments_info"]))
     return None
 
 
@@ -160,7 +175,7 @@ def _read_gray(path: str) -> np.ndarray:
         return np.asarray(image)
 
 
-def _named(read, path: str):
+def _named(read: Callable[[str], np.ndarray], path: str) -> np.ndarray:
     """Returns ``read(path)``; an error of reading names the file."""
     try:
         return read(path)
@@ -173,7 +188,7 @@ def _decode(annotations: list[dict], size: tuple[int, int]) -> list[np.ndarray]:
     return [_decode_one(annotation["segmentation"], size) for annotation in annotations]
 
 
-def _decode_one(segmentation, size: tuple[int, int]) -> np.ndarray:
+def _decode_one(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
     if isinstance(segmentation, list):  # polygons, of which an instance may have several
         return mask_util.decode(mask_util.merge(mask_util.frPyObjects(segmentation, *size)))
     if isinstance(segmentation["counts"], list):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from u2seg.structures.label_space import IGNORE_LABEL, THING_LABEL
+from u2seg.structures import THING_LABEL
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Sample:
         masks: bool (N, H, W), the instances; they may overlap.
         boxes_xyxy: float64 (N, 4), pixels, absolute.
         classes: int64 (N,), contiguous ids 0..K-1.
-        sem_seg: uint8 (H, W), semantic target: 0 "thing", 1..S stuff, 255 ignore; None where there is none.
+        sem_seg: uint8 (H, W), semantic target: 0 "thing", 1..S stuff, 255 ignore; None where there
+            is none.
     """
 
     image: np.ndarray
@@ -36,39 +37,34 @@ class Sample:
 def boxes_of_masks(masks: np.ndarray) -> np.ndarray:
     """Returns float64 (N, 4) tight XYXY boxes of bool masks (N, H, W); an empty mask has the box 0, 0, 0, 0.
 
-    The right and lower edges lie behind the last pixel, so that a one-pixel mask has a box of area 1, as in Detectron2's BitMasks.
+    The right and lower edges lie behind the last pixel, so that a one-pixel mask has a box of area
+    1, as in Detectron2's BitMasks.
     """
     boxes = np.zeros((len(masks), 4))
-    columns, rows = masks.any(axis=1), masks.any(axis=2)
-    for index in np.flatnonzero(rows.any(axis=1)):
+    columns, rows = np.any(masks, axis=1), np.any(masks, axis=2)
+    for index in np.flatnonzero(np.any(rows, axis=1)):
         xs, ys = np.flatnonzero(columns[index]), np.flatnonzero(rows[index])
         boxes[index] = xs[0], ys[0], xs[-1] + 1, ys[-1] + 1
     return boxes
 
 
-def semantic_target(panoptic_map: np.ndarray, segments_info: list[dict]) -> np.ndarray:
-    """Returns the uint8 (H, W) semantic target of a panoptic map: 0 under things, 1..S under stuff, 255 elsewhere.
+def segment_targets(segments_info: list[dict]) -> dict[int, int]:
+    """Returns segment id -> semantic target.
 
     Args:
-        panoptic_map: int (H, W), segment ids, 0 void.
-        segments_info: dicts with ``id``, ``isthing``, ``category_id`` (contiguous; of stuff that is the target itself).
+        segments_info: dicts with ``id``, ``isthing``, ``category_id`` (contiguous; of stuff that is
+            the target itself).
 
     Source: U2Seg release, ``prepare_stuff_panoptic_fpn.py`` (0 thing, 1..S stuff, 255 void).
     """
-    ordered = sorted(segments_info, key=lambda segment: segment["id"])
-    if not ordered:
-        return np.full(panoptic_map.shape, IGNORE_LABEL, np.uint8)
-    ids = np.array([segment["id"] for segment in ordered])
-    targets = np.array([THING_LABEL if s["isthing"] else s["category_id"] for s in ordered], np.uint8)
-    # A search among a few ids costs a third of np.unique's sort of all pixels.
-    place = np.searchsorted(ids, panoptic_map).clip(max=len(ids) - 1)
-    return np.where(ids[place] == panoptic_map, targets[place], np.uint8(IGNORE_LABEL))
+    return {s["id"]: THING_LABEL if s["isthing"] else s["category_id"] for s in segments_info}
 
 
 def to_instances(sample: Sample) -> Instances:
     """Returns a sample's instances in the form that Detectron2's models train on, without those that have no pixel or no box.
 
-    Like Detectron2's ``annotations_to_instances``, an image without instances gets no ``gt_masks`` field.
+    Like Detectron2's ``annotations_to_instances``, an image without instances gets no ``gt_masks``
+    field.
     """
     keep = sample.masks.any(axis=(1, 2)) & ((sample.boxes_xyxy[:, 2:] - sample.boxes_xyxy[:, :2]) > 1e-5).all(axis=1)
     instances = Instances(sample.size)

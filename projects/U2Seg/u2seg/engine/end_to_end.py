@@ -7,14 +7,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode
 
 from u2seg.config import setup_cfg
-from u2seg.pseudo_labels.pipeline import make_pseudo_labels
+from u2seg.engine.launch import continue_training
+from u2seg.engine.photo_run.run_estimates import seconds_per_iteration
+from u2seg.engine.photo_run.run_photos import Photos
+from u2seg.engine.photo_run.run_plan import LOG, RunPlan, num_thing_clusters, training_length, training_set_of
+from u2seg.engine.photo_run.run_threads import run_in_process
+from u2seg.modeling.build import complete_config
+from u2seg.predictor import Predictor, predict_files
+from u2seg.pseudo_labels.pipeline import STAGES, make_pseudo_labels
 from u2seg.utils.files import read_json, write_json
+from u2seg.utils.kmeans import CENTROIDS
+from u2seg.utils.manifest import MANIFEST
+from u2seg.utils.quiet_screen import quiet_screen
+from u2seg.visualization.label_page import evenly_spaced
 
 METRICS = "metrics.json"
 TIMES = "times.json"
+MAX_PREDICTED = 500  # photos on which a run predicts; u2seg predict does the others
 CURVES = "metrics.json"  # Detectron2's name for a training's losses, in the model's directory
 
 
@@ -45,6 +58,16 @@ class RunDirectories:
         return self.root / "test_label_scores"
 
     @property
+    def predictions(self) -> Path:
+        """What the model says about the photos."""
+        return self.root / "predictions"
+
+    @property
+    def log(self) -> Path:
+        """What libraries print, log and warn."""
+        return self.root / LOG
+
+    @property
     def report(self) -> Path:
         """The page of images."""
         return self.root / "report" / "index.html"
@@ -67,29 +90,174 @@ def run_end_to_end(
 
     Raises:
         ValueError: the configuration has no such training set.
+        TrainingMismatchError: ``output`` holds a model that was trained with other settings.
     """
     directories = RunDirectories(Path(output))
-    cfg = setup_cfg(config_file, opts)
+    cfg = setup_cfg(config_file, list(opts))
     training_opts = [*opts, *_training_set_options(cfg, images, directories)]
     setup_cfg(config_file, training_opts)  # an error in these should not wait until the labels are made
-    with _timed(directories, "labels"):
+    with _timed(directories, "labels"), quiet_screen(directories.log):
         make_pseudo_labels(cfg, images, directories.labels)
     with _timed(directories, "training and scoring"):
-        train(config_file, directories.model, training_opts, num_gpus)
+        train(config_file, directories.model, training_opts, num_gpus, directories.log)
     if cfg.DATASETS.TEST:
         scores = directories.model / "inference" / cfg.DATASETS.TEST[0] / METRICS
         write_json(directories.root / METRICS, read_json(scores))
-        with _timed(directories, "labels of the test images"):
+        with _timed(directories, "labels of the test images"), quiet_screen(directories.log):
             label_test_images(config_file, directories, opts)
     return directories
 
 
-def train(config_file: str, output: Path, opts: Sequence[str], num_gpus: int = 0) -> None:
-    """Trains and scores a model as ``u2seg train --resume`` does."""
+@dataclass(frozen=True)
+class RunCounts:
+    """What a run made, for its last words.
+
+    Attributes:
+        images: photos labeled.
+        unreadable: photos that could not be read.
+        masks: found in all photos.
+        things: thing segments kept in the labels.
+        dropped: masks that the labels lost to others in front of them.
+        stuff: stuff segments in the labels.
+        without_things: photos whose labels have no thing.
+        clusters: K.
+        predicted_things: thing segments in the model's panoptic maps.
+        predicted_without_things: photos in which the model shows none.
+        predicted_images: photos on which it was run.
+    """
+
+    images: int
+    unreadable: int
+    masks: int
+    things: int
+    dropped: int
+    stuff: int
+    without_things: int
+    clusters: int
+    predicted_things: int
+    predicted_without_things: int
+    predicted_images: int
+
+
+def run_photos(plan: RunPlan) -> RunPlan:
+    """Runs a plan: labels, training, scores where there is ground truth, predictions; returns the plan with all that was chosen.
+
+    Called again it goes on where it was killed.
+
+    Args:
+        plan: of :func:`u2seg.engine.photo_run.run_plan.make_plan`, made for its output directory.
+    """
+    directories = RunDirectories(plan.output)
+    with _timed(directories, "labels"):
+        clusters = run_in_process(
+            plan.threads.numerical,
+            label_photos,
+            str(plan.config_file),
+            str(plan.photos.root),
+            str(directories.labels),
+            str(directories.log),
+            plan.is_free("CLUSTERS.NUM_CLUSTERS"),
+        )
+    plan = plan.choose({"CLUSTERS.NUM_CLUSTERS": clusters})
+    torch.set_num_threads(plan.threads.training)
+    if plan.minutes is not None and plan.is_free("SOLVER.MAX_ITER"):
+        plan = plan.choose(_measured_length(plan, plan.minutes, read_json(directories.root / TIMES)["labels"]))
+    with _timed(directories, "training and scoring"):
+        train(str(plan.config_file), directories.model, (), plan.num_gpus, directories.log)
+    cfg = setup_cfg(plan.config_file)
+    if cfg.DATASETS.TEST:
+        scores = directories.model / "inference" / cfg.DATASETS.TEST[0] / METRICS
+        write_json(directories.root / METRICS, read_json(scores))
+        if plan.num_scored and cfg.DATASETS.BY_PATH[cfg.DATASETS.TEST[0]].get("PANOPTIC_JSON"):
+            with quiet_screen(directories.log):
+                score_labels(cfg, directories.labels, directories)
+    with _timed(directories, "predictions"), quiet_screen(directories.log):
+        predict_photos(cfg, plan.photos, directories)
+    return plan
+
+
+def label_photos(config_file: str, images: str, output: str, log: str, choose_clusters: bool) -> int:
+    """Makes the labels of a run; returns the number of thing clusters, K.
+
+    Args:
+        config_file: of the run.
+        images: directory of photos.
+        output: directory for the labels.
+        log: takes what libraries print.
+        choose_clusters: whether K is to follow from the number of masks; else it is ``CLUSTERS.NUM_CLUSTERS``.
+    """
+    cfg = setup_cfg(config_file)
+    with quiet_screen(log):
+        make_pseudo_labels(cfg, images, output, stages=["masks"])
+        if choose_clusters:
+            cfg.CLUSTERS.NUM_CLUSTERS = num_thing_clusters(_stage_counts(Path(output), "masks")["masks"])
+        make_pseudo_labels(cfg, images, output, stages=STAGES[1:])
+    return cfg.CLUSTERS.NUM_CLUSTERS
+
+
+def _measured_length(plan: RunPlan, minutes: float, spent_seconds: float) -> dict[str, object]:
+    cfg = setup_cfg(plan.config_file)
+    with quiet_screen(plan.log):
+        complete_config(cfg)
+        return training_length(minutes, spent_seconds, seconds_per_iteration(cfg))
+
+
+def predict_photos(cfg: CfgNode, photos: Photos, directories: RunDirectories) -> None:
+    """Writes the model's predictions on the photos, on at most 500 of them, evenly spaced."""
+    cfg = cfg.clone()
+    cfg.MODEL.WEIGHTS = str(directories.model / "model_final.pth")
+    names = evenly_spaced(photos.names, MAX_PREDICTED)
+    predict_files(Predictor(cfg), [photos.root / name for name in names], directories.predictions)
+
+
+def count_run(plan: RunPlan) -> RunCounts:
+    """Returns the counts of a finished run."""
+    directories = RunDirectories(plan.output)
+    masks, panoptic = (_stage_counts(directories.labels, stage) for stage in ("masks", "panoptic"))
+    labels = read_json(directories.labels / "panoptic" / "panoptic.json")
+    predicted = read_json(directories.predictions / "panoptic.json")
+    things, predicted_things = (_things_by_image(content) for content in (labels, predicted))
+    return RunCounts(
+        images=panoptic["images"],
+        unreadable=masks["failures"],
+        masks=masks["masks"],
+        things=panoptic["instances"],
+        dropped=masks["masks"] - panoptic["instances"],
+        stuff=panoptic["segments"] - panoptic["instances"],
+        without_things=things.count(0),
+        clusters=setup_cfg(plan.config_file).CLUSTERS.NUM_CLUSTERS,
+        predicted_things=sum(predicted_things),
+        predicted_without_things=predicted_things.count(0),
+        predicted_images=len(predicted_things),
+    )
+
+
+def _stage_counts(labels: Path, stage: str) -> dict:
+    return read_json(labels / stage / MANIFEST)["counts"]
+
+
+def _things_by_image(panoptic: dict) -> list[int]:
+    is_thing = {category["id"]: bool(category["isthing"]) for category in panoptic["categories"]}
+    return [sum(is_thing[s["category_id"]] for s in row["segments_info"]) for row in panoptic["annotations"]]
+
+
+def train(config_file: str, output: Path, opts: Sequence[str], num_gpus: int, log: Path) -> None:
+    """Trains and scores a model as ``u2seg train --resume`` does, unless that is done, with nothing but a progress line on the screen.
+
+    Args:
+        config_file: a file, or the name of a shipped one.
+        output: the model's directory; of its checkpoints the last one is kept.
+        opts: configuration, KEY VALUE ...
+        num_gpus: GPUs to train on; 0 is the CPU.
+        log: takes what libraries print.
+
+    Raises:
+        TrainingMismatchError: ``output`` holds a model that was trained with other settings.
+    """
     from detectron2.engine import default_argument_parser, launch
 
-    from u2seg.engine import run_training
-
+    hooks = setup_cfg(config_file, list(opts)).HOOKS
+    hooks = (*hooks, *(name for name in ("TrainingProgress", "KeepLastCheckpoint") if name not in hooks))
     arguments = [
         "--config-file",
         config_file,
@@ -97,11 +265,16 @@ def train(config_file: str, output: Path, opts: Sequence[str], num_gpus: int = 0
         "--num-gpus",
         str(num_gpus),
         *opts,
-        "OUTPUT_DIR",
-        str(output),
+        *("HOOKS", repr(hooks)),
+        *("OUTPUT_DIR", repr(str(output))),
     ]
     args: argparse.Namespace = default_argument_parser().parse_args(arguments)
-    launch(run_training, num_gpus, dist_url="auto", args=(args,))
+    launch(_train_quietly, num_gpus, dist_url="auto", args=(args, log))
+
+
+def _train_quietly(args: argparse.Namespace, log: Path) -> None:
+    with quiet_screen(log):
+        continue_training(args)
 
 
 def label_test_images(config_file: str, directories: RunDirectories, opts: Sequence[str]) -> None:
@@ -109,15 +282,23 @@ def label_test_images(config_file: str, directories: RunDirectories, opts: Seque
     from detectron2.data import MetadataCatalog
 
     from u2seg.data import register_datasets
-    from u2seg.evaluation.score_files import score_panoptic_files
 
     centroids = []
     for section, stage in (("CLUSTERS", "clusters"), ("SEMANTICS", "semantics")):
-        centroids += [f"{section}.CENTROIDS", repr(str(directories.labels / stage / "centroids.npy"))]
+        centroids += [f"{section}.CENTROIDS", repr(str(directories.labels / stage / CENTROIDS))]
     cfg = setup_cfg(config_file, [*opts, *centroids])
     register_datasets(cfg.DATASETS.BY_PATH, list(cfg.DATASETS.TEST[:1]))
     gt = MetadataCatalog.get(cfg.DATASETS.TEST[0])
-    labels = make_pseudo_labels(cfg, gt.image_root, directories.test_labels)
+    score_labels(cfg, make_pseudo_labels(cfg, gt.image_root, directories.test_labels), directories)
+
+
+def score_labels(cfg: CfgNode, labels: Path, directories: RunDirectories) -> None:
+    """Scores pseudo-labels against the first test set's panoptic ground truth, as an upper bound for what a model learns from them."""
+    from detectron2.data import MetadataCatalog
+
+    from u2seg.evaluation.score_files import score_panoptic_files
+
+    gt = MetadataCatalog.get(cfg.DATASETS.TEST[0])
     score_panoptic_files(
         gt.panoptic_json,
         gt.panoptic_root,
@@ -129,12 +310,7 @@ def label_test_images(config_file: str, directories: RunDirectories, opts: Seque
 
 
 def _training_set_options(cfg: CfgNode, images: str | Path, directories: RunDirectories) -> list[str]:
-    name = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else ""
-    if cfg.DATASETS.BY_PATH.get(name, {}).get("FORMAT") != "pseudo_labels":
-        raise ValueError(
-            f"DATASETS.TRAIN must begin with a dataset of DATASETS.BY_PATH with FORMAT: pseudo_labels, got {cfg.DATASETS.TRAIN}"
-        )
-    key = f"DATASETS.BY_PATH.{name}"
+    key = f"DATASETS.BY_PATH.{training_set_of(cfg)}"
     # Quoted, since a directory called 2024 is no number.
     return [f"{key}.ROOT", repr(str(directories.labels)), f"{key}.IMAGES", repr(str(images))]
 

@@ -1,6 +1,7 @@
 """What happens beside training: averaged weights, images of predictions."""
 
 import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from u2seg.checkpoint.checkpointer import require_finite, save_to_disk
 from u2seg.data import build_mapper
 from u2seg.utils.files import atomic_path
+from u2seg.utils.image_io import png_names
 from u2seg.utils.registry import NamedRegistry
 
 logger = logging.getLogger(__name__)
@@ -61,7 +63,7 @@ class AveragedWeights:
                 self.weights[name].copy_(value)
 
     @contextmanager
-    def applied(self):
+    def applied(self) -> Iterator[None]:
         """Puts the averaged weights into the model while the block runs."""
         own = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.model.load_state_dict(self.weights)
@@ -106,7 +108,7 @@ class VisualizationHook(HookBase):
         self._cfg = cfg
         self._period = cfg.TEST.SAMPLE_PERIOD
         self._directory = Path(cfg.OUTPUT_DIR) / "samples"
-        self._samples = None
+        self._samples: list[dict] | None = None
 
     def after_step(self) -> None:
         """Draws the images where it is time to."""
@@ -134,7 +136,7 @@ class VisualizationHook(HookBase):
     def _save(self, sample: dict, image: np.ndarray) -> None:
         from u2seg.visualization import save_image
 
-        stem = Path(sample["file_name"]).stem
+        stem = Path(png_names([Path(sample["file_name"]).name])[0]).stem
         save_image(self._directory / f"{stem}_{self.trainer.iter + 1:07d}.png", image)
         self.trainer.storage.put_image(f"predictions/{stem}", image.transpose(2, 0, 1))
 

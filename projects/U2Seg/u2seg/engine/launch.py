@@ -1,9 +1,10 @@
 """One training or evaluation run, as ``u2seg train`` starts it in every process."""
 
+import argparse
+import logging
 from collections import OrderedDict
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
@@ -12,39 +13,71 @@ from detectron2.utils.logger import setup_logger
 from u2seg.checkpoint.checkpointer import AtomicCheckpointer
 from u2seg.checkpoint.loading import load_weights
 from u2seg.config import find_config_file, setup_cfg
+from u2seg.config.config import require_chosen_model
+from u2seg.engine import training_record
 from u2seg.engine.self_training import self_train
-from u2seg.engine.trainer import U2SegTrainer, verify_expected_results
+from u2seg.engine.trainer import U2SegTrainer, train_and_record, verify_expected_results
 from u2seg.modeling.build import complete_config
-from u2seg.utils.files import write_json
-from u2seg.version import __version__
+
+logger = logging.getLogger(__name__)
 
 
-def run_training(args) -> OrderedDict:
+def run_training(args: argparse.Namespace) -> OrderedDict:
     """Returns the scores of one run; trains before unless ``args.eval_only``.
 
     The run's directory, ``OUTPUT_DIR``, then holds ``config.yaml`` (everything resolved), ``run.json`` (version, seed, weights),
-    ``log.txt``, ``metrics.json`` (one line of losses every 20 iterations), TensorBoard's file, checkpoints and ``inference/``.
+    ``training.json`` (the settings that the weights depend on, and whether training and scoring are done), ``log.txt``, ``metrics.json``
+    (one line of losses every 20 iterations), TensorBoard's file, checkpoints and ``inference/``.
 
     Args:
         args: of Detectron2's ``default_argument_parser``.
+
+    Raises:
+        TrainingMismatchError: ``args.resume`` finds a training that has no iteration left and was made with other settings.
     """
+    cfg = _complete_config(args)
+    if args.resume and not args.eval_only:
+        training_record.refuse_untrained_changes(cfg)
+    _set_up(cfg, args)
+    if args.eval_only:
+        return _evaluate(cfg, args.resume)
+    return train_and_record(cfg, resume=args.resume)
+
+
+def continue_training(args: argparse.Namespace) -> OrderedDict:
+    """Trains and scores as :func:`run_training` does, for a recipe that is called again: what is done is not repeated.
+
+    Args:
+        args: of Detectron2's ``default_argument_parser``.
+
+    Returns:
+        The scores; empty where the run was finished before.
+
+    Raises:
+        TrainingMismatchError: ``OUTPUT_DIR`` holds a model that was trained with other settings.
+    """
+    cfg = _complete_config(args)
+    training_record.refuse_other_training(cfg)
+    if training_record.is_finished(cfg):
+        logger.info("%s is trained and scored already", cfg.OUTPUT_DIR)
+        return OrderedDict()
+    _set_up(cfg, args)
+    return train_and_record(cfg, resume=True)
+
+
+def _complete_config(args: argparse.Namespace) -> CfgNode:
     args.config_file = find_config_file(args.config_file)
     cfg = setup_cfg(args.config_file, args.opts)
+    require_chosen_model(cfg, args.config_file)
     complete_config(cfg, eval_only=args.eval_only)
     cfg.freeze()
+    return cfg
+
+
+def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     default_setup(cfg, args)
     # Detectron2 sets up its own loggers alone; ours says what training and scoring found.
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="u2seg")
-    if args.eval_only:
-        return _evaluate(cfg, args.resume)
-    trainer = U2SegTrainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    if comm.is_main_process():
-        write_json(
-            Path(cfg.OUTPUT_DIR) / "run.json",
-            {"u2seg": __version__, "torch": torch.__version__, "seed": trainer.seed, "weights": cfg.MODEL.WEIGHTS},
-        )
-    return trainer.train()
 
 
 def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:
@@ -59,13 +92,12 @@ def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:
     return results
 
 
-def run_self_training(args) -> Path:
+def run_self_training(args: argparse.Namespace) -> Path:
     """Returns the last checkpoint of ``args.rounds`` rounds of self-training, as ``u2seg self-train`` starts them."""
+    args.config_file = find_config_file(args.config_file)
     cfg = setup_cfg(args.config_file, args.opts)
     cfg.OUTPUT_DIR = args.output
     complete_config(cfg)
     cfg.freeze()
-    default_setup(cfg, args)
-    # Detectron2 sets up its own loggers alone; ours says what training and scoring found.
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="u2seg")
+    _set_up(cfg, args)
     return self_train(cfg, args.output, args.rounds)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from u2seg.engine.trainer import U2SegTrainer
+from u2seg.engine import training_record
+from u2seg.engine.trainer import train_and_record
 from u2seg.modeling.build import complete_config
 from u2seg.pseudo_labels.relabel import relabel
 
@@ -30,6 +31,7 @@ def self_train(cfg: CfgNode, output: str | Path, rounds: int) -> Path:
     Raises:
         ValueError: the training set is of another format, or there is no model to start from.
         u2seg.utils.manifest.StageMismatchError: ``output`` was made with other settings.
+        u2seg.engine.training_record.TrainingMismatchError: a round's model was trained with other settings.
     """
     name = cfg.DATASETS.TRAIN[0]
     description = cfg.DATASETS.BY_PATH.get(name)
@@ -57,10 +59,8 @@ def self_train(cfg: CfgNode, output: str | Path, rounds: int) -> Path:
 
 
 def _train(cfg: CfgNode) -> None:
-    mark = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
-    if mark.is_file() and mark.read_text().strip() == "model_final.pth":
-        logger.info(f"{cfg.OUTPUT_DIR} is trained already")
+    training_record.refuse_other_training(cfg)
+    if training_record.is_finished(cfg):
+        logger.info(f"{cfg.OUTPUT_DIR} is trained and scored already")
         return
-    trainer = U2SegTrainer(cfg)
-    trainer.resume_or_load(resume=True)
-    trainer.train()
+    train_and_record(cfg, resume=True)

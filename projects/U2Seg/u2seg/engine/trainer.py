@@ -6,7 +6,8 @@ import os
 import random
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
@@ -18,12 +19,15 @@ from fvcore.nn.precise_bn import get_bn_modules
 
 from u2seg.checkpoint.checkpointer import AtomicCheckpointer
 from u2seg.data import build_mapper, build_train_loader
+from u2seg.engine import training_record
 from u2seg.engine.hooks import HOOK_REGISTRY, AveragedWeights, EMAHook, VisualizationHook
 from u2seg.engine.training_step import TrainingStep, resolve_precision
 from u2seg.evaluation import EVALUATOR_REGISTRY
 from u2seg.modeling import checkpoint_residual_blocks
 from u2seg.solver.build import build_optimizer
+from u2seg.utils.files import remove_partial_files, write_json
 from u2seg.utils.registry import get_registered
+from u2seg.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +52,9 @@ class U2SegTrainer(DefaultTrainer):
         torch.manual_seed(self.seed)  # the random weights, the same in all processes
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        model = create_ddp_model(model, broadcast_buffers=False)
+        # On the CPU there is no device to name, and Detectron2 would name one.
+        devices = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
+        model = create_ddp_model(model, broadcast_buffers=False, **devices)
         self.cfg = cfg
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
@@ -80,10 +86,14 @@ class U2SegTrainer(DefaultTrainer):
     def train(self) -> OrderedDict:
         """Trains from the first iteration, or the one to go on from, to the last; returns the scores of the evaluation at the end.
 
-        A run that misses one of ``TEST.EXPECTED_RESULTS`` ends with an error, see :func:`verify_expected_results`.
+        A training that was killed behind its last iteration and before ``model_final.pth`` was marked as the last checkpoint writes that
+        file now; the evaluation at the end runs again. A run that misses one of ``TEST.EXPECTED_RESULTS`` ends with an error, see
+        :func:`verify_expected_results`.
         """
+        if self.start_iter >= self.max_iter and Path(self._last_checkpoint()).name != f"{training_record.FINAL}.pth":
+            self.checkpointer.save(training_record.FINAL, iteration=self.max_iter - 1)
         TrainerBase.train(self, self.start_iter, self.max_iter)
-        results = getattr(self, "_last_eval_results", OrderedDict())
+        results = getattr(self, "_last_eval_results", None) or OrderedDict()
         verify_expected_results(self.cfg, results)
         return results
 
@@ -149,12 +159,12 @@ class U2SegTrainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode):
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
         """Returns a training loader from ``DATASET_MAPPER_REGISTRY``'s mapper."""
         return build_train_loader(cfg, max(cfg.SEED, 0))
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
         """Returns a test loader with the registered mapper."""
         return build_detection_test_loader(cfg, dataset_name, mapper=build_mapper(cfg, False))
 
@@ -175,7 +185,12 @@ class U2SegTrainer(DefaultTrainer):
         )
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators=None) -> OrderedDict:
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: torch.nn.Module,
+        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+    ) -> OrderedDict:
         """Returns the scores on ``DATASETS.TEST``, from one inference pass over each set; the main process prints one table a set.
 
         Args:
@@ -188,7 +203,7 @@ class U2SegTrainer(DefaultTrainer):
         """
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
-        results = OrderedDict()
+        results: OrderedDict = OrderedDict()
         for index, name in enumerate(cfg.DATASETS.TEST):
             evaluator = cls.build_evaluator(cfg, name) if evaluators is None else evaluators[index]
             scores = inference_on_dataset(model, cls.build_test_loader(cfg, name), evaluator)
@@ -197,6 +212,33 @@ class U2SegTrainer(DefaultTrainer):
 
     def _last_checkpoint(self) -> str:
         return self.checkpointer.get_checkpoint_file()
+
+
+def train_and_record(cfg: CfgNode, resume: bool) -> OrderedDict:
+    """Returns the scores of one training in ``OUTPUT_DIR``, which afterwards says with what it was made and that it is finished.
+
+    Args:
+        cfg: complete.
+        resume: whether to go on from the directory's last checkpoint.
+    """
+    for line in training_record.differences(cfg) if resume else ():
+        logger.warning(f"This training goes on with other settings than it began with: {line}")
+    comm.synchronize()  # all processes have read what the main one now writes
+    if comm.is_main_process():
+        remove_partial_files(cfg.OUTPUT_DIR)
+        training_record.begin(cfg)
+    trainer = U2SegTrainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    if comm.is_main_process():
+        write_json(
+            Path(cfg.OUTPUT_DIR) / "run.json",
+            {"u2seg": __version__, "torch": torch.__version__, "seed": trainer.seed, "weights": cfg.MODEL.WEIGHTS},
+        )
+    scores = trainer.train()
+    if comm.is_main_process():
+        training_record.finish(cfg)
+    comm.synchronize()
+    return scores
 
 
 def verify_expected_results(cfg: CfgNode, results: Mapping[str, Mapping]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -27,13 +28,13 @@ class TrainingStep(SimpleTrainer):
     def __init__(
         self,
         model: torch.nn.Module,
-        data_loader,
+        data_loader: Iterable[list[dict]],
         optimizer: torch.optim.Optimizer,
         *,
         seed: int,
         accumulation_steps: int = 1,
         precision: torch.dtype | None = None,
-        last_checkpoint=lambda: "",
+        last_checkpoint: Callable[[], str] = lambda: "",
     ):
         """Keeps the parts.
 
@@ -58,7 +59,8 @@ class TrainingStep(SimpleTrainer):
     def run_step(self) -> None:
         """Runs one optimizer step."""
         self.optimizer.zero_grad(set_to_none=True)
-        data_time, total = 0.0, {}
+        data_time = 0.0
+        total: dict[str, float] = {}
         for step in range(self.accumulation_steps):
             start = time.perf_counter()
             data = next(self._data_loader_iter)
@@ -76,33 +78,36 @@ class TrainingStep(SimpleTrainer):
         state = np.random.SeedSequence((self.seed, _MODEL, self.iter, step, comm.get_rank())).generate_state(2)
         torch.manual_seed(int(state[0]) << 32 | int(state[1]))
         with self._autocast():
-            losses = self.model(data)
+            try:
+                losses = self.model(data)
+            except FloatingPointError as error:  # Detectron2's RPN finds NaN before there is a loss
+                raise self._diverged(data, str(error).rstrip(".")) from error
             if isinstance(losses, torch.Tensor):
                 losses = {"total_loss": losses}
             total = sum(losses.values())
         # One transfer for all losses, and before anything is changed.
         values = torch.stack([value.detach().float() for value in losses.values()]).cpu().numpy()
         if not np.isfinite(values).all():
-            self._stop(data, dict(zip(losses, values.tolist())))
+            bad = ", ".join(f"{key} {value}" for key, value in zip(losses, values.tolist()) if not np.isfinite(value))
+            raise self._diverged(data, bad)
         self.grad_scaler.scale(total / self.accumulation_steps).backward()
         return {key: float(value) / self.accumulation_steps for key, value in zip(losses, values)}
 
-    def _stop(self, data: list[dict], losses: dict[str, float]) -> None:
+    def _diverged(self, data: list[dict], what: str) -> NonFiniteLossError:
         images = ", ".join(f"{record.get('image_id', '?')} ({record.get('file_name', '?')})" for record in data)
-        bad = ", ".join(f"{key} {value}" for key, value in losses.items() if not np.isfinite(value))
         rates = sorted({group["lr"] for group in self.optimizer.param_groups})
-        raise NonFiniteLossError(
-            f"iteration {self.iter}: {bad}. Images: {images}. Learning rate: {', '.join(f'{rate:g}' for rate in rates)}. "
+        return NonFiniteLossError(
+            f"iteration {self.iter}: {what}. Images: {images}. Learning rate: {', '.join(f'{rate:g}' for rate in rates)}. "
             f"Last good checkpoint: {self.last_checkpoint() or 'none'}; no weight was changed and nothing overwritten. Go on from "
             "it (--resume) with a lower SOLVER.BASE_LR, a longer warm-up or SOLVER.CLIP_GRADIENTS, or look at these images."
         )
 
-    def _autocast(self):
+    def _autocast(self) -> contextlib.AbstractContextManager:
         if self.precision is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device_type, dtype=self.precision)
 
-    def _gradients_synced(self, last: bool):
+    def _gradients_synced(self, last: bool) -> contextlib.AbstractContextManager:
         if not last and isinstance(self.model, DistributedDataParallel):
             return self.model.no_sync()
         return contextlib.nullcontext()

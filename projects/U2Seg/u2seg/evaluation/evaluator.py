@@ -1,15 +1,15 @@
 """The evaluator of universal segmenters: one inference pass, all tasks, every protocol."""
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.config import CfgNode, configurable
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from u2seg.data.datasets.registration import require_dataset_files
 from u2seg.evaluation.matching.label_map import save_label_map
 from u2seg.evaluation.registries import EVALUATOR_REGISTRY
-from u2seg.evaluation.score_table import format_table, to_csv, to_latex
+from u2seg.evaluation.score_table import RECORD, format_table, to_csv, to_latex
 from u2seg.evaluation.scoring import Evaluation, ScoreSettings, detectron2_results, evaluate_tables
 from u2seg.evaluation.tables.ground_truth import InstanceGroundTruth, PanopticGroundTruth
 from u2seg.evaluation.tables.image_tables import (
@@ -31,10 +31,13 @@ from u2seg.evaluation.tables.image_tables import (
     panoptic_blocks,
 )
 from u2seg.evaluation.tables.segment_tables import SegmentTables, TableSpace, concatenate_tables, save_tables
-from u2seg.utils.files import atomic_path, write_json
+from u2seg.utils.files import atomic_path, file_digest, write_json
 from u2seg.version import __version__
 
 TABLES = "tables.npz"
+PROVENANCE = "provenance.json"
+PARTIAL = "partial/"  # begins the returned tasks where images of the dataset are missing
+JOIN_EVERY = 50  # images; many small arrays left alone keep the heap from shrinking
 logger = logging.getLogger(__name__)
 
 
@@ -46,10 +49,11 @@ class PanopticEvaluator(DatasetEvaluator):
     names, ``panoptic_json`` with ``panoptic_root`` and ``json_file`` (COCO's formats), both or either.
     """
 
+    @configurable
     def __init__(
         self,
         dataset_name: str,
-        output_dir: str | Path | None,
+        output_dir: str | Path | None = None,
         *,
         num_things: int,
         num_stuff: int,
@@ -81,12 +85,14 @@ class PanopticEvaluator(DatasetEvaluator):
         space = self._panoptic.space if self._panoptic else metadata.get("label_space")
         json_file = metadata.get("json_file")
         self._instances = InstanceGroundTruth(json_file, space) if json_file else None
-        if not self._panoptic and not self._instances:
+        with_gt = self._panoptic or self._instances
+        if with_gt is None:
             raise ValueError(
                 f"dataset {dataset_name!r} has no ground truth to score against: its metadata needs panoptic_json and "
                 "panoptic_root, or json_file"
             )
-        self._categories = (self._panoptic or self._instances).space
+        self._categories = with_gt.space
+        self._image_ids = with_gt.annotations if isinstance(with_gt, PanopticGroundTruth) else with_gt.sizes
         self._num_things, self._num_stuff = num_things, num_stuff
         self._settings = settings
         self._boundary_ratio = boundary_ratio
@@ -95,31 +101,32 @@ class PanopticEvaluator(DatasetEvaluator):
         self.reset()
 
     @classmethod
-    def from_config(cls, dataset_name: str, cfg: CfgNode, output_dir: str | Path | None = None) -> "PanopticEvaluator":
-        """Returns the evaluator that a configuration asks for.
+    def from_config(cls, cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None) -> dict[str, Any]:
+        """Returns the constructor's arguments that a configuration asks for.
 
         Args:
-            dataset_name: in Detectron2's catalogs.
             cfg: with this project's keys; reads ``TEST``, the class counts of the heads, and ``MODEL.WEIGHTS`` for the record.
-            output_dir: results go to ``output_dir/<dataset_name>``, or to ``output_dir`` itself where it is named like the data
-                set; None for ``cfg.OUTPUT_DIR/inference``.
+            dataset_name: in Detectron2's catalogs.
+            output_dir: results go to ``output_dir/<dataset_name>``, or to ``output_dir`` itself where it is named like the
+                dataset; None for ``cfg.OUTPUT_DIR/inference``.
         """
         require_dataset_files(dataset_name)
         parent = Path(cfg.OUTPUT_DIR) / "inference" if output_dir is None else Path(output_dir)
-        return cls(
-            dataset_name,
-            parent if parent.name == dataset_name else parent / dataset_name,
-            num_things=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-            num_stuff=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES - 1,
-            settings=ScoreSettings.of_config(cfg),
-            boundary_ratio=cfg.TEST.BOUNDARY_RATIO,
-            keep_tables=cfg.TEST.SAVE_TABLES,
-            provenance=weights_record(cfg),
-        )
+        return {
+            "dataset_name": dataset_name,
+            "output_dir": parent if parent.name == dataset_name else parent / dataset_name,
+            "num_things": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "num_stuff": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES - 1,
+            "settings": ScoreSettings.of_config(cfg),
+            "boundary_ratio": cfg.TEST.BOUNDARY_RATIO,
+            "keep_tables": cfg.TEST.SAVE_TABLES,
+            "provenance": weights_record(cfg),
+        }
 
     def reset(self) -> None:
         """Forgets all images."""
-        self._parts: list[SegmentTables] = []
+        self._parts: list[SegmentTables] = []  # of many images each
+        self._latest: list[SegmentTables] = []  # of one image each
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Reduces images to tables.
@@ -129,17 +136,24 @@ class PanopticEvaluator(DatasetEvaluator):
             outputs: what the model made of them, in the same order.
         """
         for image, output in zip(inputs, outputs):
-            self._parts.append(self._tables_of(image["image_id"], output))
+            try:
+                self._latest.append(self._tables_of(image["image_id"], output))
+            except ValueError as error:
+                raise ValueError(f"image {image['image_id']} of {self._dataset!r}: {error}") from error
+            if len(self._latest) >= JOIN_EVERY:
+                self._join_latest()
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Returns task -> metric -> 0..100 from the main process, None from the others.
 
-        A task's own key holds the first protocol's scores, see :func:`u2seg.evaluation.scoring.detectron2_results`.
+        A task's own key holds the first protocol's scores, see :func:`u2seg.evaluation.scoring.detectron2_results`. Where fewer
+        images were processed than the ground truth has, every key begins with "partial/": these are not the dataset's scores.
 
         Raises:
-            ValueError: no image was processed.
+            ValueError: no image was processed, or one more than once.
         """
         comm.synchronize()
+        self._join_latest()
         own = [concatenate_tables(self._parts)] if self._parts else []
         gathered = [part for parts in comm.gather(own) for part in parts]
         if not comm.is_main_process():
@@ -150,16 +164,34 @@ class PanopticEvaluator(DatasetEvaluator):
         if self._output and self._keep_tables:
             save_tables(self._output / TABLES, tables)
         evaluation = evaluate_tables(tables, replace(self._settings, fit_on=self._fit_tables()))
+        record = self._record(tables)
         if self._output:
-            write_evaluation(self._output, evaluation, self._record(tables))
+            write_evaluation(self._output, evaluation, record)
+        if not record["complete"]:
+            logger.warning(
+                "Only %d of the %d images of %s were scored: what follows is NOT the score of %s",
+                record["images"],
+                record["dataset_images"],
+                self._dataset,
+                self._dataset,
+            )
         logger.info(
-            "Scores on %s, label maps fitted on %s%s\n%s",
+            "Scores on %s%s, label maps fitted on %s%s\n%s",
+            "" if record["complete"] else f"{record['images']} of the {record['dataset_images']} images of ",
             self._dataset,
             self._fitted_on(),
             f", in {self._output}" if self._output else "",
             format_table(evaluation.results, evaluation.intervals),
         )
-        return detectron2_results(evaluation.results, next(iter(self._settings.protocols), ""))
+        results = detectron2_results(
+            evaluation.results, self._settings.row_name(next(iter(self._settings.protocols), ""))
+        )
+        return results if record["complete"] else {f"{PARTIAL}{task}": row for task, row in results.items()}
+
+    def _join_latest(self) -> None:
+        if self._latest:
+            self._parts.append(concatenate_tables(self._latest))
+            self._latest = []
 
     def _fit_tables(self) -> Path | str:
         """Returns the file of tables on which label maps are fitted, "" for the scored ones."""
@@ -185,18 +217,23 @@ class PanopticEvaluator(DatasetEvaluator):
         return str(self._settings.fit_on) or f"{self._dataset} (the scored images themselves)"
 
     def _record(self, tables: SegmentTables) -> dict:
+        expected = set(self._image_ids)
         return {
             **self._provenance,
             "dataset": self._dataset,
             "fitted_on": self._fitted_on(),
             "images": len(tables.images),
+            "dataset_images": len(expected),
+            "complete": expected <= set(tables.images["id"].tolist()),
             "thing_clusters": self._num_things,
             "stuff_clusters": self._num_stuff,
             "u2seg": __version__,
         }
 
     def _tables_of(self, image_id: int, output: Mapping) -> SegmentTables:
-        blocks, tasks, size, predicted, head = {}, [], None, None, None
+        blocks: dict[str, np.ndarray] = {}
+        tasks: list[str] = []
+        size, predicted, head = None, None, None
         if self._panoptic:
             gt_map, gt = self._panoptic.read(image_id)
             size = gt_map.shape
@@ -217,16 +254,22 @@ class PanopticEvaluator(DatasetEvaluator):
             size = size or output["instances"].image_size
             blocks |= instance_blocks(detections, objects)
             tasks += ["box", "mask"] if detections.masks is not None and objects.masks is not None else ["box"]
-        if not tasks:
+        if size is None or not tasks:
             raise ValueError(
-                f"image {image_id}: nothing to score; the model gave {sorted(output)}, the ground truth of {self._dataset!r} "
+                f"nothing to score; the model gave {sorted(output)}, the ground truth of {self._dataset!r} "
                 f"has {'panoptic maps' if self._panoptic else 'no panoptic map'} and "
                 f"{'instances' if self._instances else 'no instances'}"
             )
         space = TableSpace(self._dataset, self._num_things, self._num_stuff, self._categories, tuple(tasks))
         return image_tables(space, image_id, tuple(size), **blocks)
 
-    def _boundary_blocks(self, gt_map, gt, predicted, head) -> dict[str, np.ndarray]:
+    def _boundary_blocks(
+        self,
+        gt_map: np.ndarray,
+        gt: list[MapSegment],
+        predicted: tuple[np.ndarray, list[MapSegment]] | None,
+        head: np.ndarray | None,
+    ) -> dict[str, np.ndarray]:
         labels, blocks = label_map_of(gt_map, gt), {}
         if predicted is not None:
             blocks["panoptic_boundary"] = boundary_rows(labels, label_map_of(*predicted), self._boundary_ratio)
@@ -277,8 +320,8 @@ class PanopticEvaluator(DatasetEvaluator):
 
 @EVALUATOR_REGISTRY.register()
 def u2seg_panoptic(dataset_name: str, cfg: CfgNode, output_dir: str | Path | None = None) -> PanopticEvaluator:
-    """Returns :meth:`PanopticEvaluator.from_config`; the entry for ``evaluator_type`` "u2seg_panoptic"."""
-    return PanopticEvaluator.from_config(dataset_name, cfg, output_dir)
+    """Returns the evaluator of datasets with ``evaluator_type`` "u2seg_panoptic", as a configuration asks for it."""
+    return PanopticEvaluator(cfg, dataset_name, output_dir)
 
 
 # Detectron2's own names for datasets with COCO ground truth: scored here, they take clusters and need no second pass.
@@ -287,19 +330,37 @@ for _evaluator_type in ("coco", "coco_panoptic_seg"):
 
 
 def write_evaluation(directory: str | Path, evaluation: Evaluation, record: dict) -> None:
-    """Writes the scores (``metrics.json``, ``.csv``, ``.tex``), ``per_category.json``, ``provenance.json``, label maps, intervals."""
+    """Writes the scores (``metrics.json``, ``.csv``, ``.tex``), ``per_category.json``, ``provenance.json``, label maps, intervals.
+
+    Args:
+        directory: to write to.
+        evaluation: the scores.
+        record: what was scored by what: ``dataset``, ``images``, ``dataset_images``, ``complete``, ``fitted_on``, ``weights`` and so
+            on. ``metrics.json`` holds those and the checkpoint beside the tasks, as :data:`u2seg.evaluation.score_table.RECORD`.
+    """
     directory = Path(directory)
-    write_json(directory / "metrics.json", evaluation.results)
+    short = short_record(record)
+    write_json(directory / "metrics.json", {**evaluation.results, RECORD: short})
     write_json(directory / "per_category.json", evaluation.per_category)
-    write_json(directory / "provenance.json", {**record, "protocols": evaluation.notes})
+    write_json(directory / PROVENANCE, {**record, "protocols": evaluation.notes})
     if evaluation.intervals:
         write_json(directory / "intervals.json", evaluation.intervals)
-    for name, text in (("metrics.csv", to_csv(evaluation.results)), ("metrics.tex", to_latex(evaluation.results))):
+    for name, text in (
+        ("metrics.csv", to_csv(evaluation.results, short)),
+        ("metrics.tex", to_latex(evaluation.results)),
+    ):
         with atomic_path(directory / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     for protocol, label_map in evaluation.label_maps.items():
         label_map.provenance.update(label_map.provenance or {**record, "protocol": protocol})
         save_label_map(directory / f"label_map_{protocol}.json", label_map, evaluation.space)
+
+
+def short_record(record: dict) -> dict:
+    """Returns what ``metrics.json`` and the CSV say of where the scores come from; ``checkpoint`` is empty where none is known."""
+    names = ("dataset", "images", "dataset_images", "complete", "fitted_on")
+    checkpoint = record.get("last_checkpoint") or record.get("weights") or ""
+    return {**{name: record[name] for name in names if name in record}, "checkpoint": checkpoint}
 
 
 def largest_channel(logits: torch.Tensor) -> np.ndarray:
@@ -325,26 +386,20 @@ def weights_record(cfg: CfgNode) -> dict[str, str | None]:
 
     An evaluator does not see the model: after ``--eval-only`` the first were scored, at the end of a training the second.
     """
-    record = {"weights": cfg.MODEL.WEIGHTS, "weights_sha256": file_digest(cfg.MODEL.WEIGHTS)}
+    record = {"weights": cfg.MODEL.WEIGHTS, "weights_sha256": _digest(cfg.MODEL.WEIGHTS)}
     pointer = Path(cfg.OUTPUT_DIR) / "last_checkpoint"  # Detectron2 writes its name there
     if pointer.is_file():
         newest = pointer.parent / pointer.read_text().strip()
-        record |= {"last_checkpoint": str(newest), "last_checkpoint_sha256": file_digest(newest)}
+        record |= {"last_checkpoint": str(newest), "last_checkpoint_sha256": _digest(newest)}
     return record
 
 
-def file_digest(path: str | Path) -> str | None:
+def _digest(path: str | Path) -> str | None:
     """Returns the SHA-256 of a file, None where there is no local file of that name."""
-    if not path or not Path(path).is_file():
-        return None
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return file_digest(path) if path and Path(path).is_file() else None
 
 
-def _panoptic_gt(metadata) -> PanopticGroundTruth | None:
+def _panoptic_gt(metadata: Metadata) -> PanopticGroundTruth | None:
     if not metadata.get("panoptic_json"):
         return None
     return PanopticGroundTruth(metadata.panoptic_json, metadata.panoptic_root, metadata.get("label_space"))

@@ -2,18 +2,29 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from u2seg.evaluation.evaluator import TABLES, write_evaluation
+from u2seg.evaluation.evaluator import PROVENANCE, TABLES, write_evaluation
 from u2seg.evaluation.score_table import format_table
 from u2seg.evaluation.scoring import ScoreSettings, evaluate_tables
 from u2seg.evaluation.tables.panoptic_files import tables_from_panoptic_files
 from u2seg.evaluation.tables.segment_tables import SegmentTables, load_tables, save_tables
+from u2seg.utils.files import read_json
 from u2seg.version import __version__
 
 
-def score_saved_tables(tables: str | Path, **options) -> str:
-    """Returns the scores of a file of tables as text; ``options`` as in :func:`score_and_write`."""
-    return score_and_write(load_tables(tables), **options)
+def score_saved_tables(tables: str | Path, **options: Any) -> str:
+    """Returns the scores of a file of tables as text; ``options`` as in :func:`score_and_write`.
+
+    Where the evaluation that saved them left its ``provenance.json`` beside them, the new record names the same checkpoint and
+    says whether all images of the dataset were scored.
+    """
+    provenance = Path(tables).parent / PROVENANCE
+    inherited = read_json(provenance) if provenance.is_file() else {}
+    names = ("weights", "weights_sha256", "last_checkpoint", "last_checkpoint_sha256", "dataset_images", "complete")
+    return score_and_write(
+        load_tables(tables), provenance={name: inherited[name] for name in names if name in inherited}, **options
+    )
 
 
 def score_panoptic_files(
@@ -22,7 +33,7 @@ def score_panoptic_files(
     predicted_json: str | Path,
     predicted_root: str | Path,
     output: str | Path = "",
-    **options,
+    **options: Any,
 ) -> str:
     """Returns the scores of panoptic files as text, and keeps their tables where there is an output directory.
 
@@ -40,23 +51,30 @@ def score_panoptic_files(
     return score_and_write(tables, output=output, **options)
 
 
-def score_and_write(tables: SegmentTables, *, output: str | Path = "", **settings) -> str:
+def score_and_write(
+    tables: SegmentTables, *, output: str | Path = "", provenance: dict | None = None, **settings: Any
+) -> str:
     """Returns the scores as text, naming the split on which label maps were fitted.
 
     Args:
         tables: to score.
         output: directory for ``metrics.json`` and the rest; empty writes none.
+        provenance: more values for the record, such as the checkpoint.
         **settings: fields of :class:`u2seg.evaluation.scoring.ScoreSettings`; those left out or None have the configuration's
             defaults.
     """
     given = {key: value for key, value in settings.items() if value is not None}
-    settings = replace(ScoreSettings.of_config(), **given)
-    evaluation = evaluate_tables(tables, settings)
+    chosen = replace(ScoreSettings.of_config(), **given)
+    evaluation = evaluate_tables(tables, chosen)
     source = f"{tables.space.dataset} (the scored images themselves)"
-    if settings.label_map or settings.fit_on:
-        source = str(settings.label_map or settings.fit_on)
+    if chosen.label_map:
+        source = f"the saved map {chosen.label_map}"
+    elif chosen.fit_on:
+        source = f"{load_tables(chosen.fit_on).space.dataset} ({chosen.fit_on})"
+    provenance = provenance or {}
     if output:
         record = {
+            **provenance,
             "dataset": tables.space.dataset,
             "fitted_on": source,
             "images": len(tables.images),
@@ -66,4 +84,9 @@ def score_and_write(tables: SegmentTables, *, output: str | Path = "", **setting
         }
         write_evaluation(output, evaluation, record)
     heading = f"{tables.space.dataset}: {len(tables.images)} images, label maps fitted on {source}"
+    if not provenance.get("complete", True):
+        heading += (
+            f"\nOnly {len(tables.images)} of the {provenance['dataset_images']} images of {tables.space.dataset} were scored: this is "
+            f"NOT the score of {tables.space.dataset}"
+        )
     return f"{heading}\n\n{format_table(evaluation.results, evaluation.intervals)}"

@@ -2,9 +2,13 @@
 
 import csv
 import io
+from typing import Any
 
 from tabulate import tabulate
 
+RECORD = "record"  # beside the tasks in metrics.json: what was scored, by what
+# Of the record, what every row of the CSV begins with.
+CSV_RECORD = ("dataset", "images", "dataset_images", "fitted_on", "checkpoint")
 TITLES = {
     "panoptic_seg": "Panoptic",
     "bbox": "Boxes",
@@ -26,11 +30,13 @@ def format_table(results: dict, intervals: dict | None = None) -> str:
     """Returns the scores as text: one block a task, one row a protocol, numbers 0..100; "-" where nothing defines a number.
 
     Args:
-        results: task -> protocol -> metric -> number, or task -> metric -> number.
+        results: task -> protocol -> metric -> number, or task -> metric -> number; :data:`RECORD` is left out.
         intervals: task -> protocol -> metric -> [low, high], shown behind the numbers; None or empty shows none.
     """
     blocks = []
     for task, rows in results.items():
+        if task == RECORD:
+            continue
         rows = rows if all(isinstance(row, dict) for row in rows.values()) else {task: rows}
         if rows:
             columns = _columns(task, rows)
@@ -46,14 +52,20 @@ def format_table(results: dict, intervals: dict | None = None) -> str:
     return "\n\n".join(blocks)
 
 
-def to_csv(results: dict) -> str:
-    """Returns every score as CSV with the columns task, protocol, metric, value."""
+def to_csv(results: dict, record: dict) -> str:
+    """Returns every score as CSV: the columns :data:`CSV_RECORD`, then task, protocol, metric, value.
+
+    Args:
+        results: task -> protocol -> metric -> number.
+        record: what was scored; what it lacks is an empty cell.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["task", "protocol", "metric", "value"])
+    writer.writerow([*CSV_RECORD, "task", "protocol", "metric", "value"])
+    given = [record.get(name, "") for name in CSV_RECORD]
     for task, rows in results.items():
         for protocol, scores in rows.items():
-            writer.writerows([task, protocol, metric, repr(float(value))] for metric, value in scores.items())
+            writer.writerows([*given, task, protocol, metric, repr(float(value))] for metric, value in scores.items())
     return buffer.getvalue()
 
 
@@ -84,7 +96,7 @@ def _columns(task: str, rows: dict) -> list[str]:
     return [column for column in wanted if column in present] if wanted else sorted(present)
 
 
-def _cell(value, bounds: list[float] | None = None) -> str:
+def _cell(value: Any, bounds: list[float] | None = None) -> str:
     if not isinstance(value, (int, float)):
         return "-"
     return f"{value:.2f}" + (f" [{bounds[0]:.1f}, {bounds[1]:.1f}]" if bounds else "")

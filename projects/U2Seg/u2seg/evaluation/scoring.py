@@ -1,5 +1,6 @@
 """Scores of segment tables: settings and tables in, scores of every task under every protocol out."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,8 +30,8 @@ from u2seg.evaluation.metrics.average_precision import (
     accumulate,
     match_detections,
 )
-from u2seg.evaluation.metrics.panoptic_quality import PanopticMatches, match_segments, panoptic_quality
-from u2seg.evaluation.metrics.semantic_scores import boundary_iou, confusion_matrix, semantic_scores
+from u2seg.evaluation.metrics.panoptic_quality import PanopticMatches, panoptic_quality
+from u2seg.evaluation.metrics.semantic_scores import SemanticScores, boundary_iou, confusion_matrix, semantic_scores
 from u2seg.evaluation.tables.segment_tables import SegmentTables, TableSpace, load_tables, with_stuff_groups
 
 CLASS_AGNOSTIC = "class_agnostic"  # the row of scores that need no protocol
@@ -65,6 +66,26 @@ class ScoreSettings:
     bootstrap: int = 0
     max_detections: tuple[int, ...] = MAX_DETECTIONS
 
+    def __post_init__(self) -> None:
+        if self.fit_on and self.label_map:
+            raise ValueError(
+                f"either label maps are fitted on {self.fit_on} or the saved one of {self.label_map} is used, not both; leave one "
+                "of fit_on (TEST.LABEL_MAP.FIT_ON, --fit-on) and label_map (TEST.LABEL_MAP.FILE, --label-map) empty"
+            )
+        if not 0 <= self.nms_across_clusters <= 1:
+            raise ValueError(
+                "nms_across_clusters (TEST.NMS_ACROSS_CLUSTERS) must be an IoU in 0..1, 0 for none, got "
+                f"{self.nms_across_clusters}"
+            )
+        if self.bootstrap < 0 or self.bootstrap != int(self.bootstrap):
+            raise ValueError(
+                f"bootstrap (TEST.BOOTSTRAP) must be a number of resamples, 0 for none, got {self.bootstrap}"
+            )
+
+    def row_name(self, protocol: str) -> str:
+        """Returns the name of a protocol's row of scores: it names the saved label map where one is used."""
+        return f"{protocol} (map {Path(self.label_map).name})" if self.label_map else protocol
+
     @classmethod
     def of_config(cls, cfg: CfgNode | None = None) -> "ScoreSettings":
         """Returns the settings of a configuration, or the defaults; ``fit_on`` as the configuration names it."""
@@ -72,13 +93,14 @@ class ScoreSettings:
             cfg = get_cfg()
             add_u2seg_config(cfg)
         return cls(
-            tuple(cfg.TEST.PROTOCOLS),
-            cfg.TEST.LABEL_MAP.FIT_ON,
-            cfg.TEST.LABEL_MAP.FILE,
-            cfg.TEST.STUFF_SUPERCATEGORIES,
-            cfg.TEST.NMS_ACROSS_CLUSTERS,
-            cfg.TEST.BOOTSTRAP,
-            tuple(sorted({*MAX_DETECTIONS, max(MAX_DETECTIONS[-1], cfg.TEST.DETECTIONS_PER_IMAGE)})),  # LVIS: 300
+            protocols=tuple(cfg.TEST.PROTOCOLS),
+            fit_on=cfg.TEST.LABEL_MAP.FIT_ON,
+            label_map=cfg.TEST.LABEL_MAP.FILE,
+            stuff_supercategories=cfg.TEST.STUFF_SUPERCATEGORIES,
+            nms_across_clusters=cfg.TEST.NMS_ACROSS_CLUSTERS,
+            bootstrap=cfg.TEST.BOOTSTRAP,
+            # LVIS: 300
+            max_detections=tuple(sorted({*MAX_DETECTIONS, max(MAX_DETECTIONS[-1], cfg.TEST.DETECTIONS_PER_IMAGE)})),
         )
 
 
@@ -88,10 +110,11 @@ class Evaluation:
 
     Attributes:
         space: what was scored; its categories are grouped if the settings asked for it.
-        results: ``panoptic_seg``, ``bbox``, ``segm`` and ``sem_seg`` -> protocol -> metric -> 0..100.
+        results: ``panoptic_seg``, ``bbox``, ``segm`` and ``sem_seg`` -> row -> metric -> 0..100. A row is a protocol, or the
+            :meth:`ScoreSettings.row_name` of one with a saved label map.
         label_maps: protocol -> what it fitted.
         notes: protocol -> counts of clusters and segments, for the record beside the scores.
-        per_category: protocol -> category -> metric -> 0..100.
+        per_category: row -> category -> metric -> 0..100.
         intervals: as ``results``, with [low, high] of 95 % intervals over the images, the label maps held fixed; empty without
             bootstrap.
     """
@@ -109,8 +132,10 @@ def evaluate_tables(tables: SegmentTables, settings: ScoreSettings) -> Evaluatio
 
     Raises:
         KeyError: an unknown protocol.
-        ValueError: the tables or the label map on which to fit belong to other clusters or categories.
+        ValueError: the tables or the label map on which to fit belong to other clusters or categories, or there is no image.
     """
+    if not len(tables.images):
+        raise ValueError(f"the tables of {tables.space.dataset!r} hold no image; there is nothing to score")
     tables = _grouped(tables, settings)
     fit_on = _fitting_tables(tables, settings)
     given = load_label_map(settings.label_map, tables.space) if settings.label_map else None
@@ -119,10 +144,11 @@ def evaluate_tables(tables: SegmentTables, settings: ScoreSettings) -> Evaluatio
     for name in settings.protocols:
         protocol = build_protocol(name)
         label_map = given or protocol.fit(fit_on)
-        scored[name] = _matched(tables, label_map, protocol, settings)
+        row = settings.row_name(name)
+        scored[row] = _matched(tables, label_map, protocol, settings)
         evaluation.label_maps[name] = label_map
         evaluation.notes[name] = cluster_counts(tables, label_map)
-        evaluation.per_category[name] = scored[name].per_category(tables.space)
+        evaluation.per_category[row] = scored[row].per_category(tables.space)
     scored[CLASS_AGNOSTIC] = _Matched(instance=_class_agnostic(tables, settings))
     for name, matched in scored.items():
         _fill(evaluation.results, name, matched.scores())
@@ -176,20 +202,20 @@ def instance_rows(
     area = {"box": boxes[:, 2] * boxes[:, 3], "mask": tables.detections["mask_area"]}[kind]
     overlapping = tables.ious[tables.ious[kind] > 0]
     return InstanceRows(
-        tables.detections["image"],
-        labels,
-        tables.detections["score"],
-        area,
-        can_match,
-        tables.objects["image"],
-        object_labels,
-        tables.objects["area"],
-        tables.objects["crowd"],
-        overlapping["detection"],
-        overlapping["object"],
-        overlapping[kind],
-        len(tables.images),
-        num_labels,
+        detection_image=tables.detections["image"],
+        detection_label=labels,
+        detection_score=tables.detections["score"],
+        detection_area=area,
+        detection_can_match=can_match,
+        object_image=tables.objects["image"],
+        object_label=object_labels,
+        object_area=tables.objects["area"],
+        object_crowd=tables.objects["crowd"],
+        pair_detection=overlapping["detection"],
+        pair_object=overlapping["object"],
+        pair_iou=overlapping[kind],
+        num_images=len(tables.images),
+        num_labels=num_labels,
     )
 
 
@@ -254,20 +280,22 @@ class _Matched:
 
     def scores(self, weights: np.ndarray | None = None) -> dict[str, dict[str, float]]:
         """Returns task -> metric -> 0..100; ``weights`` (images,) say how often each counts, and leave out S, M and L."""
-        panoptic, semantic = {}, {}
+        panoptic: dict[str, float] = {}
+        semantic: dict[str, float] = {}
         instances: dict[str, dict[str, float]] = {}
         if self.panoptic is not None:
             panoptic = panoptic_quality(self.panoptic, weights).summary()
+        if self.unmatched_segments is not None:
             image, unmatched = self.unmatched_segments
             if len(image):
                 share = np.average(unmatched, weights=None if weights is None else weights[image] + 1e-300)
                 panoptic["unmatched_segments"] = 100 * float(share)
         for kind, curves in (self._curves if weights is None else self._resampled_curves(weights)).items():
             instances[TASK_OF_KIND[kind]] = curves.summary()
-        if self.pixels is not None:
-            semantic = semantic_scores(semantic_confusion(self.pixels, self.semantic, weights)).summary()
-        if self.boundary is not None and semantic:
-            semantic["boundary_IoU"] = 100 * boundary_iou(*self._boundary_sums(weights))
+        if self.pixels is not None and self.semantic is not None:
+            semantic = _semantic_scores(self.pixels, self.semantic, weights).summary()
+            if self.boundary is not None and semantic:
+                semantic["boundary_IoU"] = 100 * boundary_iou(*_boundary_sums(self.boundary, self.semantic, weights))
         return {"panoptic_seg": panoptic, **instances, "sem_seg": semantic}
 
     def per_category(self, space: TableSpace) -> dict[str, dict[str, float]]:
@@ -285,33 +313,39 @@ class _Matched:
                 add(space.category_names, metric, values)
         for kind, curves in self._curves.items():
             add(space.categories.thing_names, f"{TASK_OF_KIND[kind]}_AP", curves.per_category_ap())
-        if self.pixels is not None:
-            scores = semantic_scores(semantic_confusion(self.pixels, self.semantic))
+        if self.pixels is not None and self.semantic is not None:
+            scores = _semantic_scores(self.pixels, self.semantic)
             add(self.semantic.names, "IoU", scores.iou)
             add(self.semantic.names, "ACC", scores.accuracy)
         return rows
 
-    def _boundary_sums(self, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        rows, count = self.boundary, len(self.semantic.names)
-        gt = np.append(self.semantic.gt, NO_CATEGORY)[rows.gt]
-        predicted = np.append(self.semantic.labels, NO_CATEGORY)[rows.predicted]
-        pixels = rows.pixels * (1.0 if weights is None else weights[rows.image])
-        total = partial(np.bincount, minlength=count)
-        both = (gt >= 0) & (gt == predicted)
-        return (
-            total(gt[both], weights=pixels[both]),
-            total(gt[gt >= 0], weights=pixels[gt >= 0]),
-            total(predicted[predicted >= 0], weights=pixels[predicted >= 0]),
-        )
+
+def _semantic_scores(rows: PixelRows, semantic: SemanticMap, weights: np.ndarray | None = None) -> SemanticScores:
+    every = np.ones(len(semantic.names), bool) if semantic.absent_classes_count else None
+    return semantic_scores(semantic_confusion(rows, semantic, weights), every)
+
+
+def _boundary_sums(
+    rows: PixelRows, semantic: SemanticMap, weights: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns boundary pixels of each class: of both maps, of the ground truth, of the prediction; float64 (classes,) each."""
+    gt = np.append(semantic.gt, NO_CATEGORY)[rows.gt]
+    predicted = np.append(semantic.labels, NO_CATEGORY)[rows.predicted]
+    pixels = rows.pixels * (1.0 if weights is None else weights[rows.image])
+    total = partial(np.bincount, minlength=len(semantic.names))
+    both = (gt >= 0) & (gt == predicted)
+    return (
+        total(gt[both], weights=pixels[both]),
+        total(gt[gt >= 0], weights=pixels[gt >= 0]),
+        total(predicted[predicted >= 0], weights=pixels[predicted >= 0]),
+    )
 
 
 def _matched(tables: SegmentTables, label_map: LabelMap, protocol: Protocol, settings: ScoreSettings) -> _Matched:
     tasks, semantic = set(tables.space.tasks), label_map.semantic
     panoptic = unmatched = pixels = boundary = None
     if protocol.scores_segments and "panoptic" in tasks:
-        panoptic = match_segments(
-            tables, label_map.panoptic, label_map.error_category, merge_stuff=protocol.merge_stuff
-        )
+        panoptic = protocol.match_segments(tables, label_map)
         unmatched = tables.predicted["image"], label_map.panoptic[tables.predicted["label"]] < 0
     if semantic is not None and {"panoptic": "panoptic", "head": "semantic"}[semantic.source] in tasks:
         pixels = PIXEL_SOURCES[semantic.source](tables)
@@ -376,7 +410,7 @@ def _fill(results: Scores, name: str, rows: dict[str, dict]) -> None:
             results.setdefault(task, {})[name] = row
 
 
-def _resamples(num_images: int, count: int):
+def _resamples(num_images: int, count: int) -> Iterator[np.ndarray]:
     """Yields ``count`` weights (images,): how often each image is in a sample with replacement; the same at every call."""
     generator = np.random.default_rng(0)
     for _ in range(count):

@@ -7,7 +7,7 @@ from u2seg.features.extractor import (
     feature_settings,
     resolve_device,
 )
-from u2seg.features.handmade import HandmadeDescriptor
+from u2seg.features.handmade import HandmadeDescriptor, RawPixels
 from u2seg.features.resnet import ResNetFeatures
 from u2seg.features.vit import TimmViT
 
@@ -15,6 +15,7 @@ __all__ = [
     "FEATURE_EXTRACTOR_REGISTRY",
     "FeatureExtractor",
     "HandmadeDescriptor",
+    "RawPixels",
     "ResNetFeatures",
     "TimmViT",
     "build_feature_extractor",

@@ -5,13 +5,12 @@ import json
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.utils.registry import Registry
 from PIL import Image
 from torch import Tensor, nn
 
-from u2seg.utils.registry import get_registered
+from u2seg.utils.registry import NamedRegistry, get_registered
 
-FEATURE_EXTRACTOR_REGISTRY = Registry("FEATURE_EXTRACTOR")
+FEATURE_EXTRACTOR_REGISTRY = NamedRegistry("FEATURE_EXTRACTOR")
 FEATURE_EXTRACTOR_REGISTRY.__doc__ = "Feature extractors: images in, patch features out. Called as NAME(cfg)."
 
 

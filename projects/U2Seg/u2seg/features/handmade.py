@@ -27,7 +27,7 @@ class HandmadeDescriptor(FeatureExtractor):
         self.texture_weight = texture_weight
 
     @classmethod
-    def from_config(cls, cfg: CfgNode):
+    def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments."""
         return {
             "image_size": tuple(cfg.FEATURES.IMAGE_SIZE),
@@ -66,7 +66,7 @@ class RawPixels(FeatureExtractor):
         self.num_channels = 3
 
     @classmethod
-    def from_config(cls, cfg: CfgNode):
+    def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments."""
         return {"image_size": tuple(cfg.FEATURES.IMAGE_SIZE), "patch_size": cfg.FEATURES.RAW_PIXELS.PATCH_SIZE}
 

@@ -58,7 +58,7 @@ class ResNetFeatures(FeatureExtractor):
             raise ValueError(
                 f"FEATURES.IMAGE_SIZE {tuple(image_size)} must be a multiple of the network's stride {self.patch_size}"
             )
-        self.image_size = tuple(image_size)
+        self.image_size = (image_size[0], image_size[1])
         self.num_channels = shape.channels
         self.backbone = backbone
         self.out_feature = out_feature
@@ -68,7 +68,7 @@ class ResNetFeatures(FeatureExtractor):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode):
+    def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments; builds the network from ``FEATURES.RESNET.CONFIG_FILE`` and loads its weights."""
         from detectron2.modeling import build_backbone
 

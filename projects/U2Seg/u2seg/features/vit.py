@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +81,7 @@ class TimmViT(FeatureExtractor):
         self.register_buffer("positions", self._position_embedding(architecture), persistent=False)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode):
+    def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments."""
         return {
             "arch": cfg.FEATURES.VIT.ARCH,
@@ -176,7 +177,10 @@ def resize_position_embedding(
         return learned
     square = learned.reshape(1, side, side, -1).permute(0, 3, 1, 2)
     if offset:
-        how = {"scale_factor": tuple((size + offset) / side for size in grid_size), "recompute_scale_factor": False}
+        how: dict[str, Any] = {
+            "scale_factor": tuple((size + offset) / side for size in grid_size),
+            "recompute_scale_factor": False,
+        }
     else:
         how = {"size": grid_size}
     resized = F.interpolate(square, mode="bicubic", antialias=antialias, **how)
@@ -213,7 +217,8 @@ def _checked_image_size(image_size: tuple[int, int], patch_size: int) -> tuple[i
         raise ValueError(
             f"FEATURES.IMAGE_SIZE must be multiples of the patch size {patch_size}, got {image_size}; the nearest is {nearest}"
         )
-    return tuple(image_size)
+    height, width = image_size
+    return height, width
 
 
 def _checked_block(block: int, depth: int) -> int:

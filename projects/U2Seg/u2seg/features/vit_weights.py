@@ -1,13 +1,13 @@
 """Published weights of vision transformers: where they are, how a file is checked, and how its names become timm's."""
 
-import hashlib
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
+
+from u2seg.checkpoint.reading import CheckpointError, read_checkpoint, refuse_non_finite
+from u2seg.utils.files import file_digest
 
 _META = "https://dl.fbaipublicfiles.com/"
 
@@ -145,13 +145,10 @@ def check_digest(path: Path, checksum: str) -> None:
         WeightsError: they differ.
     """
     algorithm, _, published = checksum.partition(":")
-    digest = hashlib.new(algorithm, usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if not digest.hexdigest().startswith(published):
+    found = file_digest(path, algorithm)
+    if not found.startswith(published):
         raise WeightsError(
-            f"{path} is damaged or was exchanged: expected {algorithm} {published}..., got {digest.hexdigest()[: len(published)]}... "
+            f"{path} is damaged or was exchanged: expected {algorithm} {published}..., got {found[: len(published)]}... "
             "Delete it and run again"
         )
 
@@ -165,21 +162,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: the file is no PyTorch file, or holds something other than tensors.
     """
-    from safetensors import SafetensorError  # comes with timm
-    from safetensors.torch import load_file
-
     try:
-        is_safe = path.suffix == ".safetensors"
-        content = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"{path} is not a file of weights that PyTorch can load safely: {reason}") from error
-    if isinstance(content, Mapping) and isinstance(content.get("teacher"), Mapping):
-        content = content["teacher"]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        kinds = (
-            sorted({type(v).__name__ for v in content.values()}) if isinstance(content, Mapping) else "no dictionary"
-        )
+        content = read_checkpoint(path)
+        if isinstance(content.get("teacher"), Mapping):
+            content = content["teacher"]
+        # DINOv3's files fill a mask that nobody reads with NaN.
+        refuse_non_finite({name: value for name, value in content.items() if not name.endswith(".bias_mask")}, path)
+    except CheckpointError as error:
+        raise WeightsError(str(error)) from error
+    if not content or not all(isinstance(v, Tensor) for v in content.values()):
+        kinds = sorted({type(v).__name__ for v in content.values()})
         raise WeightsError(f"{path} should hold a dictionary of tensors, got {kinds}")
     names = {key.removeprefix("module.").removeprefix("backbone."): value for key, value in content.items()}
     return {key: value for key, value in names.items() if not key.startswith("head.")}

@@ -1,5 +1,6 @@
 """PASS's image-level clusters: one attention-pooled vector an image, k-means, saved centroids."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,11 @@ from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from u2seg.evaluation.matching.assignment import hungarian, pair_counts
-from u2seg.luss.image_list import LussImageList, file_digest, iter_batches, load_model, normalized_rows, unreadable
-from u2seg.utils.files import atomic_path
-from u2seg.utils.kmeans import assign, kmeans
+from u2seg.luss.image_list import LussImageList, iter_batches, load_model, unreadable
+from u2seg.utils.files import atomic_path, short_file_digest
+from u2seg.utils.kmeans import CENTROIDS, assign, kmeans, l2_normalize
 from u2seg.utils.manifest import close_stage, is_complete, open_stage, report_failures, shard_path, shard_slices
 
-CENTROIDS = "centroids.npy"
 ASSIGNMENTS = "assignments.npz"
 
 
@@ -56,7 +56,7 @@ def cluster_images(cfg: CfgNode, output: str | Path) -> Path:
     _save(output / CENTROIDS, lambda path: np.save(path, result.centroids))
     _save(output / ASSIGNMENTS, lambda path: np.savez(path, numbers=numbers, clusters=clusters))
     counts = {"images": len(numbers), "failures": len(failures), "smallest": int(np.bincount(clusters).min())}
-    close_stage(output, {**counts, **_diagnostics(images, numbers, clusters, cfg.LUSS.NUM_CLUSTERS)})
+    close_stage(output, {**counts, **_diagnostics(images, numbers, clusters)})
     return output
 
 
@@ -87,7 +87,7 @@ def cluster_quality(clusters: np.ndarray, classes: np.ndarray) -> dict[str, floa
     seen = joint > 0
     information = float((joint[seen] * np.log(joint[seen] / expected[seen])).sum())
     entropies = [-float((p[p > 0] * np.log(p[p > 0])).sum()) for p in (by_cluster, by_class)]
-    return {"nmi": information / max(np.mean(entropies), 1e-12), "accuracy": float(right / len(clusters))}
+    return {"nmi": information / max(float(np.mean(entropies)), 1e-12), "accuracy": float(right / len(clusters))}
 
 
 def _settings(cfg: CfgNode, images: LussImageList) -> dict:
@@ -102,7 +102,7 @@ def _settings(cfg: CfgNode, images: LussImageList) -> dict:
     )
     return {
         "IMAGES": images.settings(),
-        "WEIGHTS": file_digest(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else "",
+        "WEIGHTS": short_file_digest(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else "",
         "LUSS": {key: cfg.LUSS[key] for key in (*keys, "SHARD_SIZE")},
     }
 
@@ -121,7 +121,7 @@ def _embed(cfg: CfgNode, images: LussImageList, output: Path) -> None:
             progress.update(len(numbers))
 
 
-def _embed_shard(cfg: CfgNode, model, images: LussImageList, numbers: list[int], path: Path) -> None:
+def _embed_shard(cfg: CfgNode, model: torch.nn.Module, images: LussImageList, numbers: list[int], path: Path) -> None:
     kept, vectors = [], []
     for some, pixels in iter_batches(cfg, images, numbers, cfg.LUSS.CENTER_CROP):
         with torch.no_grad():
@@ -129,17 +129,17 @@ def _embed_shard(cfg: CfgNode, model, images: LussImageList, numbers: list[int],
         kept += some
         vectors.append((features * attention).mean(dim=(2, 3)).cpu().numpy())
     order = np.argsort(kept)
-    rows = normalized_rows(np.concatenate(vectors))[order] if kept else np.zeros((0, 0), np.float32)
+    rows = l2_normalize(np.concatenate(vectors))[order] if kept else np.zeros((0, 0), np.float32)
     _save(path, lambda temporary: np.savez(temporary, numbers=np.array(kept, np.int64)[order], vectors=rows))
 
 
-def _diagnostics(images: LussImageList, numbers: np.ndarray, clusters: np.ndarray, num_clusters: int) -> dict:
+def _diagnostics(images: LussImageList, numbers: np.ndarray, clusters: np.ndarray) -> dict:
     classes = [images.records[number].get("image_class") for number in numbers]
     if any(label is None for label in classes):
         return {}
     return cluster_quality(clusters, np.array(classes))
 
 
-def _save(path: Path, write) -> None:
+def _save(path: Path, write: Callable[[Path], object]) -> None:
     with atomic_path(path) as temporary:
         write(temporary)

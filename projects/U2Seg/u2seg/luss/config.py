@@ -3,6 +3,20 @@
 from detectron2.config import CfgNode as CN
 
 from u2seg.config import CONFIG_REGISTRY
+from u2seg.config.validation import (
+    COUNT,
+    NON_NEGATIVE,
+    POSITIVE,
+    PROBABILITY,
+    SHARE,
+    choice,
+    flag,
+    integer,
+    number,
+    register_rules,
+    several,
+    text,
+)
 
 
 @CONFIG_REGISTRY.register()
@@ -32,7 +46,7 @@ def add_luss_config(cfg: CN) -> None:
     # Whether batch-norm statistics of the frozen backbone follow the data in the attention stage [LUSS, released code: True].
     cfg.MODEL.PASS.PIXEL_ATTENTION.FROZEN_NORM_MOVES = False
 
-    # Views of one image: one value in each list for each kind of crop; mapper "pass_multi_crop" [SwAV; LUSS].
+    # Views of one image: one value in each list for each kind of crop; mapper "MultiCropMapper" [SwAV; LUSS].
     cfg.INPUT.MULTI_CROP = CN()
     cfg.INPUT.MULTI_CROP.COUNTS = (2,)  # (2, 6) for ImageNet-S 50
     cfg.INPUT.MULTI_CROP.SIZES = (224,)  # pixels a side
@@ -57,7 +71,7 @@ def add_luss_config(cfg: CN) -> None:
     cfg.TEST.LUSS.KNN_K = 10  # neighbors that vote in distance matching
     cfg.TEST.LUSS.KNN_TEMPERATURE = 0.07
 
-    # One crop of an image and its id map; mapper "luss_semantic" [LUSS, fine-tuning]. For inference: INPUT.MIN_SIZE_TEST.
+    # One crop of an image and its id map; mapper "LussSemanticMapper" [LUSS, fine-tuning]. For inference: INPUT.MIN_SIZE_TEST.
     cfg.INPUT.SEMANTIC_CROP = CN()
     cfg.INPUT.SEMANTIC_CROP.SIZE = 224  # pixels a side
     cfg.INPUT.SEMANTIC_CROP.SCALE = (0.08, 1.0)  # share of the image's area
@@ -92,3 +106,65 @@ def add_luss_config(cfg: CN) -> None:
     cfg.LUSS.THRESHOLD = 0.37  # attention below which a pixel is "other": 0.41 for ImageNet-S 50, 0.40 for 300
     # The single-layer segmentation head: targets are shrunk by this factor before the loss.
     cfg.MODEL.SEM_SEG_HEAD.TARGET_STRIDE = 2
+
+
+register_rules(
+    {
+        "MODEL.PASS.DEEP_FEATURE": text(),
+        "MODEL.PASS.SHALLOW_STAGES": several(text()),
+        "MODEL.PASS.LOSS_WEIGHTS": several(number(0), at_least=1),
+        "MODEL.PASS.P2P_WEIGHT": number(0),
+        "MODEL.PASS.P2P_GRID": COUNT,
+        "MODEL.PASS.P2P_PADDING": choice("border", "zeros"),
+        "MODEL.PASS.HIDDEN_DIM": COUNT,
+        "MODEL.PASS.FEAT_DIM": COUNT,
+        "MODEL.PASS.NUM_PROTOTYPES": integer(2),
+        "MODEL.PASS.TEMPERATURE": POSITIVE,
+        "MODEL.PASS.SINKHORN_EPS": POSITIVE,
+        "MODEL.PASS.SINKHORN_ITERS": COUNT,
+        "MODEL.PASS.QUEUE_LENGTH": NON_NEGATIVE,
+        "MODEL.PASS.QUEUE_START_ITER": NON_NEGATIVE,
+        "MODEL.PASS.FREEZE_PROTOTYPES_ITERS": NON_NEGATIVE,
+        "MODEL.PASS.COLLAPSE_PATIENCE": NON_NEGATIVE,
+        "MODEL.PASS.PIXEL_ATTENTION.FROZEN_NORM_MOVES": flag(),
+        "MODEL.SEM_SEG_HEAD.TARGET_STRIDE": COUNT,
+        "INPUT.MULTI_CROP.COUNTS": several(COUNT, at_least=1),
+        "INPUT.MULTI_CROP.SIZES": several(COUNT, at_least=1),
+        "INPUT.MULTI_CROP.MIN_SCALES": several(number(0, 1, above=True), at_least=1),
+        "INPUT.MULTI_CROP.MAX_SCALES": several(number(0, 1, above=True), at_least=1),
+        "INPUT.MULTI_CROP.FLIP_PROBABILITY": PROBABILITY,
+        "INPUT.MULTI_CROP.JITTER": several(number(0), count=4),
+        "INPUT.MULTI_CROP.JITTER_PROBABILITY": PROBABILITY,
+        "INPUT.MULTI_CROP.GRAY_PROBABILITY": PROBABILITY,
+        "INPUT.MULTI_CROP.BLUR_PROBABILITY": PROBABILITY,
+        "INPUT.MULTI_CROP.BLUR_RADIUS": several(number(0), count=2, ascending=True),
+        "INPUT.SEMANTIC_CROP.SIZE": COUNT,
+        "INPUT.SEMANTIC_CROP.SCALE": several(number(0, 1, above=True), count=2, ascending=True),
+        "INPUT.SEMANTIC_CROP.FLIP_PROBABILITY": PROBABILITY,
+        "INPUT.SEMANTIC_CROP.DISTORT_COLOR": flag(),
+        "TEST.LUSS.MATCHING": text(),
+        "TEST.LUSS.BOUNDARY_RATIO": number(0, 0.5),
+        "TEST.LUSS.SWEEP": several(number(0), count=3),
+        "TEST.LUSS.SUBMISSION": flag(),
+        "TEST.LUSS.MAX_ELEMENTS": COUNT,
+        "TEST.LUSS.KNN_K": COUNT,
+        "TEST.LUSS.KNN_TEMPERATURE": POSITIVE,
+        "LUSS.NUM_CLUSTERS": COUNT,
+        "LUSS.KMEANS_ITERATIONS": COUNT,
+        "LUSS.KMEANS_RESTARTS": COUNT,
+        "LUSS.MAX_TRAINING_SAMPLES": COUNT,
+        "LUSS.SEED": NON_NEGATIVE,
+        "LUSS.BATCH_SIZE": COUNT,
+        "LUSS.SHARD_SIZE": COUNT,
+        "LUSS.RESIZE": COUNT,
+        "LUSS.CENTER_CROP": COUNT,
+        "LUSS.CENTROIDS": text(empty=True),
+        "LUSS.BANK": text(empty=True),
+        "LUSS.KNN.TRAIN": several(text()),
+        "LUSS.KNN.TEST": several(text()),
+        "LUSS.KNN.K": COUNT,
+        "LUSS.KNN.TEMPERATURE": POSITIVE,
+        "LUSS.KNN.MAX_IMAGES": NON_NEGATIVE,
+        "LUSS.THRESHOLD": SHARE,
+    }
+)

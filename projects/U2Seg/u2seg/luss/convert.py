@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from u2seg.checkpoint.reading import CheckpointError, read_weights
+from u2seg.checkpoint.reading import CheckpointError, read_checkpoint, read_weights
 from u2seg.checkpoint.torchvision import torchvision_to_detectron2
 from u2seg.utils.files import atomic_path
 
@@ -49,9 +49,7 @@ def convert_pass(source: str | Path, output: str | Path) -> Converted:
         FileNotFoundError: no such file.
         CheckpointError: there is no complete ResNet in it.
     """
-    if not Path(source).is_file():
-        raise FileNotFoundError(f"no checkpoint at {source}")
-    content = torch.load(source, map_location="cpu", weights_only=True)
+    content = read_checkpoint(source)
     converted = pass_to_detectron2(content.get("state_dict", content), str(source))
     with atomic_path(output) as temporary:
         torch.save({"model": converted.weights, "__author__": "LUSSeg/PASS"}, temporary)

@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from u2seg.luss.data.id_maps import LUSS_IGNORE, read_id_map
 from u2seg.luss.data.semantic_mapper import LussSemanticMapper
-from u2seg.luss.image_list import load_model, normalized_rows
+from u2seg.luss.image_list import load_model
 from u2seg.utils.files import atomic_path
+from u2seg.utils.kmeans import l2_normalize
 
 
 def build_bank(cfg: CfgNode, output: str | Path) -> Path:
@@ -55,4 +56,4 @@ def masked_means(features: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarr
     ids = ids[ids != LUSS_IGNORE]
     members = (small[None] == ids[:, None]).float()
     means = members @ features.flatten(1).T / members.sum(dim=1, keepdim=True)
-    return normalized_rows(means.numpy()), ids.numpy()
+    return l2_normalize(means.numpy()), ids.numpy()

@@ -1,20 +1,18 @@
 """The images of a LUSS stage: which they are, how they are loaded, which could not be."""
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
+from u2seg.checkpoint import load_weights
 from u2seg.luss.data.image_batches import iter_image_batches
 from u2seg.luss.data.semantic_mapper import read_for
 from u2seg.utils.files import list_digest
-from u2seg.utils.image_io import ImageReadError
+from u2seg.utils.image_io import ImageReadError, content_digest
 from u2seg.utils.manifest import Failure
 
 
@@ -48,7 +46,8 @@ class LussImageList:
 
     def settings(self) -> dict:
         """Returns what a stage's manifest should say of the images."""
-        return {"count": len(self), "digest": list_digest(self.file_names)}
+        entries = [f"{name}\t{content_digest(self.root / name)}" for name in self.file_names]
+        return {"count": len(self), "digest": list_digest(entries)}
 
 
 def unreadable(images: LussImageList, kept: set[int]) -> list[Failure]:
@@ -90,6 +89,7 @@ def load_model(cfg: CfgNode, architecture: str) -> nn.Module:
 
     Raises:
         ValueError: no weights are named.
+        FileNotFoundError, CheckpointError: see :func:`u2seg.checkpoint.load_weights`.
     """
     if not cfg.MODEL.WEIGHTS:
         raise ValueError(
@@ -99,20 +99,5 @@ def load_model(cfg: CfgNode, architecture: str) -> nn.Module:
     cfg.defrost()
     cfg.MODEL.META_ARCHITECTURE = architecture
     model = build_model(cfg)
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    load_weights(model, cfg, cfg.MODEL.WEIGHTS)
     return model.eval()
-
-
-def file_digest(path: str | Path) -> str:
-    """Returns a digest of a file's content, for manifests: other weights are other settings."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()[:16]
-
-
-def normalized_rows(vectors: np.ndarray) -> np.ndarray:
-    """Returns the rows at length 1, float32; rows of length 0 stay."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)

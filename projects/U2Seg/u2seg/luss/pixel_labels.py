@@ -8,8 +8,8 @@ from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from u2seg.luss.data.label_store import INDEX, LabelStore, write_label_shard
-from u2seg.luss.image_list import LussImageList, file_digest, iter_batches, load_model, unreadable
-from u2seg.utils.files import write_json
+from u2seg.luss.image_list import LussImageList, iter_batches, load_model, unreadable
+from u2seg.utils.files import short_file_digest, write_json
 from u2seg.utils.manifest import close_stage, is_complete, open_stage, report_failures, shard_path, shard_slices
 
 
@@ -31,8 +31,8 @@ def write_pseudo_labels(cfg: CfgNode, output: str | Path) -> Path:
     images = LussImageList(cfg)
     settings = {
         "IMAGES": images.settings(),
-        "WEIGHTS": file_digest(cfg.MODEL.WEIGHTS),
-        "CENTROIDS": file_digest(cfg.LUSS.CENTROIDS),
+        "WEIGHTS": short_file_digest(cfg.MODEL.WEIGHTS),
+        "CENTROIDS": short_file_digest(cfg.LUSS.CENTROIDS),
         "LUSS": {key: cfg.LUSS[key] for key in ("RESIZE", "SHARD_SIZE")},
     }
     output = open_stage(output, "luss_labels", settings)
@@ -47,19 +47,21 @@ def write_pseudo_labels(cfg: CfgNode, output: str | Path) -> Path:
             numbers = list(range(slices[index].start, slices[index].stop))
             write_label_shard(shard_path(output, index, ".npz"), _label(cfg, model, images, numbers))
             progress.update(len(numbers))
-    index = {
+    content = {
         "file_names": images.file_names,
         "num_clusters": len(model.centroids),
         "shard_size": cfg.LUSS.SHARD_SIZE,
     }
-    write_json(output / INDEX, index)
+    write_json(output / INDEX, content)
     failures = unreadable(images, set(LabelStore(output).numbers()))
-    close_stage(output, {"images": len(images) - len(failures), "failures": len(failures)})
     report_failures(output, failures, len(images), cfg.MASKS.MAX_FAILURES)
+    close_stage(output, {"images": len(images) - len(failures), "failures": len(failures)})
     return output
 
 
-def _label(cfg: CfgNode, model, images: LussImageList, numbers: list[int]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+def _label(
+    cfg: CfgNode, model: torch.nn.Module, images: LussImageList, numbers: list[int]
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Returns image number -> coarse cluster map and attention, by ascending number."""
     entries = {}
     for some, pixels in iter_batches(cfg, images, numbers, None):

@@ -5,13 +5,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser, launch
 
 from u2seg.config import setup_cfg
-from u2seg.engine import run_training
-from u2seg.luss.clustering import CENTROIDS, cluster_images
+from u2seg.engine import continue_training
+from u2seg.luss.clustering import cluster_images
 from u2seg.luss.pixel_labels import write_pseudo_labels
 from u2seg.modeling import complete_config
+from u2seg.utils.kmeans import CENTROIDS
 
 logger = logging.getLogger(__name__)
 
@@ -88,11 +91,18 @@ def _labels(run: Run) -> None:
 
 def _finetune(run: Run) -> None:
     labels = _needed(run.directory("labels"))
+    # The images are those that were labeled, wherever the fine-tuning's own configuration looks for them.
+    images = MetadataCatalog.get(_attention_cfg(run).DATASETS.TRAIN[0]).image_root
+    key = "DATASETS.BY_PATH.pass_labels"
     # Fine-tuning starts from the pretrained network, not from the attention stage [LUSS].
     _train(
         run,
         "finetune",
-        ("MODEL.WEIGHTS", str(_needed(run.weights("pretrain"))), "DATASETS.BY_PATH.pass_labels.ROOT", str(labels)),
+        (
+            *("MODEL.WEIGHTS", str(_needed(run.weights("pretrain")))),
+            # Quoted, since a directory called 2024 is no number.
+            *(f"{key}.ROOT", repr(str(labels)), f"{key}.IMAGES", repr(str(images))),
+        ),
     )
 
 
@@ -106,16 +116,13 @@ _STEPS: dict[str, Callable[[Run], None]] = {
 
 
 def _train(run: Run, stage: str, opts: tuple) -> None:
-    """Trains a stage, or goes on with its last checkpoint; a stage with a final checkpoint is done."""
-    if run.weights(stage).is_file():
-        logger.info("%s is done already", stage)
-        return
+    """Trains a stage, or goes on with its last checkpoint; one that is trained and scored is not repeated."""
     command = ["--config-file", f"{run.configs}_{stage}.yaml", "--resume", "--num-gpus", str(run.num_gpus)]
     args = default_argument_parser().parse_args(
         [*command, *map(str, (*run.opts, *opts)), "OUTPUT_DIR", str(run.directory(stage))]
     )
     try:
-        launch(run_training, run.num_gpus, dist_url=args.dist_url, args=(args,))
+        launch(continue_training, run.num_gpus, dist_url=args.dist_url, args=(args,))
     finally:
         _close_logs()
 
@@ -129,7 +136,7 @@ def _close_logs() -> None:
             one.removeHandler(handler)
 
 
-def _attention_cfg(run: Run, *opts: str):
+def _attention_cfg(run: Run, *opts: str) -> CfgNode:
     cfg = setup_cfg(
         f"{run.configs}_attention.yaml", [*run.opts, "MODEL.WEIGHTS", str(_needed(run.weights("attention"))), *opts]
     )

@@ -2,10 +2,11 @@
 
 from u2seg.modeling.backbone import SmallResNet, build_small_resnet_backbone, checkpoint_residual_blocks
 from u2seg.modeling.build import complete_config
-from u2seg.modeling.roi_heads import DropLossCascadeROIHeads
+from u2seg.modeling.roi_heads import DropLossCascadeROIHeads, DropLossStandardROIHeads
 
 __all__ = [
     "DropLossCascadeROIHeads",
+    "DropLossStandardROIHeads",
     "SmallResNet",
     "build_small_resnet_backbone",
     "checkpoint_residual_blocks",

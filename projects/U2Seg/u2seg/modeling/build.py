@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
+from u2seg.config import check_config
 from u2seg.data import DatasetFilesError, register_datasets
 
 logger = logging.getLogger(__name__)
@@ -37,12 +38,13 @@ def complete_config(cfg: CfgNode, eval_only: bool = False) -> CfgNode:
         DatasetFilesError: files of a dataset are missing.
         ValueError: a dataset that is named is not registered.
     """
+    check_config(cfg)
     frozen = cfg.is_frozen()
     cfg.defrost()
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is cuda and there is none: running on the CPU")
         cfg.MODEL.DEVICE = "cpu"
-    _resolve_norms(cfg)
+    resolve_norms(cfg)
     if not eval_only or _has_test_sets(cfg):
         _register(cfg, eval_only)
     _set_class_counts(cfg, eval_only)
@@ -102,7 +104,8 @@ def _require_one_label_space(cfg: CfgNode) -> None:
             )
 
 
-def _resolve_norms(cfg: CfgNode) -> None:
+def resolve_norms(cfg: CfgNode) -> None:
+    """Replaces SyncBN by BN, in place, where one process or a CPU trains."""
     if comm.get_world_size() > 1 and cfg.MODEL.DEVICE != "cpu":
         return
     for key in _NORM_KEYS:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
+from u2seg.config import check_config
 from u2seg.pseudo_labels.clusters.cluster_stage import make_clusters
 from u2seg.pseudo_labels.masks import make_masks
 from u2seg.pseudo_labels.panoptic.panoptic_stage import make_panoptic_labels
@@ -39,6 +40,7 @@ def make_pseudo_labels(
         u2seg.utils.manifest.StageMismatchError: ``output`` was made with other settings.
         u2seg.utils.manifest.TooManyFailuresError: too many photos could not be read.
     """
+    check_config(cfg)
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
         raise ValueError(f"unknown stages {unknown}; choose from {', '.join(STAGES)}")

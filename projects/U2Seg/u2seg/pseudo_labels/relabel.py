@@ -5,7 +5,7 @@ Source: CutLER, section 3.3 and its README (thresholds, IoU rule); U2Seg, figure
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,20 +22,22 @@ from u2seg.checkpoint import load_weights
 from u2seg.data import build_mapper, label_space_of
 from u2seg.data.datasets.registration import DatasetFiles, files_of
 from u2seg.data.formats.coco_panoptic import (
-    instance_annotations,
     panoptic_annotation,
     write_panoptic_png,
     write_stuff_png,
 )
-from u2seg.pseudo_labels.panoptic.panoptic_merge import merge_panoptic, void_share
-from u2seg.pseudo_labels.panoptic.panoptic_stage import PANOPTIC_DIRECTORY, STUFF_DIRECTORY, write_dataset
-from u2seg.structures.label_space import IGNORE_LABEL, LabelSpace
-from u2seg.utils.files import list_digest, read_json, write_json
+from u2seg.pseudo_labels.panoptic.panoptic_merge import void_share
+from u2seg.pseudo_labels.panoptic.panoptic_stage import (
+    PANOPTIC_DIRECTORY,
+    PARTS_DIRECTORY,
+    STUFF_DIRECTORY,
+    PanopticRule,
+    write_dataset,
+)
+from u2seg.structures import IGNORE_LABEL, LabelSpace, pairwise_mask_iou
+from u2seg.utils.files import confined_path, list_digest, read_json, write_json
 from u2seg.utils.manifest import is_complete, open_stage, shard_path, shard_slices
 from u2seg.utils.registry import NamedRegistry, get_registered
-
-_PARTS = ".parts"
-
 
 LABEL_MERGE_REGISTRY = NamedRegistry("LABEL_MERGE")
 """How an image's predictions and old labels become its new labels: from (predictions, labels, ``SELF_TRAINING``, the round's score
@@ -56,7 +58,7 @@ class Objects:
     classes: np.ndarray
     scores: np.ndarray
 
-    def __getitem__(self, keep) -> "Objects":
+    def __getitem__(self, keep: np.ndarray | list[int]) -> "Objects":
         return Objects(self.masks[keep], self.classes[keep], self.scores[keep])
 
     def __len__(self) -> int:
@@ -75,11 +77,19 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
         cfg: complete; ``MODEL.WEIGHTS`` predicts.
         output: directory to fill; its ``panoptic`` subdirectory takes the files, as in a label run.
         score_thresh: from which a prediction becomes a label, 0..1.
+
+    Raises:
+        ValueError: the training set has no labels.
     """
     name = cfg.DATASETS.TRAIN[0]
-    settings = cfg.SELF_TRAINING
+    settings, rule = cfg.SELF_TRAINING, PanopticRule.from_config(cfg)
     merge = get_registered(LABEL_MERGE_REGISTRY, settings.MERGE, "SELF_TRAINING.MERGE")
     records, directory = DatasetCatalog.get(name), output / "panoptic"
+    space = label_space_of(name)
+    if space is None:
+        raise ValueError(
+            f"DATASETS.TRAIN: {name!r} has no labels; self-training starts from a dataset of FORMAT pseudo_labels"
+        )
     made_by = {
         "weights": cfg.MODEL.WEIGHTS,
         "score_thresh": score_thresh,
@@ -89,15 +99,18 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
         "flip": settings.FLIP,
         "new_semantics": settings.NEW_SEMANTICS,
         "shard_size": settings.SHARD_SIZE,
+        "panoptic": asdict(rule),
         "images": list_digest([record["file_name"] for record in records]),
     }
     if comm.is_main_process():
         open_stage(directory, "self-training labels", made_by)
     comm.synchronize()
     if is_complete(directory):
+        if comm.is_main_process():
+            shutil.rmtree(directory / PARTS_DIRECTORY, ignore_errors=True)  # a kill at the very end leaves it
         return output
     slices = shard_slices(len(records), settings.SHARD_SIZE)
-    parts = [shard_path(directory / _PARTS, index, ".json") for index in range(len(slices))]
+    parts = [shard_path(directory / PARTS_DIRECTORY, index, ".json") for index in range(len(slices))]
     mine = [i for i in range(comm.get_rank(), len(parts), comm.get_world_size()) if not parts[i].is_file()]
     if mine:
         relabeler = _Relabeler(
@@ -106,7 +119,8 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
             settings=settings,
             merge=merge,
             score_thresh=score_thresh,
-            space=label_space_of(name),
+            rule=rule,
+            space=space,
             old_files=files_of(name, cfg.DATASETS.BY_PATH[name]),
             directory=directory,
         )
@@ -114,13 +128,13 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
         write_json(parts[index], relabeler.label(records[slices[index]]))
     comm.synchronize()
     if comm.is_main_process():
-        write_dataset(directory, [read_json(part) for part in parts], label_space_of(name))
-        shutil.rmtree(directory / _PARTS)
+        write_dataset(directory, [read_json(part) for part in parts], space)
+        shutil.rmtree(directory / PARTS_DIRECTORY)
     comm.synchronize()
     return output
 
 
-@LABEL_MERGE_REGISTRY.register("predictions_first")
+@LABEL_MERGE_REGISTRY.register()
 def predictions_first(new: Objects, old: Objects, settings: CfgNode, score_thresh: float) -> Objects:
     """Returns confident predictions, best first, then the old labels that none of them explains: those with no mask IoU of
     ``MAX_IOU`` or more. Old masks are replaced, so it helps a model whose masks are better than its labels'.
@@ -131,7 +145,7 @@ def predictions_first(new: Objects, old: Objects, settings: CfgNode, score_thres
     return _concatenate(new, old[~_overlaps_any(old, new, settings.MAX_IOU)])
 
 
-@LABEL_MERGE_REGISTRY.register("confirmed_labels_first")
+@LABEL_MERGE_REGISTRY.register()
 def confirmed_labels_first(new: Objects, old: Objects, settings: CfgNode, score_thresh: float) -> Objects:
     """Returns the old labels that the model sees as well, then confident predictions of objects that they lack.
 
@@ -150,7 +164,7 @@ def confirmed_labels_first(new: Objects, old: Objects, settings: CfgNode, score_
 def _mask_nms(objects: Objects, max_iou: float) -> Objects:
     """Returns the objects, best first, without those whose mask IoU with a better one reaches ``max_iou``."""
     objects = objects[np.argsort(-objects.scores, kind="stable")]
-    among = mask_ious(objects.masks, objects.masks)
+    among = pairwise_mask_iou(objects.masks, objects.masks)
     kept: list[int] = []
     for index in range(len(objects)):
         if not (among[index, kept] >= max_iou).any():
@@ -160,20 +174,11 @@ def _mask_nms(objects: Objects, max_iou: float) -> Objects:
 
 def _overlaps_any(objects: Objects, others: Objects, iou: float) -> np.ndarray:
     """Returns bool (N,): which objects have a mask IoU of at least ``iou`` with one of the others."""
-    return (mask_ious(objects.masks, others.masks) >= iou).any(axis=1)
+    return np.any(pairwise_mask_iou(objects.masks, others.masks) >= iou, axis=1)
 
 
 def _concatenate(first: Objects, second: Objects) -> Objects:
     return Objects(*(np.concatenate([getattr(first, f), getattr(second, f)]) for f in ("masks", "classes", "scores")))
-
-
-def mask_ious(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Returns float64 (N, M), the IoU of each of N masks with each of M masks, bool (N, H, W) and (M, H, W); 0 where both are empty."""
-    pixels = int(np.prod(first.shape[1:]))
-    a, b = (masks.reshape(len(masks), pixels).astype(np.float32) for masks in (first, second))
-    shared = (a @ b.T).astype(np.float64)
-    union = a.sum(axis=1, dtype=np.float64)[:, None] + b.sum(axis=1, dtype=np.float64)[None] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
 @dataclass(frozen=True)
@@ -185,24 +190,32 @@ class _Relabeler:
     settings: CfgNode
     merge: LabelMerge
     score_thresh: float
+    rule: PanopticRule
     space: LabelSpace
     old_files: DatasetFiles
     directory: Path
 
     def label(self, records: list[dict]) -> dict[str, list]:
         """Writes the PNGs of a group of images and returns its rows, as ``write_dataset`` takes them."""
-        rows = {"images": [], "panoptic": [], "instances": [], "void": []}
+        rows: dict[str, list] = {"images": [], "panoptic": [], "instances": [], "void": []}
+        old_pngs = self.old_files.panoptic_directory
+        source = self.old_files.panoptic_json
+        assert old_pngs is not None and source is not None, "a dataset of FORMAT pseudo_labels has both"
         for record in records:
             image_id, shape = record["image_id"], {key: record[key] for key in ("height", "width")}
             name = Path(record["file_name"]).relative_to(self.old_files.images).as_posix()
-            png = Path(record["pan_seg_file_name"]).relative_to(self.old_files.panoptic_directory).as_posix()
+            png = Path(record["pan_seg_file_name"]).relative_to(old_pngs).as_posix()
             objects, semantic = self._targets(record)
-            panoptic, segments = merge_panoptic(objects.masks, objects.classes, semantic)
-            write_panoptic_png(self.directory / PANOPTIC_DIRECTORY / png, panoptic)
-            write_stuff_png(self.directory / STUFF_DIRECTORY / png, panoptic, segments, self.space)
+            panoptic, segments = self.rule.merge(objects.masks, objects.classes, semantic)
+            write_panoptic_png(confined_path(self.directory / PANOPTIC_DIRECTORY, png, source), panoptic)
+            write_stuff_png(
+                confined_path(self.directory / STUFF_DIRECTORY, png, source), panoptic, segments, self.space
+            )
             rows["images"].append({"id": image_id, "file_name": name, **shape})
             rows["panoptic"].append(panoptic_annotation(image_id, png, panoptic, segments, self.space))
-            rows["instances"] += instance_annotations(image_id, panoptic, segments, objects.scores, self.space)
+            rows["instances"] += self.rule.instances(
+                image_id, objects.masks, objects.classes, objects.scores, (panoptic, segments), self.space
+            )
             rows["void"].append(void_share(panoptic))
         return rows
 

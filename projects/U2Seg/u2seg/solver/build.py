@@ -6,7 +6,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 
-from u2seg.solver.larc import LARC
 from u2seg.utils.registry import NamedRegistry, get_registered
 
 OPTIMIZER_REGISTRY = NamedRegistry("OPTIMIZER")
@@ -29,7 +28,7 @@ def build_sgd(cfg: CfgNode, parameter_groups: list[dict]) -> torch.optim.Optimiz
     )
 
 
-@OPTIMIZER_REGISTRY.register("ADAMW")
+@OPTIMIZER_REGISTRY.register("AdamW")
 def build_adamw(cfg: CfgNode, parameter_groups: list[dict]) -> torch.optim.Optimizer:
     """Returns AdamW with PyTorch's own betas."""
     return torch.optim.AdamW(parameter_groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
@@ -37,9 +36,27 @@ def build_adamw(cfg: CfgNode, parameter_groups: list[dict]) -> torch.optim.Optim
 
 @OPTIMIZER_REGISTRY.register("LARC")
 def build_larc(cfg: CfgNode, parameter_groups: list[dict]) -> torch.optim.Optimizer:
-    """Returns LARC, the optimizer of PASS's recipe."""
+    """Returns LARC without clipping, the optimizer of PASS's recipe: a step is a fixed share of each tensor's own length.
+
+    Each gradient g of a tensor p becomes ``0.001 (g + wd p) |p| / (|g| + wd |p| + 1e-8)`` before momentum and learning rate. Norm
+    layers and biases are treated alike. Where p or g has length 0, the tensor takes SGD's step with weight decay, unscaled. In PASS
+    only the frozen prototypes have such a gradient; they are normalized before each use, so that the decay has no effect.
+
+    Source: You et al., Large Batch Training of Convolutional Networks (arXiv 1708.03888), equation 6; LUSS's recipe (trust 0.001).
+    """
+    from timm.optim import Lars
+
     solver = cfg.SOLVER
-    return LARC(parameter_groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY)
+    return Lars(
+        parameter_groups,
+        lr=solver.BASE_LR,
+        momentum=solver.MOMENTUM,
+        weight_decay=solver.WEIGHT_DECAY,
+        trust_coeff=1e-3,
+        eps=1e-8,
+        trust_clip=False,
+        always_adapt=True,
+    )
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -50,6 +67,8 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         ValueError: a multiplier fits no parameter, so that it would have no effect.
     """
     factors = lr_factors(cfg.SOLVER.LR_MULTIPLIERS, [name for name, _ in model.named_parameters()])
+    # Detectron2 calls a parameter of the model itself ".name".
+    factor_of = (lambda name: factors[name.removeprefix(".")]) if cfg.SOLVER.LR_MULTIPLIERS else None
     groups = get_default_optimizer_params(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
@@ -57,7 +76,7 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        lr_factor_func=factors.__getitem__ if cfg.SOLVER.LR_MULTIPLIERS else None,
+        lr_factor_func=factor_of,
     )
     optimizer = get_registered(OPTIMIZER_REGISTRY, cfg.SOLVER.OPTIMIZER, "SOLVER.OPTIMIZER")(cfg, groups)
     clip = cfg.SOLVER.CLIP_GRADIENTS
@@ -83,8 +102,13 @@ def lr_factors(multipliers: list[tuple[str, float]], names: list[str]) -> dict[s
     return {name: next((float(f) for prefix, f in longest_first if _begins(name, prefix)), 1.0) for name in names}
 
 
-def _clip_full_model(max_norm: float, norm_type: float, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
-    """Scales all gradients together so that their common norm is at most ``max_norm``. Source: CutLER's recipe."""
+def _clip_full_model(
+    max_norm: float, norm_type: float, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict
+) -> None:
+    """Scales all gradients together so that their common norm is at most ``max_norm``.
+
+    Detectron2's own ``norm`` clips each tensor alone, which is what CutLER and U2Seg train with.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
 

@@ -37,7 +37,7 @@ class LabelSpace:
     thing_names: tuple[str, ...]
     stuff_names: tuple[str, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         ids = self.thing_dataset_ids + self.stuff_dataset_ids
         if len(set(ids)) != len(ids):
             raise ValueError(f"dataset ids must be unique, got {sorted(ids)}")
@@ -48,7 +48,13 @@ class LabelSpace:
 
     @classmethod
     def of_clusters(cls, num_thing_clusters: int, num_stuff_clusters: int) -> "LabelSpace":
-        """Returns the label space of pseudo-labels: clusters named by their dataset id, as U2Seg's files have them."""
+        """Returns the label space of pseudo-labels: clusters named by their dataset id, as U2Seg's files have them.
+
+        Example:
+            >>> space = LabelSpace.of_clusters(num_thing_clusters=3, num_stuff_clusters=2)
+            >>> space.thing_dataset_ids, space.stuff_dataset_ids
+            ((1, 2, 3), (4, 5))
+        """
         if num_thing_clusters < 1 or num_stuff_clusters < 1:
             raise ValueError(
                 f"need at least one cluster of each kind, got {num_thing_clusters} and {num_stuff_clusters}"
@@ -79,11 +85,6 @@ class LabelSpace:
     def num_stuff(self) -> int:
         """S, the number of stuff classes, "thing" not counted."""
         return len(self.stuff_dataset_ids)
-
-    @property
-    def num_semantic_classes(self) -> int:
-        """S + 1: what the semantic head predicts, class 0 being "thing"."""
-        return self.num_stuff + 1
 
     @cached_property
     def thing_contiguous_ids(self) -> dict[int, int]:

@@ -10,8 +10,8 @@ class ImageMasks:
     """The class-agnostic masks of one image.
 
     Attributes:
-        image_id: positive, unique in the dataset.
-        file_name: relative to the image directory, POSIX.
+        image_id: positive, unique in the dataset; 0 for an image that belongs to none.
+        file_name: relative to the image directory, POSIX; "" for an image that was in memory only.
         height, width: of the upright image, in pixels; 0 where it could not be read.
         rle_counts: N compressed COCO run-length strings, for masks of (height, width), best first; masks do not overlap.
         scores: float32 (N,), range 0..1, confidence in each mask.

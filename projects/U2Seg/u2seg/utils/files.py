@@ -3,12 +3,53 @@
 import hashlib
 import json
 import os
+import platform
+import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-_TEMPORARY = ".u2seg-partial-"  # begins the names of files that are being written
+# Begins the names of files that are being written; the machine's name and the process's number follow.
+_TEMPORARY = ".u2seg-partial-"
+_LONGEST_WRITE = 24 * 3600  # seconds; a file of another machine that is older was left by a kill
+# Those of this process, by path.
+_being_written: set[str] = set()
+
+
+class UnsafeNameError(ValueError):
+    """A name in a file that leads out of the directory to which it is relative."""
+
+
+def confined_name(name: str, source: str | Path) -> str:
+    """Returns a name that a file gives, having checked that it stays below the directory to which it is relative.
+
+    Links below that directory are the user's own and are followed.
+
+    Args:
+        name: a relative POSIX path.
+        source: the file that gives it, for the message.
+
+    Raises:
+        UnsafeNameError: the name is empty, absolute, or has a ``..`` or a null character in it.
+    """
+    parts = Path(name).parts if isinstance(name, str) else ()
+    if not parts or Path(name).anchor or ".." in parts or "\0" in name:
+        raise UnsafeNameError(
+            f"{source} names the file {name!r}; expected a name relative to its directory, without .. in it: "
+            "nothing outside the directory is read or written"
+        )
+    return name
+
+
+def confined_path(root: str | Path, name: str, source: str | Path) -> Path:
+    """Returns ``root / name`` for a name that a file gives, having checked that it lies below ``root``; see :func:`confined_name`."""
+    return Path(root) / confined_name(name, source)
+
+
+_SHORT = 16  # digits of the digests in manifests
 
 
 @contextmanager
@@ -16,24 +57,55 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` that becomes ``path`` if the block ends without an error, and is removed if not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=_TEMPORARY, suffix=path.suffix, dir=path.parent)
+    prefix = f"{_TEMPORARY}{_machine()}-{os.getpid()}-"
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix[:32], dir=path.parent)
     os.close(handle)
     temporary = Path(name)
+    _being_written.add(name)
     try:
         yield temporary
         temporary.chmod(0o644)  # mkstemp's 0600 would keep a shared directory's other users out
         os.replace(temporary, path)
     finally:
+        _being_written.discard(name)
         temporary.unlink(missing_ok=True)
 
 
 def remove_partial_files(directory: str | Path) -> None:
-    """Deletes the half-written files that a killed run left below a directory."""
+    """Deletes the half-written files that killed runs left below a directory, and none that a living process still writes."""
     for path in Path(directory).rglob(f"{_TEMPORARY}*"):
-        path.unlink(missing_ok=True)
+        if not _is_being_written(path):
+            path.unlink(missing_ok=True)
 
 
-def write_json(path: str | Path, value) -> None:
+def _is_being_written(path: Path) -> bool:
+    machine, _, rest = path.name.removeprefix(_TEMPORARY).partition("-")
+    number = rest.partition("-")[0]
+    try:
+        recent = time.time() - path.stat().st_mtime < _LONGEST_WRITE
+    except FileNotFoundError:
+        return False
+    if machine != _machine() or not number.isdigit():
+        return recent and number.isdigit()
+    # A number is given out again, after a restart of a container to the same program for example.
+    return str(path) in _being_written if int(number) == os.getpid() else recent and _is_alive(int(number))
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+def _machine() -> str:
+    return re.sub(r"[^A-Za-z0-9]", "", platform.node())[:32]
+
+
+def write_json(path: str | Path, value: Any) -> None:
     """Writes ``value`` as JSON, whole or not at all; equal values give equal bytes, and a file that holds them is left alone."""
     content = (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
     if Path(path).is_file() and Path(path).read_bytes() == content:
@@ -42,7 +114,7 @@ def write_json(path: str | Path, value) -> None:
         temporary.write_bytes(content)
 
 
-def read_json(path: str | Path):
+def read_json(path: str | Path) -> Any:
     """Returns the value of a JSON file.
 
     Raises:
@@ -56,11 +128,31 @@ def read_json(path: str | Path):
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
-def file_digest(path: str | Path) -> str:
-    """Returns a digest of a file's bytes, for a manifest that should notice another file under the same name."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if Path(path).is_file() else "missing"
+def file_digest(path: str | Path, algorithm: str = "sha256") -> str:
+    """Returns the digest of a file's bytes, all its hexadecimal digits; the file is read in blocks.
+
+    Args:
+        path: the file.
+        algorithm: a name that :mod:`hashlib` knows.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def short_file_digest(path: str | Path) -> str:
+    """Returns 16 digits of a file's SHA-256, for a manifest that should notice another file under the same name.
+
+    "missing" where there is no such file.
+    """
+    return file_digest(path)[:_SHORT] if Path(path).is_file() else "missing"
 
 
 def list_digest(names: list[str]) -> str:
     """Returns a digest of a list of names, for a manifest that should notice added or removed images."""
-    return hashlib.sha256("\n".join(names).encode(errors="backslashreplace")).hexdigest()[:16]
+    return hashlib.sha256("\n".join(names).encode(errors="backslashreplace")).hexdigest()[:_SHORT]

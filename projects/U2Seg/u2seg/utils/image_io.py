@@ -1,17 +1,52 @@
 """Finding and reading the user's photos: the only code that opens them, so that every stage and loader sees the same pixels."""
 
+import hashlib
 import os
+import stat
+import struct
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+T = TypeVar("T")
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # Pillow reports broken files by any of these; the set is what its decoders raise on damaged input.
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, IndexError, EOFError, TypeError, KeyError, OverflowError)
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    EOFError,
+    TypeError,
+    ArithmeticError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
+    AssertionError,
+    struct.error,
+    zlib.error,
+)
 _EXIF_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the tag, and its values that exchange height and width
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Resized to a longest side of 240 pixels (quick_schedules), an image beyond 480 to 1 has less than half a pixel of its short side
+# left, which is rounded to 0.
+MAX_ASPECT_RATIO = 400
+# Bytes in a file's name that the files derived from it may have: 255 are the limit of file systems, and suffixes are added.
+_MAX_NAME_BYTES = 230
 
 
 class ImageReadError(ValueError):
@@ -19,38 +54,75 @@ class ImageReadError(ValueError):
 
 
 def list_images(root: str | Path) -> list[str]:
-    """Returns the JPEG, PNG and WebP files below ``root``, as sorted POSIX paths relative to it; hidden ones are left out.
+    """Returns the JPEG, PNG and WebP files below ``root``, as sorted POSIX paths relative to it.
+
+    Hidden files are left out, and what is no file: pipes, sockets, devices. A link that leads nowhere is listed, since its image is
+    missing.
 
     Raises:
         FileNotFoundError: ``root`` is not a directory, or holds no such file.
+        OSError: a directory below it cannot be listed; its images must not be lost in silence.
     """
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(
             f"{root} is not a directory; expected one that holds images ({', '.join(IMAGE_SUFFIXES)})"
         )
-    names = sorted(
-        (Path(directory) / file).relative_to(root).as_posix()
-        for directory, files in _visible_directories(root)
-        for file in files
-        if not file.startswith(".") and Path(file).suffix.lower() in IMAGE_SUFFIXES
-    )
+    names = sorted(file.relative_to(root).as_posix() for file in _visible_files(root))
     if not names:
         raise FileNotFoundError(f"no image below {root}; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
     return names
 
 
-def _visible_directories(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yields (directory, its files) for every directory that is not hidden; links are followed, each directory is visited once."""
-    visited = set()
-    for directory, subdirectories, files in os.walk(root, followlinks=True):
+def _visible_files(root: Path) -> Iterator[Path]:
+    """Yields the images below a directory that are not hidden; links are followed, each directory is visited once."""
+    visited, waiting = set(), [str(root)]
+    while waiting:
+        directory = waiting.pop()
         real = os.path.realpath(directory)
         if real in visited:
-            subdirectories.clear()
             continue
         visited.add(real)
-        subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
-        yield directory, files
+        try:
+            entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+        except OSError as error:
+            raise OSError(
+                f"the directory {_shortened(directory)} cannot be listed: {error.strerror}; make it readable or move it away, "
+                "or the images in it would be lost"
+            ) from error
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        # From the end, so that of two links to a directory the first by name is taken.
+        waiting += [entry.path for entry in reversed(visible) if entry.is_dir()]
+        for entry in visible:
+            if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and (
+                entry.is_file() or not os.path.exists(entry.path)
+            ):
+                yield Path(entry.path)
+
+
+def _shortened(path: str) -> str:
+    return path if len(path) <= 300 else f"{path[:140]} ... {path[-140:]}"
+
+
+def content_digest(path: str | Path) -> str:
+    """Returns a digest of a file's size and of samples of its bytes, by which another image under the same name is noticed.
+
+    Five blocks of 4 KiB, evenly spaced, from the first byte to the last: images are compressed, so that a change anywhere moves all
+    bytes behind it. A file that cannot be read has the digest "unreadable".
+    """
+    block = 4096
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return "unreadable"
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.sha256(str(size).encode())
+            for part in range(5):
+                file.seek(max(size - block, 0) * part // 4)
+                digest.update(file.read(block))
+    except OSError:
+        return "unreadable"
+    return digest.hexdigest()[:16]
 
 
 def image_ids(names: list[str]) -> list[int]:
@@ -58,6 +130,12 @@ def image_ids(names: list[str]) -> list[int]:
 
     COCO's own ids where every file is named by a number (``000000000139.jpg`` -> 139) and no number comes twice, so that labels
     can be held against COCO's ground truth; else 1, 2, 3, ...
+
+    Example:
+        >>> image_ids(["000000000139.jpg", "000000000285.jpg"])
+        [139, 285]
+        >>> image_ids(["a/cat.jpg", "a/dog.jpg"])
+        [1, 2]
     """
     stems = [Path(name).stem for name in names]
     if all(stem.isascii() and stem.isdigit() and int(stem) > 0 for stem in stems):
@@ -68,7 +146,15 @@ def image_ids(names: list[str]) -> list[int]:
 
 
 def png_names(names: list[str]) -> list[str]:
-    """Returns a PNG name for each image, in the same directories; images that differ only in their suffix keep it in the name."""
+    """Returns a PNG name for each image, in the same directories; images that differ only in their suffix keep it in the name.
+
+    A name too long for a suffix to be added is cut, and ends in a digest of the whole.
+
+    Example:
+        >>> png_names(["a/cat.jpg", "a/dog.jpg", "a/dog.webp"])
+        ['a/cat.png', 'a/dog.jpg.png', 'a/dog.webp.png']
+    """
+    names = [_cut_name(name) for name in names]
     short = [str(PurePosixPath(name).with_suffix("")) for name in names]
     counts = Counter(stem.lower() for stem in short)  # lower case: some file systems do not tell A.png from a.png
     chosen = [stem if counts[stem.lower()] == 1 else name for stem, name in zip(short, names)]
@@ -84,37 +170,62 @@ def png_names(names: list[str]) -> list[str]:
     ]
 
 
-def read_listed_image(root: str | Path, name: str) -> np.ndarray:
-    """Returns the image that ``list_images`` called ``name``; as :func:`read_image_rgb`, but the error names it."""
+def _cut_name(name: str) -> str:
+    """Returns a path whose last part is at most ``_MAX_NAME_BYTES`` long, its suffix kept."""
+    path = PurePosixPath(name)
+    if len(os.fsencode(path.name)) <= _MAX_NAME_BYTES:
+        return name
+    suffix = path.suffix[:16]
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]
+    kept = os.fsencode(path.stem)[: _MAX_NAME_BYTES - 32].decode(errors="ignore")
+    return str(path.with_name(f"{kept}-{digest}{suffix}"))
+
+
+def read_listed_image(root: str | Path, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Returns the image that ``list_images`` called ``name``; as :func:`read_image_rgb`, but the error names it.
+
+    Args:
+        root: the image directory.
+        name: relative to it.
+        size: the (height, width) that it had when masks were made; None: any.
+
+    Raises:
+        ImageReadError: it cannot be read any more, or has another size.
+    """
     try:
-        return read_image_rgb(Path(root) / name)
+        image_rgb = read_image_rgb(Path(root) / name)
     except ImageReadError as error:
         raise ImageReadError(
             f"{name} was readable when masks were made and is not now: {error}. Put it back or start with a new output directory."
         ) from error
+    if size is not None and image_rgb.shape[:2] != tuple(size):
+        raise ImageReadError(
+            f"{name} was {size[0]} x {size[1]} pixels (height x width) when masks were made and is now {image_rgb.shape[0]} x "
+            f"{image_rgb.shape[1]}: another image took its place. Put it back or start with a new output directory."
+        )
+    return image_rgb
 
 
 def read_image_rgb(path: str | Path) -> np.ndarray:
     """Returns an image as uint8 (height, width, 3) in RGB, turned upright by its EXIF orientation.
 
-    Grayscale, palette, CMYK, 16-bit and transparent images are converted: 16 bits are scaled to 8, transparency is laid on white.
+    Grayscale, palette, CMYK, 16-bit and transparent images are converted: 16 bits are scaled to 8, transparency is laid on white. An
+    image whose EXIF data are damaged is not turned.
 
     Raises:
-        ImageReadError: the file is missing, empty, truncated, not an image, or too large to be safe; the message says which.
+        ImageReadError: the file is missing, empty, truncated, not an image, longer than ``MAX_ASPECT_RATIO`` allows, or too large to
+            be safe; the message says which.
     """
-    path = Path(path)
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError as error:
-        raise ImageReadError("no such file") from error
-    except Image.DecompressionBombError as error:
-        raise ImageReadError(f"refused as too large: {error}") from error
-    except _DECODER_ERRORS as error:
-        if path.is_file() and path.stat().st_size == 0:
-            raise ImageReadError("the file is empty (0 bytes)") from error
-        raise ImageReadError(f"not readable as an image: {str(error).replace(str(path), path.name)}") from error
+    return _decoded(path, lambda image: _to_rgb(_upright(image)))
+
+
+def read_stored_rgb(path: str | Path) -> np.ndarray:
+    """Returns an image as uint8 (height, width, 3) in RGB as it is stored, whatever its EXIF orientation.
+
+    Raises:
+        ImageReadError: see :func:`read_image_rgb`.
+    """
+    return _decoded(path, lambda image: np.asarray(image.convert("RGB")))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -123,16 +234,64 @@ def image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         ImageReadError: the file is missing, no image, cut off within its header, or too large to be safe.
     """
+    return _opened(path, _size_of)
+
+
+def _decoded(path: str | Path, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    def decode(image: Image.Image) -> np.ndarray:
+        _size_of(image)  # refuses a shape before its pixels are read
+        image.load()
+        return convert(image)
+
+    return _opened(path, decode)
+
+
+def _opened(path: str | Path, read: Callable[[Image.Image], T]) -> T:
+    """Returns what ``read`` makes of an opened image; whatever Pillow raises on damaged files becomes an ImageReadError."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ImageReadError("not a regular file")  # opening a pipe would wait for ever
         with Image.open(path) as image:
-            sideways = image.getexif().get(_EXIF_ORIENTATION, 1) in _SIDEWAYS
-            return (image.width, image.height) if sideways else (image.height, image.width)
+            return read(image)
+    except ImageReadError:
+        raise
     except FileNotFoundError as error:
         raise ImageReadError("no such file") from error
     except Image.DecompressionBombError as error:
         raise ImageReadError(f"refused as too large: {error}") from error
     except _DECODER_ERRORS as error:
-        raise ImageReadError(f"not readable as an image: {str(error).replace(str(path), Path(path).name)}") from error
+        raise ImageReadError(_reason(Path(path), error)) from error
+
+
+def _reason(path: Path, error: Exception) -> str:
+    try:
+        if path.stat().st_size == 0:
+            return "the file is empty (0 bytes)"
+    except OSError as problem:
+        return f"not readable: {problem.strerror}"
+    text = str(error).replace(str(path), path.name)
+    return f"not readable as an image: {(text.splitlines() or [type(error).__name__])[0]}"
+
+
+def _size_of(image: Image.Image) -> tuple[int, int]:
+    short, long = sorted(image.size)
+    if long > MAX_ASPECT_RATIO * short:
+        raise ImageReadError(f"its sides are {image.height} x {image.width}, more than {MAX_ASPECT_RATIO} to 1")
+    return (image.width, image.height) if _orientation(image) in _SIDEWAYS else (image.height, image.width)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation, 1..8; 1, upright, where there is none or the EXIF data are damaged."""
+    try:
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except _DECODER_ERRORS:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -2,10 +2,13 @@
 
 import logging
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
 logger = logging.getLogger(__name__)
+
+CENTROIDS = "centroids.npy"  # the file, float32 (K, C), in which every stage that clusters keeps its centroids
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,13 @@ def assign(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def l2_normalize(vectors: np.ndarray) -> np.ndarray:
-    """Returns vectors (N, C) scaled to length one; zero vectors stay zero."""
+    """Returns vectors (N, C) scaled to length one; zero vectors stay zero.
+
+    Example:
+        >>> l2_normalize(np.array([[3.0, 4.0], [0.0, 0.0]]))
+        array([[0.6, 0.8],
+               [0. , 0. ]], dtype=float32)
+    """
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
@@ -148,7 +157,7 @@ def _checked_vectors(vectors: np.ndarray) -> np.ndarray:
     return vectors
 
 
-def _faiss():
+def _faiss() -> ModuleType:
     try:
         import faiss
     except ModuleNotFoundError as error:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from u2seg.utils.files import read_json, remove_partial_files, write_json
 from u2seg.version import __version__
@@ -86,6 +87,11 @@ def is_complete(directory: str | Path) -> bool:
     return path.is_file() and "counts" in read_json(path)
 
 
+def stage_settings(directory: str | Path) -> dict:
+    """Returns the settings that made a stage's directory."""
+    return read_json(Path(directory) / MANIFEST)["settings"]
+
+
 def settings_digest(directory: str | Path) -> str:
     """Returns a digest of what made a finished stage's directory and of what came out, for the stages that build on it."""
     manifest = read_json(Path(directory) / MANIFEST)
@@ -99,7 +105,12 @@ def shard_path(directory: str | Path, index: int, suffix: str = ".parquet") -> P
 
 
 def shard_slices(count: int, shard_size: int) -> list[slice]:
-    """Returns the slices that cut ``count`` items into shards; an item's shard depends on nothing but its position."""
+    """Returns the slices that cut ``count`` items into shards; an item's shard depends on nothing but its position.
+
+    Example:
+        >>> shard_slices(5, shard_size=2)
+        [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
     if shard_size < 1:
         raise ValueError(f"shard size must be at least 1, got {shard_size}")
     return [slice(start, min(start + shard_size, count)) for start in range(0, count, shard_size)]
@@ -124,7 +135,7 @@ def report_failures(directory: str | Path, failures: list[Failure], total: int, 
         )
 
 
-def _differences(wanted, found, prefix: str = "") -> Iterator[str]:
+def _differences(wanted: Any, found: Any, prefix: str = "") -> Iterator[str]:
     if isinstance(wanted, dict) and isinstance(found, dict):
         for key in sorted({*wanted, *found}):
             yield from _differences(wanted.get(key), found.get(key), f"{prefix}.{key}" if prefix else key)

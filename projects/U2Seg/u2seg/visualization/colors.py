@@ -39,7 +39,12 @@ def cluster_color(kind: str, cluster_id: int) -> Color:
 
 
 def text_color(background: Color) -> Color:
-    """Returns black or white, whichever is easier to read on ``background`` (WCAG 2 contrast)."""
+    """Returns black or white, whichever is easier to read on ``background`` (WCAG 2 contrast).
+
+    Example:
+        >>> text_color((255, 255, 0)), text_color((0, 0, 160))
+        ((0, 0, 0), (255, 255, 255))
+    """
     luminance = relative_luminance(background)
     return (0, 0, 0) if (luminance + 0.05) ** 2 > 0.05 * 1.05 else (255, 255, 255)
 
@@ -58,7 +63,8 @@ def _most_vivid_srgb(lightness: float, chroma: float, hue: float) -> Color:
     while True:
         linear = _oklch_to_linear_srgb(lightness, chroma, hue)
         if chroma < 0.005 or all(-1e-3 <= value <= 1 + 1e-3 for value in linear):
-            return tuple(_encode_srgb(value) for value in linear)
+            red, green, blue = (_encode_srgb(value) for value in linear)
+            return red, green, blue
         chroma *= 0.97
 
 

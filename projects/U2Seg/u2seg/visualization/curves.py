@@ -1,27 +1,44 @@
-"""Curves as inline SVG: no plotting library, no script, sharp at every size."""
+"""Curves as inline SVG, drawn by matplotlib: no script, text that is text, sharp at every size."""
 
+import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Points = Sequence[tuple[float, float]]
+LineStyle = str | tuple[float, tuple[float, ...]]
 
 # Okabe and Ito's colors, which color-blind readers can tell apart, each with a dash pattern of its own for those who cannot.
 # Source: M. Okabe, K. Ito, "Color Universal Design", 2008.
-_STYLES = (
-    ("#0072B2", ""),
-    ("#D55E00", "7 3"),
-    ("#009E73", "2 3"),
-    ("#CC79A7", "9 3 2 3"),
-    ("#E69F00", "4 2"),
-    ("#56B4E9", "1 2"),
+_STYLES: tuple[tuple[str, LineStyle], ...] = (
+    ("#0072B2", "solid"),
+    ("#D55E00", (0, (7, 3))),
+    ("#009E73", (0, (2, 3))),
+    ("#CC79A7", (0, (9, 3, 2, 3))),
+    ("#E69F00", (0, (4, 2))),
+    ("#56B4E9", (0, (1, 2))),
 )
-_WIDTH, _HEIGHT = 460, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 38
+# Inches; a row of the key makes a plot higher.
+_WIDTH, _HEIGHT, _KEY_ROW = 5.2, 2.8, 0.18
+# Text and axes are drawn in this color, which stands for the page's own.
+_INK = "#010203"
+_SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "lines.scale_dashes": False,
+    "font.size": 9,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
+}
 
 
 @dataclass(frozen=True)
@@ -93,79 +110,67 @@ def training_curves(metrics_json: str | Path) -> list[Curves]:
 
 
 def curves_svg(curves: Curves) -> str:
-    """Returns a plot as an ``<svg>`` element whose colors follow the page's (``currentColor``)."""
-    series = {name: _finite(points) for name, points in curves.series.items()}
-    series = {name: points for name, points in series.items() if points}
+    """Returns a plot as an ``<svg>`` element whose text and axes have the page's color; the same curves give the same bytes.
+
+    Without a finite point it is a paragraph that says so.
+    """
+    import matplotlib
+
+    series = {name: finite for name, points in curves.series.items() if (finite := _finite(points))}
     if not series:
         return f'<p class="empty">{escape(curves.title)}: no points yet</p>'
-    xs = [x for points in series.values() for x, _ in points]
-    ys = [y for points in series.values() for _, y in points]
-    x_ticks, y_ticks = _ticks(min(xs), max(xs)), _ticks(min(0.0, *ys), max(ys))
-    x_range, y_range = (min(xs), max(xs)), (y_ticks[0], max(y_ticks[-1], max(ys)))
-    parts = [
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(curves.title)}" font-size="11">',
-        *_axes(curves, x_ticks, y_ticks, x_range, y_range),
-    ]
-    for index, (name, points) in enumerate(series.items()):
-        parts += _line(name, points, curves.smooth, _STYLES[index % len(_STYLES)], x_range, y_range)
-    return "\n".join([*parts, "</svg>", _key(series)])
-
-
-def _axes(curves, x_ticks, y_ticks, x_range, y_range) -> list[str]:
-    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-    parts = []
-    for tick in y_ticks:
-        y = _place(tick, y_range, bottom, _TOP)
-        parts.append(f'<path d="M{_LEFT} {y:.1f}H{right}" stroke="currentColor" stroke-opacity=".15"/>')
-        parts.append(
-            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end" fill="currentColor">{_number(tick)}</text>'
+    file = io.StringIO()
+    # The salt makes ids the same in every run, and different for the plots of a page.
+    with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": curves.title}):
+        figure = _figure_of(curves, series)
+        figure.savefig(
+            file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
         )
-    for tick in x_ticks:
-        if x_range[0] <= tick <= x_range[1]:
-            x = _place(tick, x_range, _LEFT, right)
-            parts.append(
-                f'<text x="{x:.1f}" y="{bottom + 15}" text-anchor="middle" fill="currentColor">{_number(tick)}</text>'
-            )
-    parts.append(f'<path d="M{_LEFT} {_TOP}V{bottom}H{right}" fill="none" stroke="currentColor" stroke-opacity=".6"/>')
-    middle = (_LEFT + right) / 2
-    parts.append(
-        f'<text x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle" fill="currentColor">{escape(curves.x_label)}</text>'
-    )
-    if curves.y_label:
-        turn = f"translate(13 {(_TOP + bottom) / 2}) rotate(-90)"
-        parts.append(
-            f'<text transform="{turn}" text-anchor="middle" fill="currentColor">{escape(curves.y_label)}</text>'
-        )
-    return parts
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    # Nothing refers to the ids of groups, which all plots have in common.
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(curves.title)}"', 1)
 
 
-def _line(name, points, smooth: int, style, x_range, y_range) -> list[str]:
-    color, dash = style
-    parts = []
-    if smooth > 1:
-        parts.append(f'<path d="{_path(points, x_range, y_range)}" fill="none" stroke="{color}" stroke-opacity=".25"/>')
-    drawn = _running_median(points, smooth)
-    dashes = f' stroke-dasharray="{dash}"' if dash else ""
-    parts.append(
-        f'<path d="{_path(drawn, x_range, y_range)}" fill="none" stroke="{color}" stroke-width="2"{dashes}>'
-        f"<title>{escape(name)}: last {drawn[-1][1]:.4g}</title></path>"
-    )
-    if len(drawn) == 1:
-        (x, y) = _pixel(drawn[0], x_range, y_range)
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>')
-    return parts
+def _figure_of(curves: Curves, series: Mapping[str, Points]) -> "Figure":
+    """Returns a matplotlib figure of some series, all of them finite, with a key below where there are several."""
+    from matplotlib.figure import Figure
 
-
-def _key(series: Mapping[str, Points]) -> str:
-    if len(series) == 1:
-        return ""
-    items = []
+    rows = 0 if len(series) == 1 else math.ceil(len(series) / 2)
+    figure = Figure(figsize=(_WIDTH, _HEIGHT + rows * _KEY_ROW), layout="constrained")
+    axes = figure.subplots()
     for index, (name, points) in enumerate(series.items()):
-        color, dash = _STYLES[index % len(_STYLES)]
-        dashes = f' stroke-dasharray="{dash}"' if dash else ""
-        sample = f'<svg width="26" height="8"><path d="M0 4H26" stroke="{color}" stroke-width="2.5"{dashes}/></svg>'
-        items.append(f"<span>{sample} {escape(name)} <small>{points[-1][1]:.3g}</small></span>")
-    return f'<div class="key">{"".join(items)}</div>'
+        color, dashes = _STYLES[index % len(_STYLES)]
+        if curves.smooth > 1:
+            axes.plot(*zip(*points), color=color, linewidth=0.8, alpha=0.3)
+        drawn = _running_median(points, curves.smooth)
+        axes.plot(
+            *zip(*drawn),
+            color=color,
+            linestyle=dashes,
+            linewidth=1.6,
+            marker="o" if len(drawn) == 1 else None,
+            label=f"{name}  {points[-1][1]:.3g}",
+        )
+    _style_axes(axes, curves)
+    if rows:
+        figure.legend(loc="outside lower left", ncols=2, frameon=False, handlelength=3, fontsize=8)
+    return figure
+
+
+def _style_axes(axes: "Axes", curves: Curves) -> None:
+    axes.margins(x=0.01)
+    low, high = axes.get_ylim()
+    values = [y for points in curves.series.values() for _, y in _finite(points)]
+    if min(values) >= 0 and max(values) > 0:
+        low = 0.0
+    axes.set_ylim(low, high)
+    axes.set_xlabel(curves.x_label)
+    axes.set_ylabel(curves.y_label)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color=_INK, alpha=0.15)
+    axes.locator_params(nbins=6)
 
 
 def _finite(points: Points) -> list[tuple[float, float]]:
@@ -175,34 +180,3 @@ def _finite(points: Points) -> list[tuple[float, float]]:
 def _running_median(points: Points, window: int) -> list[tuple[float, float]]:
     half = window // 2
     return [(x, median(y for _, y in points[max(0, i - half) : i + half + 1])) for i, (x, _) in enumerate(points)]
-
-
-def _ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Returns about ``count`` round numbers from at or below ``low`` to at or below ``high``."""
-    if high <= low:
-        return [low]
-    step = (high - low) / count
-    magnitude = 10.0 ** math.floor(math.log10(step))
-    step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= step * 0.999)
-    first = math.floor(low / step)
-    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def _number(value: float) -> str:
-    return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:.6g}"
-
-
-def _place(value: float, value_range: tuple[float, float], start: float, end: float) -> float:
-    low, high = value_range
-    return start if high == low else start + (end - start) * (value - low) / (high - low)
-
-
-def _pixel(point, x_range, y_range) -> tuple[float, float]:
-    return (
-        _place(point[0], x_range, _LEFT, _WIDTH - _RIGHT),
-        _place(point[1], y_range, _HEIGHT - _BOTTOM, _TOP),
-    )
-
-
-def _path(points: Points, x_range, y_range) -> str:
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in (_pixel(point, x_range, y_range) for point in points))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -28,7 +29,7 @@ def save_image(path: str | Path, image_rgb: np.ndarray) -> Path:
         image_rgb: uint8 (H, W, 3).
     """
     path = Path(path)
-    options = {"quality": 92, "subsampling": 0} if path.suffix.lower() in (".jpg", ".jpeg") else {}
+    options: dict[str, Any] = {"quality": 92, "subsampling": 0} if path.suffix.lower() in (".jpg", ".jpeg") else {}
     with atomic_path(path) as temporary:
         Image.fromarray(check_image_rgb(image_rgb)).save(temporary, **options)
     return path

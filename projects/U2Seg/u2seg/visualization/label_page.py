@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from u2seg.data.formats.coco_panoptic import read_panoptic_png
 from u2seg.structures.label_space import LabelSpace
-from u2seg.utils.files import read_json
+from u2seg.utils.files import confined_name, read_json
 from u2seg.utils.image_io import ImageReadError, read_image_rgb
 from u2seg.utils.manifest import Failure
 from u2seg.visualization.html_report import Row, Table, write_report
@@ -68,17 +68,20 @@ def load_panoptic_labels(labels: str | Path, images: str | Path) -> PanopticLabe
 
     Raises:
         FileNotFoundError: nothing of the kind is there.
-        ValueError: the JSON is no panoptic JSON.
+        ValueError: the JSON is no panoptic JSON, or a name in it leads out of its directory.
     """
     json_path, png_directory = _find(Path(labels))
     content = read_json(json_path)
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
         raise ValueError(f"{json_path} is no COCO panoptic JSON: expected images, annotations and categories")
+    annotations = content["annotations"]
+    for annotation in annotations:
+        confined_name(annotation["file_name"], json_path)
     return PanopticLabels(
         png_directory,
         Path(images),
-        {image["id"]: image["file_name"] for image in content["images"]},
-        sorted(content["annotations"], key=lambda annotation: annotation["image_id"]),
+        {image["id"]: confined_name(image["file_name"], json_path) for image in content["images"]},
+        sorted(annotations, key=lambda annotation: annotation["image_id"]),
         LabelSpace.of_coco_categories(content["categories"]),
     )
 
@@ -124,7 +127,7 @@ def _rows(label_sets: Mapping[str, PanopticLabels], names: list[str], failures: 
         for caption, labels in label_sets.items()
     }
     for name in tqdm(names, unit="image", disable=None):
-        images = {}
+        images: dict[str, np.ndarray] = {}
         for caption, labels in label_sets.items():
             annotation = by_name[caption].get(name)
             if annotation is None:

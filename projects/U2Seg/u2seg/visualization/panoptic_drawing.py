@@ -1,6 +1,6 @@
 """A panoptic map drawn over its image: things tinted and outlined, stuff tinted, names on them, a legend below."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -102,7 +102,9 @@ def contiguous_segments(segments_info: Iterable[dict], label_space: LabelSpace) 
     return converted
 
 
-def _segments(panoptic_map, segments_info, names: dict[bool, Sequence[str]], colors: dict) -> list[_Segment]:
+def _segments(
+    panoptic_map: np.ndarray, segments_info: Iterable[Mapping], names: dict[bool, Sequence[str]], colors: dict
+) -> list[_Segment]:
     """Returns the segments that own pixels, in the order given; names and colors are looked up by "is thing"."""
     ids, counts = np.unique(panoptic_map, return_counts=True)
     areas = dict(zip(ids.tolist(), counts.tolist()))
@@ -123,7 +125,7 @@ def _segments(panoptic_map, segments_info, names: dict[bool, Sequence[str]], col
     return segments
 
 
-def _enlarge(image_rgb, panoptic_map, min_side: int):
+def _enlarge(image_rgb: np.ndarray, panoptic_map: np.ndarray, min_side: int) -> tuple[np.ndarray, np.ndarray]:
     factor = -(-min_side // min(image_rgb.shape[:2]))
     if factor <= 1:
         return image_rgb, panoptic_map
@@ -132,7 +134,7 @@ def _enlarge(image_rgb, panoptic_map, min_side: int):
     return np.array(image), panoptic_map.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def _tint(image_rgb, panoptic_map, segments) -> np.ndarray:
+def _tint(image_rgb: np.ndarray, panoptic_map: np.ndarray, segments: list[_Segment]) -> np.ndarray:
     ids, position = np.unique(panoptic_map, return_inverse=True)
     colors = np.zeros((len(ids), 3), np.float32)
     weights = np.zeros((len(ids), 1), np.float32)
@@ -145,7 +147,7 @@ def _tint(image_rgb, panoptic_map, segments) -> np.ndarray:
     return np.rint(mixed).astype(np.uint8)
 
 
-def _outline_things(image_rgb, panoptic_map, segments) -> np.ndarray:
+def _outline_things(image_rgb: np.ndarray, panoptic_map: np.ndarray, segments: list[_Segment]) -> np.ndarray:
     """Draws each thing's border inside it: its own color, lightened or darkened, with a thin dark or light line within."""
     drawn = image_rgb.copy()
     thickness = _line_width(image_rgb)
@@ -161,7 +163,7 @@ def _outline_things(image_rgb, panoptic_map, segments) -> np.ndarray:
     return drawn
 
 
-def _write_names(image_rgb, panoptic_map, segments) -> np.ndarray:
+def _write_names(image_rgb: np.ndarray, panoptic_map: np.ndarray, segments: list[_Segment]) -> np.ndarray:
     """Writes each segment's name at its innermost point, where it fits; things and large segments choose first."""
     image = Image.fromarray(image_rgb)
     draw = ImageDraw.Draw(image)
@@ -187,7 +189,7 @@ def _write_names(image_rgb, panoptic_map, segments) -> np.ndarray:
     return np.array(image)
 
 
-def _overlap(box_xyxy, other_xyxy) -> bool:
+def _overlap(box_xyxy: Sequence[float], other_xyxy: Sequence[float]) -> bool:
     return (
         box_xyxy[0] < other_xyxy[2]
         and other_xyxy[0] < box_xyxy[2]
@@ -210,7 +212,7 @@ def _bounding_slices(mask: np.ndarray) -> tuple[slice, slice]:
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
-def _add_legend(image_rgb, segments, num_pixels: int) -> np.ndarray:
+def _add_legend(image_rgb: np.ndarray, segments: list[_Segment], num_pixels: int) -> np.ndarray:
     entries = _legend_entries(segments, num_pixels)
     height, width = image_rgb.shape[:2]
     size = _font_size(image_rgb)
@@ -234,14 +236,14 @@ def _add_legend(image_rgb, segments, num_pixels: int) -> np.ndarray:
     return np.array(canvas)
 
 
-def _legend_entries(segments, num_pixels: int) -> list[tuple[Color | None, bool, str]]:
+def _legend_entries(segments: list[_Segment], num_pixels: int) -> list[tuple[Color | None, bool, str]]:
     """Returns (color, is thing, text) of each class, things first, by falling area; then what is unlabeled."""
     # By name and color, not by id: a label map can give several clusters one category.
     groups: dict[tuple[bool, str, Color], list[_Segment]] = {}
     for segment in segments:
         groups.setdefault((segment.is_thing, segment.name, segment.color), []).append(segment)
     ordered = sorted(groups.items(), key=lambda item: (not item[0][0], -sum(s.area for s in item[1]), item[0]))
-    entries = []
+    entries: list[tuple[Color | None, bool, str]] = []
     for (is_thing, name, color), members in ordered:
         times = f" x{len(members)}" if len(members) > 1 and is_thing else ""
         share = sum(s.area for s in members) / num_pixels

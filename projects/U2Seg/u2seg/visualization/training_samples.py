@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.structures import Instances
 
 from u2seg.data import build_train_loader
 from u2seg.structures.label_space import IGNORE_LABEL, THING_LABEL
@@ -47,7 +48,7 @@ def _row(sample: dict, image_format: str, names: list[str]) -> list[np.ndarray]:
     return row
 
 
-def _draw_instance(image: np.ndarray, instances, index: int, factor: int, names: list[str]) -> None:
+def _draw_instance(image: np.ndarray, instances: Instances, index: int, factor: int, names: list[str]) -> None:
     cluster = int(instances.gt_classes[index])
     color = cluster_color("thing", cluster)
     mask = instances.gt_masks.tensor[index].numpy().astype(np.uint8)

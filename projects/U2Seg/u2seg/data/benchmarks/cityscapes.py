@@ -3,8 +3,9 @@
     u2seg prepare cityscapes --cityscapes DIR [--split val] [--classes 19|27]
 
 DIR holds gtFine/ and leftImg8bit/. With 19 classes (8 things, 11 stuff) the labels that Cityscapes' own benchmark ignores are void;
-with 27 (8 things, 19 stuff) those from 7 (road) on are scored, as STEGO and CUPS do. Regions that the annotators marked as a group
-of things are crowds. Writes DIR/panoptic<classes>/annotations/*.json and panoptic_<split>/*.png.
+with 27 (10 things, 17 stuff) those from 7 (road) on are scored, as STEGO and CUPS do, caravans and trailers being things. Regions
+that the annotators marked as a group of things are crowds. Writes DIR/panoptic<classes>/annotations/*.json and
+panoptic_<split>/*.png.
 """
 
 import argparse
@@ -58,7 +59,9 @@ LABELS = {
     32: ("motorcycle", True),
     33: ("bicycle", True),
 }
-THINGS = {24, 25, 26, 27, 28, 31, 32, 33}
+THINGS = set(
+    range(24, 34)
+)  # person to bicycle, caravan and trailer among them: all that Cityscapes numbers by instance
 
 
 def categories(classes: int) -> list[dict]:
@@ -112,16 +115,14 @@ def panoptic_of(instance_ids: np.ndarray, scored: set[int]) -> tuple[np.ndarray,
         instance_ids: int (height, width): 1000 * label + number for single things, the label alone for stuff and groups.
         scored: labels that are not void.
     """
-    segment_map, segments = np.zeros_like(instance_ids), []
+    segment_map = np.zeros_like(instance_ids)
+    segments: list[dict] = []
     for identifier in np.unique(instance_ids).tolist():
         label, single = (identifier // 1000, True) if identifier >= 1000 else (identifier, False)
         if label not in scored:
             continue
-        # Caravans and trailers are numbered too, but are stuff here: one segment a label.
-        new = identifier if label in THINGS else label
-        segment_map[instance_ids == identifier] = new
-        if new not in {segment["id"] for segment in segments}:
-            segments.append({"id": new, "category_id": label, "iscrowd": int(label in THINGS and not single)})
+        segment_map[instance_ids == identifier] = identifier
+        segments.append({"id": identifier, "category_id": label, "iscrowd": int(label in THINGS and not single)})
     return segment_map, segments
 
 

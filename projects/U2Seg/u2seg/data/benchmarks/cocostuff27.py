@@ -66,10 +66,14 @@ def coarse_ids() -> np.ndarray:
 
 
 def center_crop(image: Image.Image) -> Image.Image:
-    """Returns the SIZE x SIZE center of an image whose short side was resized to SIZE by nearest neighbor."""
-    scale = SIZE / min(image.size)
-    size = [max(SIZE, int(side * scale)) for side in image.size]
-    left, top = ((side - SIZE) // 2 for side in size)
+    """Returns the SIZE x SIZE center of an image whose short side was resized to SIZE by nearest neighbor.
+
+    The long side is cut to whole pixels and the margin rounded to the nearest, halves to the even, as torchvision's ``Resize`` and
+    ``CenterCrop`` do, on which the literature's scores stand.
+    """
+    short = min(image.size)
+    size = [SIZE * side // short for side in image.size]
+    left, top = (round((side - SIZE) / 2) for side in size)
     return image.resize(size, Image.Resampling.NEAREST).crop((left, top, left + SIZE, top + SIZE))
 
 

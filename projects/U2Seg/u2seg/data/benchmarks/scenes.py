@@ -23,6 +23,8 @@ from u2seg.utils.manifest import close_stage, is_complete, open_stage
 
 HEIGHT, WIDTH = 128, 160
 
+Rgb = tuple[float, float, float]  # 0..1
+
 # Kind -> (shape, texture, light color, dark color), colors in RGB 0..1.
 THINGS = {
     "ball": ("disc", "dots", (0.95, 0.85, 0.75), (0.72, 0.16, 0.14)),
@@ -90,7 +92,7 @@ def render_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list
     return _photograph(canvas, rng, rows, columns), *_visible(segments, kinds)
 
 
-def _stuff_regions(rng, rows, columns) -> list[tuple[str, np.ndarray]]:
+def _stuff_regions(rng: np.random.Generator, rows: np.ndarray, columns: np.ndarray) -> list[tuple[str, np.ndarray]]:
     def border(level: float, amplitude: float) -> np.ndarray:
         phase, period = rng.uniform(0, 6.3), rng.uniform(50, 160)
         tilt = rng.uniform(-0.15, 0.15) * (columns - WIDTH / 2)
@@ -104,7 +106,7 @@ def _stuff_regions(rng, rows, columns) -> list[tuple[str, np.ndarray]]:
     return regions
 
 
-def _inside(shape: str, u: np.ndarray, v: np.ndarray, rng) -> np.ndarray:
+def _inside(shape: str, u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     radius, angle = np.hypot(u, v), np.arctan2(v, u)
     if shape == "disc":
         return radius < 0.9
@@ -121,20 +123,22 @@ def _inside(shape: str, u: np.ndarray, v: np.ndarray, rng) -> np.ndarray:
     return radius < 0.9 + lumps
 
 
-def _texture(name: str, rows, columns, light, dark, rng, jitter: float) -> np.ndarray:
+def _texture(
+    name: str, rows: np.ndarray, columns: np.ndarray, light: Rgb, dark: Rgb, rng: np.random.Generator, jitter: float
+) -> np.ndarray:
     """Returns float32 (H, W, 3) in 0..1: a pattern between two colors that vary by ``jitter`` from instance to instance."""
     pattern = _PATTERNS[name](rows, columns, rng)
-    light, dark = (np.clip(np.array(c) + rng.normal(0, jitter, 3), 0.02, 1) for c in (light, dark))
-    return (dark + (light - dark) * np.clip(pattern, 0, 1)[..., None]).astype(np.float32)
+    bright, deep = (np.clip(np.array(c) + rng.normal(0, jitter, 3), 0.02, 1) for c in (light, dark))
+    return (deep + (bright - deep) * np.clip(pattern, 0, 1)[..., None]).astype(np.float32)
 
 
-def _noise(shape, rng, scale: float) -> np.ndarray:
+def _noise(shape: tuple[int, ...], rng: np.random.Generator, scale: float) -> np.ndarray:
     """Returns smooth noise of about the given scale in pixels, standard deviation 1."""
     field = cv2.GaussianBlur(rng.normal(size=shape).astype(np.float32), (0, 0), scale)
     return field / (field.std() + 1e-6)
 
 
-def _wave(x, period: float, sharpness: float = 3.0) -> np.ndarray:
+def _wave(x: np.ndarray, period: float, sharpness: float = 3.0) -> np.ndarray:
     return 0.5 + 0.5 * np.tanh(sharpness * np.sin(6.283 * x / period))
 
 
@@ -157,7 +161,7 @@ _PATTERNS = {
 }
 
 
-def _photograph(canvas, rng, rows, columns) -> np.ndarray:
+def _photograph(canvas: np.ndarray, rng: np.random.Generator, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Returns the canvas as a camera would see it: uneven light, color cast, blur, noise; uint8."""
     direction = rng.uniform(0, 6.3)
     slope = ((columns - WIDTH / 2) * np.cos(direction) + (rows - HEIGHT / 2) * np.sin(direction)) / WIDTH
@@ -189,7 +193,9 @@ def write_split(root: Path, split: str, count: int, seed: int, annotated: bool) 
     directories = [root / split] + ([root / f"panoptic_{split}", root / "annotations"] if annotated else [])
     for directory in directories:
         directory.mkdir(parents=True, exist_ok=True)
-    images, panoptic, instances = [], [], []
+    images: list[dict] = []
+    panoptic: list[dict] = []
+    instances: list[dict] = []
     for number in tqdm(range(1, count + 1), desc=f"rendering {split}", unit="images"):
         # One generator an image: the first images of a larger set are those of a smaller one.
         image_rgb, segments, kinds = render_scene(np.random.default_rng([seed, split == "val", number]))
@@ -228,7 +234,7 @@ def _segments_info(segments: np.ndarray, kinds: list[str]) -> list[dict]:
 
 
 def _instances(segments: np.ndarray, kinds: list[str], image_id: int, first_id: int) -> list[dict]:
-    annotations = []
+    annotations: list[dict] = []
     for info, kind in zip(_segments_info(segments, kinds), kinds):
         if kind in THINGS:
             rle = mask_utils.encode(np.asfortranarray(segments == info["id"] - 1))

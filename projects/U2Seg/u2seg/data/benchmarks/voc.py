@@ -10,7 +10,9 @@ VOC's white contours as void.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,6 +21,7 @@ from tqdm import tqdm
 from u2seg.data.formats.coco_writer import PanopticWriter, require_tree
 from u2seg.data.formats.voc_xml import VOC_CLASSES, write_voc_boxes
 from u2seg.utils.command_line import comma_separated
+from u2seg.utils.files import confined_path
 
 DATASETS = {
     "voc_2007_trainval_test_boxes": {
@@ -74,7 +77,7 @@ def prepare_segments(voc: Path, split: str) -> Path:
     writer = PanopticWriter(voc, split, [*things, {"id": BACKGROUND_ID, "name": "background", "isthing": 0}])
     for name in tqdm((voc / names_file).read_text().split(), unit="image"):
         classes, objects = (
-            np.asarray(Image.open(voc / directory / f"{name}.png")).astype(np.int32)
+            np.asarray(Image.open(confined_path(voc / directory, f"{name}.png", voc / names_file))).astype(np.int32)
             for directory in ("SegmentationClass", "SegmentationObject")
         )
         segment_map = np.where((classes == VOID) | (objects == VOID), 0, objects)
@@ -104,6 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     segments.add_argument("--split", default="val")
 
 
-def run(task: str, **arguments) -> Path:
+def run(task: str, **arguments: Any) -> Path:
     """Returns the file that the chosen conversion writes: :func:`prepare_boxes` or :func:`prepare_segments`."""
-    return {"boxes": prepare_boxes, "segments": prepare_segments}[task](**arguments)
+    tasks: dict[str, Callable[..., Path]] = {"boxes": prepare_boxes, "segments": prepare_segments}
+    return tasks[task](**arguments)

@@ -7,6 +7,7 @@ Each DIR/{P}perc.json is for SUBSET of a dataset in DATASETS.BY_PATH; so is any 
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,14 +56,29 @@ def read_label_split(path: str | Path) -> set[int]:
         ValueError: the file is neither.
     """
     content = read_json(path)
-    if "image_ids" in content:
-        return set(content["image_ids"])
-    if "images" in content:
-        return {image["id"] for image in content["images"]}
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path} is no split: expected an object with image_ids or images, got a {type(content).__name__}"
+        )
+    name = next((name for name in ("image_ids", "images") if name in content), None)
+    if name:
+        return set(_split_ids(path, name, content[name]))
     raise ValueError(
         f"{path} is no split: expected image_ids (datasets/make_label_splits.py writes it) or COCO's images; "
         f"it holds {', '.join(sorted(content)) or 'nothing'}"
     )
+
+
+def _split_ids(path: str | Path, name: str, rows: Any) -> list[int]:
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{path}: {name} must be a list with at least one image, got {str(rows)[:60]}")
+    ids = []
+    for index, row in enumerate(rows):
+        value = row if name == "image_ids" else row.get("id") if isinstance(row, dict) else None
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError(f"{path}: {name}[{index}] has no integer id: {str(row)[:60]}")
+        ids.append(value)
+    return ids
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,13 +17,14 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from u2seg.data.datasets.label_splits import read_label_split
 from u2seg.structures.label_space import LabelSpace
-from u2seg.utils.files import read_json
+from u2seg.utils.files import confined_path, read_json
 from u2seg.utils.image_io import image_ids, list_images
 from u2seg.utils.registry import NamedRegistry
 
@@ -207,10 +208,17 @@ def _evaluation_files(description: Mapping) -> DatasetFiles:
     )
 
 
+def _existing(path: Path | None) -> Path:
+    """Returns a path that files of this format always have."""
+    assert path is not None
+    return path
+
+
 def _load_evaluation_images(description: Mapping, files: DatasetFiles) -> list[dict]:
     """Returns the images without annotations: nothing may be trained on them."""
-    images = read_json(files.instances_json or files.panoptic_json)["images"]
-    return [_image_record(image, files.images) for image in sorted(images, key=lambda image: image["id"])]
+    source = _existing(files.instances_json or files.panoptic_json)
+    images = read_json(source)["images"]
+    return [_image_record(image, files.images, source) for image in sorted(images, key=lambda image: image["id"])]
 
 
 def _evaluation_metadata(description: Mapping) -> dict:
@@ -230,11 +238,12 @@ def image_files(description: Mapping) -> DatasetFiles:
 
 
 def _load_panoptic(description: Mapping, files: DatasetFiles) -> list[dict]:
-    panoptic = read_json(files.panoptic_json)
+    source, pngs = _existing(files.panoptic_json), _existing(files.panoptic_directory)
+    panoptic = read_json(source)
     space = _label_space(description, panoptic["categories"])
     to_contiguous = _thing_lookup(description, panoptic["categories"])
     instances = defaultdict(list)
-    for annotation in read_json(files.instances_json)["annotations"]:
+    for annotation in read_json(_existing(files.instances_json))["annotations"]:
         instances[annotation["image_id"]].append(_instance(annotation, to_contiguous))
     segments = {annotation["image_id"]: annotation for annotation in panoptic["annotations"]}
     dicts = []
@@ -242,25 +251,27 @@ def _load_panoptic(description: Mapping, files: DatasetFiles) -> list[dict]:
         annotation = segments.get(image["id"])
         if annotation is None:  # images of test splits carry no annotation
             continue
-        record = _image_record(image, files.images)
+        record = _image_record(image, files.images, source)
         record["annotations"] = instances[image["id"]]
-        record["pan_seg_file_name"] = str(files.panoptic_directory / annotation["file_name"])
+        png = annotation["file_name"]
+        record["pan_seg_file_name"] = str(confined_path(pngs, png, source))
         record["segments_info"] = [_segment(s, to_contiguous, space) for s in annotation["segments_info"]]
         if files.stuff_directory is not None:
-            record["sem_seg_file_name"] = str(files.stuff_directory / annotation["file_name"])
+            record["sem_seg_file_name"] = str(confined_path(files.stuff_directory, png, source))
         dicts.append(record)
     return dicts
 
 
 def _load_instances(description: Mapping, files: DatasetFiles) -> list[dict]:
-    content = read_json(files.instances_json)
+    source = _existing(files.instances_json)
+    content = read_json(source)
     to_contiguous = _thing_lookup(description, [{**c, "isthing": 1} for c in content["categories"]])
     instances = defaultdict(list)
     for annotation in content["annotations"]:
         instances[annotation["image_id"]].append(_instance(annotation, to_contiguous))
     dicts = []
     for image in sorted(content["images"], key=lambda image: image["id"]):
-        record = _image_record(image, files.images)
+        record = _image_record(image, files.images, source)
         record["annotations"] = instances[image["id"]]
         dicts.append(record)
     return dicts
@@ -297,9 +308,9 @@ for _name, _format in {
 # --- records ---------------------------------------------------------------------------------------------------------------------
 
 
-def _image_record(image: dict, directory: Path) -> dict:
+def _image_record(image: dict, directory: Path, source: Path) -> dict:
     return {
-        "file_name": str(directory / image["file_name"]),
+        "file_name": str(confined_path(directory, image["file_name"], source)),
         "image_id": image["id"],
         "height": image["height"],
         "width": image["width"],
@@ -358,7 +369,7 @@ def _thing_lookup(description: Mapping, categories: list[dict]) -> dict[int, int
 
 
 def _metadata(description: Mapping, files: DatasetFiles) -> dict:
-    metadata = {"image_root": str(files.images)}
+    metadata: dict[str, Any] = {"image_root": str(files.images)}
     if files.panoptic_json is not None:
         space = _label_space(description, read_json(files.panoptic_json)["categories"])
         metadata.update(

@@ -6,8 +6,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from u2seg.structures.label_space import IGNORE_LABEL, LabelSpace
-from u2seg.structures.segments import Segment
+from u2seg.structures import THING_LABEL, LabelSpace, Segment, semantic_target
 from u2seg.utils.files import atomic_path
 
 
@@ -25,32 +24,26 @@ def read_panoptic_png(path: str | Path) -> np.ndarray:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is no RGB PNG.
+        ValueError: the file is no RGB PNG, or a damaged one.
     """
-    with Image.open(path) as image:
-        if image.mode not in ("RGB", "RGBA"):
-            raise ValueError(f"{path} must be an RGB panoptic PNG (id = R + 256 G + 65536 B), got mode {image.mode}")
-        rgb = np.asarray(image.convert("RGB")).astype(np.int32)
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("RGB", "RGBA"):
+                raise ValueError(
+                    f"{path} must be an RGB panoptic PNG (id = R + 256 G + 65536 B), got mode {image.mode}"
+                )
+            rgb = np.asarray(image.convert("RGB")).astype(np.int32)
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError) as error:  # Pillow's errors of damaged files
+        raise ValueError(f"{path} is not readable as an image: {error}") from error
     return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
 
 
 def write_stuff_png(path: str | Path, panoptic: np.ndarray, segments: list[Segment], space: LabelSpace) -> None:
     """Writes the semantic target, 8-bit (H, W): 0 for things, 1..S for stuff, 255 for void."""
-    _save_png(path, semantic_target(panoptic, {s.segment_id: _dataset_id(s, space) for s in segments}, space))
-
-
-def semantic_target(panoptic: np.ndarray, dataset_ids: dict[int, int], space: LabelSpace) -> np.ndarray:
-    """Returns the semantic target of a panoptic map, uint8 (H, W): 0 for things, 1..S for stuff, 255 for void.
-
-    Args:
-        panoptic: int (H, W), segment ids; those not in ``dataset_ids`` are void.
-        dataset_ids: segment id -> dataset id of its class.
-        space: the classes.
-    """
-    lookup = {segment: space.semantic_target_of(dataset_id) for segment, dataset_id in dataset_ids.items()}
-    ids, inverse = np.unique(panoptic, return_inverse=True)
-    values = np.array([lookup.get(int(segment), IGNORE_LABEL) for segment in ids], np.uint8)
-    return values[inverse].reshape(panoptic.shape)
+    targets = {s.segment_id: THING_LABEL if s.is_thing else space.stuff_target(s.cluster) for s in segments}
+    _save_png(path, semantic_target(panoptic, targets))
 
 
 def panoptic_annotation(
@@ -77,27 +70,50 @@ def panoptic_annotation(
 def instance_annotations(
     image_id: int, panoptic: np.ndarray, segments: list[Segment], scores: np.ndarray, space: LabelSpace
 ) -> list[dict]:
-    """Returns the COCO instance annotations of one image's things, as they are visible in the panoptic map.
+    """Returns the COCO instance annotations of one image's things, as they are visible in the panoptic map: without overlaps.
 
     The ``id`` of an annotation is left to the writer of the whole file. ``score`` (0..1) is the mask's confidence; COCO's tools
     pass over it.
     """
-    annotations = []
-    for segment in segments:
-        if segment.is_thing:
-            rle = mask_utils.encode(np.asfortranarray(panoptic == segment.segment_id))
-            annotations.append(
-                {
-                    "image_id": image_id,
-                    "category_id": _dataset_id(segment, space),
-                    "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
-                    "area": segment.area,
-                    "bbox": [float(value) for value in mask_utils.toBbox(rle)],
-                    "iscrowd": 0,
-                    "score": round(float(scores[segment.source]), 6),
-                }
-            )
-    return annotations
+    return [
+        _instance(image_id, panoptic == segment.segment_id, segment.cluster, scores[segment.source], space)
+        for segment in segments
+        if segment.is_thing
+    ]
+
+
+def whole_instance_annotations(
+    image_id: int, masks: np.ndarray, clusters: np.ndarray, scores: np.ndarray, space: LabelSpace
+) -> list[dict]:
+    """Returns the COCO instance annotations of one image's masks as they are; they may overlap, and hide one another.
+
+    ``id`` and ``score`` as in :func:`instance_annotations`.
+
+    Args:
+        image_id: of the image.
+        masks: bool (N, H, W); an empty one gets no annotation.
+        clusters: int (N,), 0-based thing clusters.
+        scores: float (N,), 0..1.
+        space: the classes.
+    """
+    return [
+        _instance(image_id, mask, int(cluster), score, space)
+        for mask, cluster, score in zip(masks, clusters, scores, strict=True)
+        if mask.any()
+    ]
+
+
+def _instance(image_id: int, mask: np.ndarray, cluster: int, score: float, space: LabelSpace) -> dict:
+    rle = mask_utils.encode(np.asfortranarray(mask))
+    return {
+        "image_id": image_id,
+        "category_id": space.thing_dataset_id(cluster),
+        "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+        "area": int(mask.sum()),
+        "bbox": [float(value) for value in mask_utils.toBbox(rle)],
+        "iscrowd": 0,
+        "score": round(float(score), 6),
+    }
 
 
 def _dataset_id(segment: Segment, space: LabelSpace) -> int:

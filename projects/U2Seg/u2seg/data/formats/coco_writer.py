@@ -69,7 +69,9 @@ class PanopticWriter:
         """
         self._root, self._split, self._categories = Path(root), split, categories
         self._things = {category["id"] for category in categories if category["isthing"]}
-        self._images, self._panoptic, self._instances = [], [], []
+        self._images: list[dict] = []
+        self._panoptic: list[dict] = []
+        self._instances: list[dict] = []
 
     def add(self, file_name: str, segment_map: np.ndarray, segments: list[dict]) -> None:
         """Writes one image.

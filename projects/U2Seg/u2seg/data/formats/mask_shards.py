@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from u2seg.structures.mask_records import ImageMasks
-from u2seg.utils.files import atomic_path
+from u2seg.utils.files import atomic_path, confined_name
 from u2seg.utils.manifest import Failure
 
 
@@ -34,10 +34,14 @@ def write_shard(path: str | Path, records: list[ImageMasks]) -> None:
 
 
 def read_shard(path: str | Path) -> list[ImageMasks]:
-    """Returns the records of one shard, in the order in which they were written."""
+    """Returns the records of one shard, in the order in which they were written.
+
+    Raises:
+        u2seg.utils.files.UnsafeNameError: an image's name leads out of the image directory.
+    """
     import pyarrow.parquet as pq
 
-    return [_record(row) for row in pq.read_table(path).to_pylist()]
+    return [_record(row, path) for row in pq.read_table(path).to_pylist()]
 
 
 def iter_shards(directory: str | Path) -> Iterator[list[ImageMasks]]:
@@ -57,12 +61,12 @@ def failures_of(records: Iterator[ImageMasks]) -> list[Failure]:
     return [Failure(record.file_name, record.error) for record in records if record.error is not None]
 
 
-def _record(row: dict) -> ImageMasks:
+def _record(row: dict, path: str | Path) -> ImageMasks:
     count = len(row["rle_counts"])
     flat = np.asarray(row["embeddings"], np.float32)
     return ImageMasks(
         image_id=row["image_id"],
-        file_name=row["file_name"],
+        file_name=confined_name(row["file_name"], path),
         height=row["height"],
         width=row["width"],
         rle_counts=tuple(row["rle_counts"]),

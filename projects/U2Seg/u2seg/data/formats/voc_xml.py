@@ -7,6 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from u2seg.data.formats.coco_writer import box_annotation, image_record, require_tree, write_instances
+from u2seg.utils.files import confined_name
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -40,7 +41,7 @@ def write_voc_boxes(
     root = Path(root)
     lists = {f"ImageSets/Main/{split}.txt": f"names of {split}" for split in splits}
     require_tree(root, {"Annotations/": "XML files", "JPEGImages/": "images", **lists}, remedy)
-    names = [name for path in lists for name in (root / path).read_text().split()]
+    names = [confined_name(name, root / path) for path in lists for name in (root / path).read_text().split()]
     images, annotations = [], []
     for image_id, name in enumerate(tqdm(names, unit="image"), 1):
         size, objects = read_voc_xml(root / "Annotations" / f"{name}.xml", classes)

@@ -4,10 +4,15 @@ In every matrix rows are clusters and columns are categories; every result is an
 -1 where it has none. A cluster and a category that have nothing in common are never matched.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from u2seg.evaluation.tables.segment_tables import SegmentTables
+
+# From counts, int (clusters, categories), to the category of each cluster, int64 (clusters,), -1 for none.
+Matcher = Callable[[np.ndarray], np.ndarray]
 
 NO_CATEGORY = -1
 
@@ -17,6 +22,10 @@ def hungarian(counts: np.ndarray) -> np.ndarray:
 
     Args:
         counts: (clusters, categories), 0 or above.
+
+    Example:
+        >>> hungarian(np.array([[5, 4], [6, 0], [1, 1]]))
+        array([ 1,  0, -1])
 
     Source: Kuhn 1955; as cluster evaluation uses it since Xie et al., ICML 2016.
     """
@@ -47,6 +56,10 @@ def majority_vote(votes: np.ndarray) -> np.ndarray:
     """Returns the category with most votes of each cluster, the lowest of equals; -1 for a cluster without votes.
 
     Many clusters may share a category. Source: U2Seg, CVPR 2024, appendix B, which calls it multi-to-one Hungarian matching.
+
+    Example:
+        >>> majority_vote(np.array([[5, 4], [6, 0], [0, 0]]))
+        array([ 0,  0, -1])
     """
     return best_category(votes)
 
@@ -70,31 +83,31 @@ def canonical_clusters(tables: SegmentTables) -> np.ndarray:
     segments = np.zeros(len(tables.predicted), np.uint64)
     inside = tables.overlaps[tables.overlaps["predicted"] >= 0]
     gt = inside["gt"].astype(np.int64).astype(np.uint64)
-    np.add.at(segments, inside["predicted"], _mixed(gt, inside["pixels"].astype(np.uint64)))
-    segments = _mixed(segments, image_ids[tables.predicted["image"]], tables.predicted["area"].astype(np.uint64))
+    np.add.at(segments, inside["predicted"], mixed(gt, inside["pixels"].astype(np.uint64)))
+    segments = mixed(segments, image_ids[tables.predicted["image"]], tables.predicted["area"].astype(np.uint64))
 
     scores = np.ascontiguousarray(tables.detections["score"]).view(np.uint64)
     boxes = np.ascontiguousarray(tables.detections["box_xywh"]).view(np.uint64).reshape(-1, 4)
-    detections = _mixed(image_ids[tables.detections["image"]], scores, *boxes.T)
+    detections = mixed(image_ids[tables.detections["image"]], scores, *boxes.T)
 
     digests = np.zeros(tables.space.num_clusters, np.uint64)
     np.add.at(digests, tables.predicted["label"], segments)
     np.add.at(digests, tables.detections["label"], detections)
     stuff = tables.head_pixels[tables.head_pixels["predicted"] > 0]  # the semantic head numbers stuff from 1
     gt = stuff["gt"].astype(np.int64).astype(np.uint64)
-    covered = _mixed(image_ids[stuff["image"]], gt, stuff["pixels"].astype(np.uint64))
+    covered = mixed(image_ids[stuff["image"]], gt, stuff["pixels"].astype(np.uint64))
     np.add.at(digests, tables.space.num_things + stuff["predicted"] - 1, covered)
     return np.argsort(digests, kind="stable")
 
 
-def in_canonical_order(match, counts: np.ndarray, order: np.ndarray) -> np.ndarray:
+def in_canonical_order(match: Matcher, counts: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Returns ``match(counts)``, computed with the rows in ``order`` and given back in their own."""
     matched = np.empty(counts.shape[0], np.int64)
     matched[order] = match(counts[order])
     return matched
 
 
-def _mixed(*columns: np.ndarray) -> np.ndarray:
+def mixed(*columns: np.ndarray) -> np.ndarray:
     """Returns one well-spread 64-bit number a row (the finalizer of splitmix64 over the columns), wrapping on overflow."""
     value = np.full(len(columns[0]), 0x9E3779B97F4A7C15, np.uint64)
     for column in columns:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +66,9 @@ class SemanticMap:
         labels: int (predicted labels,), class of each predicted label, -1 for none: always wrong.
         gt: int (joint categories,), class of each category.
         names: of the classes.
-        unmatched_vanish: whether pixels predicted as "none" are left out instead of wrong; a fault of U2Seg's release.
+        unmatched_vanish: whether pixels predicted as "none" are left out instead of wrong: a fault of U2Seg's release, and the
+            rule of CUPS's release for pixels without a prediction.
+        absent_classes_count: whether a class that is predicted but does not occur in the ground truth counts in the mean, as 0.
     """
 
     source: str
@@ -73,6 +76,7 @@ class SemanticMap:
     gt: np.ndarray
     names: tuple[str, ...]
     unmatched_vanish: bool = False
+    absent_classes_count: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ def save_label_map(path: str | Path, label_map: LabelMap, space: TableSpace) -> 
                 "gt": semantic.gt.tolist(),
                 "names": semantic.names,
                 "unmatched_vanish": semantic.unmatched_vanish,
+                "absent_classes_count": semantic.absent_classes_count,
             },
         },
     )
@@ -128,11 +133,15 @@ def load_label_map(path: str | Path, space: TableSpace) -> LabelMap:
         ValueError: it was fitted for other cluster counts or other categories than ``space`` has; the message says which.
     """
     values = read_json(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is no label map: expected an object, got a {type(values).__name__}")
     missing = {"thing_clusters", "stuff_clusters", "error_category", "semantic", "categories", "provenance"} - set(
         values
     )
     if missing:
         raise ValueError(f"{path} is no label map: it lacks {', '.join(sorted(missing))}")
+    for name in ("thing_clusters", "stuff_clusters", "error_category"):
+        _check_integers(path, name, values[name], space.num_categories)
     counts = len(values["thing_clusters"]), len(values["stuff_clusters"])
     if counts != (space.num_things, space.num_stuff):
         raise ValueError(
@@ -144,7 +153,14 @@ def load_label_map(path: str | Path, space: TableSpace) -> LabelMap:
             f"{path} was fitted for other categories than those of dataset {space.dataset!r}; fit on a dataset with the same "
             "categories, or choose the same grouping of stuff"
         )
+    if len(values["error_category"]) != space.num_clusters:
+        raise ValueError(
+            f"{path}: error_category has {len(values['error_category'])} entries; expected one for each of the "
+            f"{space.num_clusters} clusters"
+        )
     semantic = values["semantic"]
+    if semantic is not None:
+        _check_semantic(path, semantic, space)
     return LabelMap(
         np.array(values["thing_clusters"] + values["stuff_clusters"], np.int64),
         np.array(values["error_category"], np.int64),
@@ -155,9 +171,39 @@ def load_label_map(path: str | Path, space: TableSpace) -> LabelMap:
             np.array(semantic["gt"], np.int64),
             tuple(semantic["names"]),
             semantic["unmatched_vanish"],
+            semantic.get("absent_classes_count", False),  # maps of version 0.1 lack it
         ),
         values["provenance"],
     )
+
+
+def _check_integers(path: str | Path, name: str, values: Any, count: int) -> None:
+    """Refuses what is no list of integers in -1..count-1."""
+    if not isinstance(values, list):
+        raise ValueError(f"{path}: {name} must be a list, got a {type(values).__name__}")
+    for index, value in enumerate(values):
+        if not isinstance(value, int) or isinstance(value, bool) or not NO_CATEGORY <= value < count:
+            raise ValueError(f"{path}: {name}[{index}] is {value!r}; expected an integer in -1..{count - 1}")
+
+
+def _check_semantic(path: str | Path, semantic: Any, space: TableSpace) -> None:
+    """Refuses a semantic part that does not fit the clusters and categories of ``space``."""
+    missing = {"source", "labels", "gt", "names", "unmatched_vanish"} - set(
+        semantic if isinstance(semantic, dict) else ()
+    )
+    if missing:
+        raise ValueError(f"{path}: semantic lacks {', '.join(sorted(missing))}")
+    if semantic["source"] not in PIXEL_SOURCES:
+        raise ValueError(
+            f"{path}: semantic.source is {semantic['source']!r}; expected one of {', '.join(PIXEL_SOURCES)}"
+        )
+    if not isinstance(semantic["names"], list):
+        raise ValueError(f"{path}: semantic.names must be a list, got a {type(semantic['names']).__name__}")
+    predicted = space.num_clusters if semantic["source"] == "panoptic" else space.num_stuff + 1
+    for name, count in (("labels", predicted), ("gt", space.num_categories)):
+        _check_integers(path, f"semantic.{name}", semantic[name], len(semantic["names"]))
+        if len(semantic[name]) != count:
+            raise ValueError(f"{path}: semantic.{name} has {len(semantic[name])} entries; expected {count}")
 
 
 def _as_json(categories: dict) -> dict:

@@ -124,18 +124,18 @@ def match_detections(rows: InstanceRows, max_detections: tuple[int, ...] = MAX_D
     pairs = _candidate_pairs(rows, place)
     matched, ignored, listed = _match_greedily(rows, pairs, place, image, label, object_ignored)
     return DetectionMatches(
-        image,
-        label,
-        rank,
-        matched,
-        ignored,
-        listed,
-        _outside(rows.detection_area[order]),
-        rows.object_image,
-        rows.object_label,
-        object_ignored,
-        max_detections,
-        rows.num_labels,
+        image=image,
+        label=label,
+        rank=rank,
+        matched=matched,
+        ignored=ignored,
+        rows=listed,
+        outside=_outside(rows.detection_area[order]),
+        object_image=rows.object_image,
+        object_label=rows.object_label,
+        object_ignored=object_ignored,
+        max_detections=max_detections,
+        num_labels=rows.num_labels,
     )
 
 
@@ -174,7 +174,7 @@ def accumulate(
         for most, limit in enumerate(matches.max_detections):
             kept = matches.rank[span] < limit
             partly = summary_only and most < num_max - 1
-            for area in np.flatnonzero(counts[: 1 if partly else None, label]):
+            for area in np.flatnonzero(counts[: 1 if partly else None, label]).tolist():
                 curve = _Curve.of(matches, span, row_span, kept, area, detection_weight)
                 recall[:, label, area, most] = curve.recalls(counts[area, label])
                 if not partly:
@@ -199,7 +199,7 @@ class _Curve:
 
     @classmethod
     def of(
-        cls, matches: DetectionMatches, span: slice, row_span: slice, kept, area: int, weight: np.ndarray
+        cls, matches: DetectionMatches, span: slice, row_span: slice, kept: np.ndarray, area: int, weight: np.ndarray
     ) -> "_Curve":
         counted = kept & ~matches.outside[area, span]
         position = matches.rows[row_span] - span.start
@@ -266,7 +266,14 @@ def _candidate_pairs(rows: InstanceRows, place: np.ndarray) -> np.ndarray:
     return pairs[np.lexsort((target[pairs], place[detection[pairs]]))]
 
 
-def _match_greedily(rows: InstanceRows, pairs, place, image, label, object_ignored):
+def _match_greedily(
+    rows: InstanceRows,
+    pairs: np.ndarray,
+    place: np.ndarray,
+    image: np.ndarray,
+    label: np.ndarray,
+    object_ignored: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns ``matched`` and ``ignored``, bool (areas, thresholds, listed), and the listed detections, ascending."""
     pair_place = place[rows.pair_detection[pairs]]
     listed, listed_of_pair = np.unique(pair_place, return_inverse=True)

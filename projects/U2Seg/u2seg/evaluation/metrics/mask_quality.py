@@ -2,10 +2,18 @@
 
 import contextlib
 import io
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from u2seg.data.formats.coco_schema import compressed_counts, read_instances_json, read_results_json
 from u2seg.data.formats.mask_shards import iter_records
 from u2seg.utils.files import read_json
+from u2seg.utils.manifest import MANIFEST
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
 
 # Name -> (is average precision, IoU threshold or None for .50:.05:.95, area range, most detections an image).
 _METRICS = {
@@ -25,23 +33,29 @@ def evaluate_masks(predictions: str | Path, ground_truth: str | Path) -> dict:
     """Returns class-agnostic AP and AR of masks, in per cent, as pycocotools computes them with ``useCats = 0``.
 
     Args:
-        predictions: a directory that ``make_masks`` made; or a JSON file, either COCO results (a list) or a COCO dataset
+        predictions: a label directory, or the directory ``masks`` in it; or a JSON file, either COCO results (a list) or a COCO dataset
             (``{"images", "annotations"}``, as MaskCut writes it). Annotations without ``score`` count as 1.
         ground_truth: COCO instances JSON.
 
     Returns:
         ``{"segm": {...}, "bbox": {...}, "counts": {...}}``; metrics AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, NaN where the
-        ground truth has no object of that size; counts of ground-truth images and objects, of predictions, and of
-        predictions that were left out because their image is not in the ground truth.
+        ground truth has no object of that size; counts of ground-truth images and objects, of ground-truth images without a
+        prediction, of predictions, and of predictions that were left out because their image is not in the ground truth.
 
     Raises:
-        ValueError: none of the predictions belongs to an image of the ground truth, or a file is not what it should be.
+        FileNotFoundError: the directory holds no masks.
+        ValueError: none of the predictions belongs to an image of the ground truth, or a file is not what it should be; the
+            message names the row and the field.
     """
     from pycocotools.coco import COCO
 
+    gt = COCO()
+    gt.dataset = read_instances_json(ground_truth)
     with contextlib.redirect_stdout(io.StringIO()):
-        gt = COCO(str(ground_truth))
+        gt.createIndex()
     detections, num_left_out = _only_known(_load_predictions(Path(predictions), gt), gt)
+    # With useCats = 0, pycocotools still leaves out detections of a category that the ground truth does not list.
+    detections = [{**detection, "category_id": min(gt.cats)} for detection in detections]
     if num_left_out and not detections:
         raise ValueError(
             f"none of the {num_left_out} predictions in {predictions} belongs to an image of {ground_truth}; "
@@ -50,6 +64,7 @@ def evaluate_masks(predictions: str | Path, ground_truth: str | Path) -> dict:
     counts = {
         "images": len(gt.imgs),
         "objects": sum(not annotation.get("iscrowd", 0) for annotation in gt.anns.values()),
+        "images_without_prediction": len(gt.imgs.keys() - {detection["image_id"] for detection in detections}),
         "predictions": len(detections),
         "left_out": num_left_out,
     }
@@ -61,43 +76,85 @@ def format_quality(results: dict) -> str:
     from tabulate import tabulate
 
     rows = [[kind, *(results[kind][name] for name in _METRICS)] for kind in ("segm", "bbox")]
-    counts = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in results["counts"].items())
     table = tabulate(rows, headers=["class-agnostic", *_METRICS], floatfmt=".2f")
-    return f"{table}\n{counts}"
+    counts = results["counts"]
+    return (
+        f"{table}\n"
+        f"ground truth: {counts['objects']} objects in {counts['images']} images; "
+        f"{counts['images_without_prediction']} of the images have no prediction\n"
+        f"predictions: {counts['predictions']}; {counts['left_out']} more were left out: their images are not in the ground truth"
+    )
 
 
-def _load_predictions(path: Path, gt) -> list[dict]:
+def _load_predictions(path: Path, gt: "COCO") -> list[dict]:
     """Returns COCO results: dicts with image_id, category_id, segmentation (RLE or polygons) and score."""
     if path.is_dir():
-        return _from_records(path, gt)
-    content = read_json(path)
-    annotations = content.get("annotations") if isinstance(content, dict) else content
-    if not isinstance(annotations, list):
-        raise ValueError(f"{path} holds neither a list of COCO results nor a COCO dataset with 'annotations'")
-    for index, annotation in enumerate(annotations):
-        missing = [key for key in ("image_id", "segmentation") if key not in annotation]
-        if missing:
-            raise ValueError(f"{path}: entry {index} has no {missing[0]!r}; expected COCO results with masks")
+        return _from_records(_mask_directory(path), gt)
+    annotations = read_results_json(path, {i: (image["height"], image["width"]) for i, image in gt.imgs.items()})
+    _check_numbering(path, gt)
     return [
         _result(a["image_id"], _as_rle(a["segmentation"], a["image_id"], gt), a.get("score", 1)) for a in annotations
     ]
 
 
-def _from_records(path: Path, gt) -> list[dict]:
-    ids = {image["file_name"]: image["id"] for image in gt.imgs.values()}
-    detections = []
+def _mask_directory(path: Path) -> Path:
+    for directory in (path, path / "masks"):
+        manifest = directory / MANIFEST
+        stage = read_json(manifest).get("stage") if manifest.is_file() else "masks"
+        if stage == "masks" and any(directory.glob("shard-*.parquet")):
+            return directory
+    raise FileNotFoundError(
+        f"{path} holds no masks: expected a label directory with masks/, or a mask directory with shard-*.parquet; for predictions give "
+        "their coco_results.json"
+    )
+
+
+def _from_records(path: Path, gt: "COCO") -> list[dict]:
+    ids = {image.get("file_name"): image["id"] for image in gt.imgs.values()}
+    detections, num_records = [], 0
     for record in iter_records(path):
+        num_records += 1
         image_id = ids.get(record.file_name, record.image_id)
-        rles = zip(record.rles(), record.scores.tolist())
-        detections += [_result(image_id, rle, score) for rle, score in rles]
+        image = gt.imgs.get(image_id)
+        if image and record.error is None and (record.height, record.width) != (image["height"], image["width"]):
+            raise ValueError(
+                f"{path}: the masks of {record.file_name} are {record.height} x {record.width}, the ground truth's image {image_id} "
+                f"is {image['height']} x {image['width']}"
+            )
+        for index, (rle, score) in enumerate(zip(record.rles(), record.scores.tolist())):
+            if compressed_counts(rle["counts"]).sum() != record.height * record.width:
+                raise ValueError(
+                    f"{path}: mask {index} of {record.file_name} does not cover its image; the shard is damaged"
+                )
+            if not math.isfinite(score):
+                raise ValueError(
+                    f"{path}: mask {index} of {record.file_name} has score {score}; expected a finite number"
+                )
+            detections.append(_result(image_id, rle, score))
+    if not num_records:
+        raise ValueError(f"{path} holds no masks; expected shard-*.parquet, as `u2seg masks` writes them")
     return detections
+
+
+def _check_numbering(path: Path, gt: "COCO") -> None:
+    """Refuses a COCO dataset that has an image of the ground truth under another id."""
+    content = read_json(path)
+    images = content.get("images", []) if isinstance(content, dict) else []
+    ids = {image.get("file_name"): image["id"] for image in gt.imgs.values()}
+    for index, image in enumerate(images):
+        name = image.get("file_name") if isinstance(image, dict) else None
+        if name is not None and ids.get(name, image.get("id")) != image.get("id"):
+            raise ValueError(
+                f"{path}: images[{index}] gives {name!r} the id {image.get('id')}, the ground truth has it under {ids[name]}; "
+                "both must number their images alike"
+            )
 
 
 def _result(image_id: int, segmentation: dict, score: float) -> dict:
     return {"image_id": image_id, "category_id": 1, "segmentation": segmentation, "score": float(score)}
 
 
-def _as_rle(segmentation, image_id: int, gt) -> dict:
+def _as_rle(segmentation: Any, image_id: int, gt: "COCO") -> dict:
     from pycocotools import mask as coco_mask
 
     if isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
@@ -109,12 +166,12 @@ def _as_rle(segmentation, image_id: int, gt) -> dict:
     return coco_mask.merge(rles) if isinstance(rles, list) else rles
 
 
-def _only_known(detections: list[dict], gt) -> tuple[list[dict], int]:
+def _only_known(detections: list[dict], gt: "COCO") -> tuple[list[dict], int]:
     known = [detection for detection in detections if detection["image_id"] in gt.imgs]
     return known, len(detections) - len(known)
 
 
-def _score(gt, detections: list[dict], kind: str) -> dict[str, float]:
+def _score(gt: "COCO", detections: list[dict], kind: str) -> dict[str, float]:
     from pycocotools import mask as coco_mask
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -137,7 +194,7 @@ def _score(gt, detections: list[dict], kind: str) -> dict[str, float]:
     return {name: _metric(evaluator, *rule) for name, rule in _METRICS.items()}
 
 
-def _metric(evaluator, is_precision: bool, iou: float | None, area: str, max_detections: int) -> float:
+def _metric(evaluator: "COCOeval", is_precision: bool, iou: float | None, area: str, max_detections: int) -> float:
     params = evaluator.params
     area_index = params.areaRngLbl.index(area)
     limit_index = params.maxDets.index(max_detections)

@@ -49,7 +49,7 @@ class PanopticQuality:
     def summary(self) -> dict[str, float]:
         """Returns the means over all categories, things and stuff, 0..100; a group in which no category occurs is left out."""
         groups = {"": slice(None), "_th": slice(0, self.num_things), "_st": slice(self.num_things, None)}
-        summary = {}
+        summary: dict[str, float] = {}
         for suffix, group in groups.items():
             if np.isfinite(self.pq[group]).any():
                 summary |= {f"{name}{suffix}": 100 * _mean(values[group]) for name, values in self._named().items()}
@@ -116,6 +116,60 @@ def match_segments(
         gt.label[missed],
         predicted.image[false],
         error_categories[false],
+    )
+
+
+def match_segments_ignoring_void(tables: SegmentTables, category_of_cluster: np.ndarray) -> PanopticMatches:
+    """Returns what matches, what was missed and what is false when void pixels of either map are no errors.
+
+    Void pixels, of the ground truth or of the prediction, leave the unions; a segment of either map that lies more than half on
+    void of the other is neither missed nor false. Crowds are segments like others. The stuff of one category in one image is one
+    segment.
+
+    Args:
+        tables: any.
+        category_of_cluster: int (K + S,), joint category label of each joint cluster label; a cluster with -1 is void.
+
+    Source: torchmetrics' ``PanopticQuality`` with one void label for both maps, as CUPS uses it.
+    """
+    num_things = tables.space.categories.num_things
+    label = category_of_cluster[tables.predicted["label"]]
+    predicted = _Segments.of(tables.predicted["image"], label, tables.predicted["area"]).merged(label >= num_things)
+    shown = np.append(label >= 0, False)[tables.overlaps["predicted"]]
+    on_gt = tables.overlaps["gt"] >= 0
+    rows, pixels = tables.overlaps, tables.overlaps["pixels"]
+    area = np.bincount(rows["gt"][on_gt], weights=pixels[on_gt], minlength=len(tables.gt)).astype(np.int64)
+    gt = _Segments.of(tables.gt["image"], tables.gt["label"], area).merged(tables.gt["label"] >= num_things)
+
+    def void_pixels(segments: _Segments, column: str, chosen: np.ndarray) -> np.ndarray:
+        places = segments.place[rows[column][chosen]]
+        return np.bincount(places, weights=pixels[chosen], minlength=len(segments.label)).astype(np.int64)
+
+    unlabeled = void_pixels(predicted, "predicted", shown & ~on_gt)
+    unpredicted = void_pixels(gt, "gt", on_gt & ~shown)
+    both = on_gt & shown
+    pair_gt, pair_predicted, common = _merged_pairs(
+        gt.place[rows["gt"][both]], predicted.place[rows["predicted"][both]], pixels[both]
+    )
+    same = gt.label[pair_gt] == predicted.label[pair_predicted]
+    predicted_area, gt_area = predicted.area - unlabeled, gt.area - unpredicted
+    union = predicted_area[pair_predicted] + gt_area[pair_gt] - common
+    iou = np.where(same, common / np.maximum(union, 1), 0.0)
+    hit = iou > MIN_IOU
+    missed = (gt.area > 0) & (unpredicted <= 0.5 * gt.area)
+    missed[pair_gt[hit]] = False
+    false = (predicted.label >= 0) & (unlabeled <= 0.5 * predicted.area)
+    false[pair_predicted[hit]] = False
+    return PanopticMatches(
+        num_things=num_things,
+        num_categories=tables.space.num_categories,
+        pair_image=gt.image[pair_gt[hit]],
+        pair_label=gt.label[pair_gt[hit]],
+        pair_iou=iou[hit],
+        missed_image=gt.image[missed],
+        missed_label=gt.label[missed],
+        false_image=predicted.image[false],
+        false_label=predicted.label[false],
     )
 
 

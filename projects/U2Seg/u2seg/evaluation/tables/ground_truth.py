@@ -1,15 +1,17 @@
 """Ground truth in COCO's formats, one image at a time, in joint category labels."""
 
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from pycocotools import mask as mask_utils
 
 from u2seg.data.formats.coco_panoptic import read_panoptic_png
+from u2seg.data.formats.coco_schema import image_sizes, read_instances_json, read_panoptic_json
 from u2seg.evaluation.tables.image_tables import MapSegment, Regions
 from u2seg.structures.label_space import LabelSpace
-from u2seg.utils.files import read_json
+from u2seg.utils.files import confined_path
 
 
 def joint_labels(categories: list[dict], space: LabelSpace) -> dict[int, int]:
@@ -49,8 +51,11 @@ class PanopticGroundTruth:
             panoptic_json: COCO panoptic JSON.
             directory: of its PNGs.
             space: the classes; None takes them from the JSON.
+
+        Raises:
+            ValueError: the file is no COCO panoptic JSON; the message names the row and the field.
         """
-        content = read_json(panoptic_json)
+        content = read_panoptic_json(panoptic_json)
         self.path = Path(panoptic_json)
         self.space = space or LabelSpace.of_coco_categories(content["categories"])
         self.annotations = {annotation["image_id"]: annotation for annotation in content["annotations"]}
@@ -61,10 +66,12 @@ class PanopticGroundTruth:
         """Returns the map, int32 (height, width), and the segments of one image.
 
         Raises:
-            KeyError: the JSON has no annotation for it.
+            ValueError: the JSON has no annotation for it, or its PNG cannot be read.
         """
         if image_id not in self.annotations:
-            raise KeyError(f"{self.path} has no annotation for image {image_id}; it has {len(self.annotations)} others")
+            raise ValueError(
+                f"{self.path} has no annotation for image {image_id}; it has {len(self.annotations)} others"
+            )
         annotation = self.annotations[image_id]
         segments = [
             MapSegment(
@@ -76,7 +83,7 @@ class PanopticGroundTruth:
             )
             for info in annotation["segments_info"]
         ]
-        return read_panoptic_png(self._directory / annotation["file_name"]), segments
+        return read_panoptic_png(confined_path(self._directory, annotation["file_name"], self.path)), segments
 
 
 class InstanceGroundTruth:
@@ -88,12 +95,16 @@ class InstanceGroundTruth:
         Args:
             json_file: COCO instances JSON.
             space: the classes; None takes the JSON's categories as things.
+
+        Raises:
+            ValueError: the file is no COCO instances JSON; the message names the row and the field.
         """
-        content = read_json(json_file)
+        content = read_instances_json(json_file)
+        self.path = Path(json_file)
         things = [{**category, "isthing": 1} for category in content["categories"]]
         self.space = space or LabelSpace.of_coco_categories(things)
         labels = joint_labels(things, self.space)
-        self._sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+        self.sizes = image_sizes(json_file, content)
         self._by_image = defaultdict(list)
         # ``ignore`` is not looked at: pycocotools overwrites it with ``iscrowd``.
         for annotation in content["annotations"]:
@@ -101,9 +112,15 @@ class InstanceGroundTruth:
         self.has_masks = any(annotation.get("segmentation") for _, annotation in self._all())
 
     def read(self, image_id: int) -> Regions:
-        """Returns the instances of one image; none where the JSON lists none."""
+        """Returns the instances of one image; none where the JSON lists none.
+
+        Raises:
+            ValueError: the JSON does not list the image.
+        """
+        if image_id not in self.sizes:
+            raise ValueError(f"{self.path} has no image {image_id}; it has {len(self.sizes)} others")
         rows = self._by_image.get(image_id, [])
-        height, width = self._sizes[image_id]
+        height, width = self.sizes[image_id]
         masks = None
         if self.has_masks:
             decoded = [_mask(annotation["segmentation"], height, width) for _, annotation in rows]
@@ -116,7 +133,7 @@ class InstanceGroundTruth:
             areas=np.array([annotation["area"] for _, annotation in rows], np.float64),
         )
 
-    def _all(self):
+    def _all(self) -> Iterator[tuple[int, dict]]:
         return (row for rows in self._by_image.values() for row in rows)
 
 

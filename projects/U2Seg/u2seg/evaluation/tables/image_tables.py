@@ -20,6 +20,7 @@ from u2seg.evaluation.tables.segment_tables import (
     TableSpace,
     empty_tables,
 )
+from u2seg.structures import mask_overlaps, segment_values
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def panoptic_blocks(
         predicted: its segments. Those without a pixel are left out.
 
     Raises:
-        ValueError: the maps differ in size, or the predicted map holds an id that ``predicted`` does not list.
+        ValueError: the maps differ in size, the predicted map holds an id that ``predicted`` does not list, or the ground truth
+            lists a segment that has no pixel.
     """
     if gt_map.shape != predicted_map.shape:
         raise ValueError(
@@ -102,7 +104,11 @@ def panoptic_blocks(
             f"the predicted map holds segment ids that its list lacks: {sorted(unknown)[:10]}; 0 stands for no segment"
         )
     gt_areas = _totals(gt_ids, pixels)
-    gt = [segment for segment in gt if segment.area is not None or segment.id in gt_areas]
+    absent = [segment.id for segment in gt if segment.id not in gt_areas]
+    if absent:
+        raise ValueError(
+            f"the ground truth lists segment ids that its map lacks: {absent[:10]}; do the PNG and the JSON belong together?"
+        )
     predicted = [segment for segment in predicted if segment.id in areas]
     gt_rows = [(0, s.label, gt_areas[s.id] if s.area is None else s.area, s.crowd) for s in gt]
     predicted_rows = [(0, s.label, areas[s.id], s.score) for s in predicted]
@@ -119,17 +125,22 @@ def panoptic_blocks(
     }
 
 
+def _check_mask_sizes(detections: Regions, objects: Regions) -> None:
+    if detections.masks is None or objects.masks is None:
+        return
+    if detections.masks.shape[1:] != objects.masks.shape[1:]:
+        raise ValueError(
+            f"detected masks must have the ground truth's size {objects.masks.shape[1:]}, got {detections.masks.shape[1:]}"
+        )
+
+
 def instance_blocks(detections: Regions, objects: Regions) -> dict[str, np.ndarray]:
     """Returns the blocks ``detections``, ``objects`` and ``ious`` of one image.
 
     Raises:
         ValueError: masks of different sizes.
     """
-    with_masks = detections.masks is not None and objects.masks is not None
-    if with_masks and detections.masks.shape[1:] != objects.masks.shape[1:]:
-        raise ValueError(
-            f"detected masks must have the ground truth's size {objects.masks.shape[1:]}, got {detections.masks.shape[1:]}"
-        )
+    _check_mask_sizes(detections, objects)
     detection_rows = np.zeros(len(detections.labels), DETECTIONS)
     detection_rows["label"], detection_rows["score"] = detections.labels, detections.scores
     detection_rows["box_xywh"] = detections.boxes_xywh.reshape(-1, 4)
@@ -139,8 +150,8 @@ def instance_blocks(detections: Regions, objects: Regions) -> dict[str, np.ndarr
     object_rows["box_xywh"] = objects.boxes_xywh.reshape(-1, 4)
     box_ious = box_iou(detections.boxes_xywh, objects.boxes_xywh, objects.crowds)
     mask_ious = np.zeros_like(box_ious)
-    if with_masks:
-        mask_ious, detection_rows["mask_area"] = mask_iou(detections.masks, objects.masks, objects.crowds)
+    if detections.masks is not None and objects.masks is not None:
+        mask_ious, detection_rows["mask_area"] = crowd_mask_iou(detections.masks, objects.masks, objects.crowds)
     first, second = np.nonzero((box_ious > 0) | (mask_ious > 0))
     rows = np.zeros(len(first), IOUS)
     rows["detection"], rows["object"] = first, second
@@ -213,12 +224,7 @@ def near_border(labels: np.ndarray, distance: int) -> np.ndarray:
 
 def label_map_of(segment_map: np.ndarray, segments: list[MapSegment]) -> np.ndarray:
     """Returns the joint label of every pixel, int32, shaped as ``segment_map``; -1 where no listed segment is."""
-    ids = np.sort(np.array([segment.id for segment in segments], np.int64))
-    labels = np.array([s.label for s in sorted(segments, key=lambda segment: segment.id)], np.int32)
-    if not len(ids):
-        return np.full(segment_map.shape, VOID, np.int32)
-    place = np.minimum(np.searchsorted(ids, segment_map), len(ids) - 1)
-    return np.where(ids[place] == segment_map, labels[place], VOID).astype(np.int32)
+    return segment_values(segment_map, {segment.id: segment.label for segment in segments}, VOID)
 
 
 def regions_of_map(segment_map: np.ndarray, segments: list[MapSegment]) -> Regions:
@@ -263,7 +269,7 @@ def box_iou(boxes_xywh: np.ndarray, gt_xywh: np.ndarray, crowds: np.ndarray) -> 
     return np.asarray(mask_utils.iou(first, second, crowds.astype(np.uint8).tolist()))
 
 
-def mask_iou(masks: np.ndarray, gt: np.ndarray, crowds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def crowd_mask_iou(masks: np.ndarray, gt: np.ndarray, crowds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the intersection over union of masks, float64 (N, M), and the area of the first, int64 (N,).
 
     Equal to pycocotools' on run lengths, since both divide exact counts; with a crowd the union is the first mask alone.
@@ -273,33 +279,9 @@ def mask_iou(masks: np.ndarray, gt: np.ndarray, crowds: np.ndarray) -> tuple[np.
         gt: bool (M, height, width).
         crowds: bool (M,).
     """
-    first, second = _packed(masks), _packed(gt)
-    areas, gt_areas = _popcounts(first), _popcounts(second)
-    intersections = np.zeros((len(first), len(second)), np.int64)
-    for column, bits in enumerate(second):
-        held = np.flatnonzero(bits)
-        if len(held):  # only the rows of the image that the mask reaches
-            span = slice(held[0], held[-1] + 1)
-            intersections[:, column] = _popcounts(first[:, span] & bits[span])
-    unions = np.where(crowds, areas[:, None], areas[:, None] + gt_areas - intersections)
-    return np.where(intersections > 0, intersections / np.maximum(unions, 1), 0.0), areas
-
-
-def _packed(masks: np.ndarray) -> np.ndarray:
-    """Returns masks as rows of 64-bit words, zero-padded."""
-    packed = np.packbits(masks.reshape(len(masks), int(np.prod(masks.shape[1:]))), axis=1)
-    missing = -packed.shape[1] % 8
-    return (np.pad(packed, ((0, 0), (0, missing))) if missing else packed).view(np.uint64)
-
-
-_BITS_OF_BYTE = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
-
-
-def _popcounts(words: np.ndarray) -> np.ndarray:
-    """Returns the set bits of each row, int64."""
-    if hasattr(np, "bitwise_count"):  # numpy 2
-        return np.bitwise_count(words).sum(axis=1, dtype=np.int64)
-    return _BITS_OF_BYTE[np.ascontiguousarray(words).view(np.uint8)].sum(axis=1, dtype=np.int64)
+    overlaps, areas, gt_areas = mask_overlaps(masks, gt)
+    unions = np.where(crowds, areas[:, None], areas[:, None] + gt_areas - overlaps)
+    return np.where(overlaps > 0, overlaps / np.maximum(unions, 1), 0.0), areas
 
 
 def _sums(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

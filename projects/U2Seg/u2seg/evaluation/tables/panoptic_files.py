@@ -1,5 +1,6 @@
 """Segment tables from files: panoptic PNG and JSON of pseudo-labels or predictions, against a COCO panoptic ground truth."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from u2seg.evaluation.tables.image_tables import (
 from u2seg.evaluation.tables.segment_tables import VOID, SegmentTables, TableSpace, concatenate_tables
 
 TASKS = ("panoptic", "box", "mask", "semantic")
+logger = logging.getLogger(__name__)
 
 
 def tables_from_panoptic_files(
@@ -43,7 +45,8 @@ def tables_from_panoptic_files(
         progress: whether a progress bar is shown.
 
     Raises:
-        ValueError: a ground-truth image has no prediction, or sizes differ.
+        ValueError: a file is not of its format, a ground-truth image has no prediction, sizes differ, or a map and its list of
+            segments do not agree. The message names the file, and the row or the image.
     """
     gt = PanopticGroundTruth(gt_json, gt_directory)
     predicted = PanopticGroundTruth(predicted_json, predicted_directory)
@@ -52,7 +55,10 @@ def tables_from_panoptic_files(
         dataset or Path(gt_json).stem, predicted.space.num_things, predicted.space.num_stuff, gt.space, TASKS
     )
     images = tqdm(sorted(partner), desc="tables", unit="image", disable=not progress)
-    return concatenate_tables([_tables_of(space, gt, predicted, image_id, partner[image_id]) for image_id in images])
+    parts = [_tables_of(space, gt, predicted, image_id, partner[image_id]) for image_id in images]
+    if not parts:
+        raise ValueError(f"{gt_json} lists no image; there is nothing to score")
+    return concatenate_tables(parts)
 
 
 def _tables_of(
@@ -60,15 +66,22 @@ def _tables_of(
 ) -> SegmentTables:
     gt_map, gt_segments = gt.read(image_id)
     predicted_map, predicted_segments = predicted.read(predicted_id)
-    if gt_map.shape != predicted_map.shape:
+    try:
+        panoptic = panoptic_blocks(gt_map, gt_segments, predicted_map, predicted_segments)
+    except ValueError as error:
+        raise ValueError(f"image {image_id} of {gt.path} and {predicted.path}: {error}") from error
+    if len(panoptic["predicted"]) < len(predicted_segments):
+        shown = set(np.unique(predicted_map).tolist())
+        absent = [segment.id for segment in predicted_segments if segment.id not in shown]
         raise ValueError(
-            f"image {image_id}: the prediction must have the ground truth's size {gt_map.shape}, got {predicted_map.shape}"
+            f"{predicted.path} lists segment ids for image {predicted_id} that its PNG lacks: {absent[:10]}; do the two belong "
+            "together?"
         )
     return image_tables(
         space,
         image_id,
         gt_map.shape,
-        **panoptic_blocks(gt_map, gt_segments, predicted_map, predicted_segments),
+        **panoptic,
         **instance_blocks(
             _things(predicted_map, predicted_segments, space.num_things),
             _things(gt_map, gt_segments, space.categories.num_things),
@@ -95,13 +108,24 @@ def _pair_images(gt: PanopticGroundTruth, predicted: PanopticGroundTruth) -> dic
         _stem(gt, i) == _stem(predicted, i) for i in gt.annotations
     ):
         return {image_id: image_id for image_id in gt.annotations}
-    by_name = {_stem(predicted, image_id): image_id for image_id in predicted.annotations}
+    by_name: dict[str, int] = {}
+    for image_id in predicted.annotations:
+        name = _stem(predicted, image_id)
+        if name in by_name:
+            raise ValueError(
+                f"{predicted.path} has two images, {by_name[name]} and {image_id}, whose PNGs are named {name!r}; they cannot be "
+                "paired by name, and their ids are not the ground truth's"
+            )
+        by_name[name] = image_id
     missing = [_stem(gt, i) for i in gt.annotations if _stem(gt, i) not in by_name]
     if missing:
         raise ValueError(
             f"{predicted.path} has no annotation for {len(missing)} of the {len(gt.annotations)} images of {gt.path}, "
             f"for example {missing[:5]}; images are paired by the names of their PNGs"
         )
+    logger.warning(
+        "Image ids of %s and %s differ; images are paired by the names of their PNGs", gt.path, predicted.path
+    )
     return {image_id: by_name[_stem(gt, image_id)] for image_id in gt.annotations}
 
 

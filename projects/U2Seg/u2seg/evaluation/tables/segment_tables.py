@@ -9,6 +9,8 @@ then stuff categories, likewise.
 
 import io
 import json
+import zipfile
+import zlib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -62,7 +64,7 @@ class TableSpace:
     categories: LabelSpace
     tasks: tuple[str, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         unknown = set(self.tasks) - set(TASKS)
         if unknown:
             raise ValueError(f"tasks must be among {', '.join(TASKS)}, got {', '.join(sorted(unknown))}")
@@ -266,11 +268,67 @@ def load_tables(path: str | Path) -> SegmentTables:
 
     Raises:
         FileNotFoundError: with the path.
-        ValueError: the file holds something else.
+        ValueError: the file holds something else; the message says what.
     """
-    with np.load(path, allow_pickle=False) as archive:
-        missing = ({"header"} | set(BLOCKS)) - set(getattr(archive, "files", ()))
-        if missing:
-            raise ValueError(f"{path} is no file of segment tables: it lacks {', '.join(sorted(missing))}")
-        space = TableSpace.of_json(json.loads(archive["header"].tobytes()))
-        return SegmentTables(space, **{name: archive[name] for name in BLOCKS})
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a directory; expected a file of segment tables ({Path(path) / 'tables.npz'}?)")
+    if not zipfile.is_zipfile(path):
+        with open(path, "rb"):  # a missing file is told as that
+            raise ValueError(f"{path} is no file of segment tables: expected an .npz that an evaluation saved")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = ({"header"} | set(BLOCKS)) - set(archive.files)
+            if missing:
+                raise ValueError(f"{path} is no file of segment tables: it lacks {', '.join(sorted(missing))}")
+            header = json.loads(archive["header"].tobytes())
+            blocks = {name: archive[name] for name in BLOCKS}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise ValueError(f"{path} is damaged: {error}; make the tables again") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: header is not JSON: {error}") from error
+    try:
+        space = TableSpace.of_json(header)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: header does not describe segment tables: {error!r}") from error
+    for name, (dtype, references) in BLOCKS.items():
+        _check_block(f"{path}: {name}", blocks, name, dtype, references)
+    _check_labels(path, space, blocks)
+    return SegmentTables(space, **blocks)
+
+
+def _check_block(where: str, blocks: dict, name: str, dtype: np.dtype, references: dict[str, str]) -> None:
+    block = blocks[name]
+    if block.dtype != dtype or block.ndim != 1:
+        raise ValueError(f"{where} must be rows of {dtype.names}, got {block.dtype} of shape {block.shape}")
+    for column, target in references.items():
+        lowest = VOID if name == "overlaps" else 0
+        if len(block) and not lowest <= block[column].min() <= block[column].max() < len(blocks[target]):
+            raise ValueError(f"{where}: {column} points outside the {len(blocks[target])} rows of {target}")
+    for column in dtype.names or ():
+        values = block[column]
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            row = int(np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))[0])
+            raise ValueError(f"{where}[{row}] has {column} {values[row].tolist()}; expected finite numbers")
+
+
+def _check_labels(path: str | Path, space: TableSpace, blocks: dict[str, np.ndarray]) -> None:
+    clusters, categories, things = space.num_clusters, space.num_categories, space.categories.num_things
+    head = space.num_stuff + 1
+    for name, column, lowest, count in (
+        ("predicted", "label", 0, clusters),
+        ("gt", "label", 0, categories),
+        ("detections", "label", 0, space.num_things),
+        ("objects", "label", 0, things),
+        ("head_pixels", "gt", VOID, categories),
+        ("head_pixels", "predicted", VOID, head),
+        ("head_boundary", "gt", VOID, categories),
+        ("head_boundary", "predicted", VOID, head),
+        ("panoptic_boundary", "gt", VOID, categories),
+        ("panoptic_boundary", "predicted", VOID, clusters),
+    ):
+        values = blocks[name][column]
+        outside = np.flatnonzero((values < lowest) | (values >= count))
+        if len(outside):
+            raise ValueError(
+                f"{path}: {name}[{outside[0]}] has {column} {values[outside[0]]}; its header allows {lowest}..{count - 1}"
+            )

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from u2seg.data.datasets.registration import DATASET_FORMAT_REGISTRY, DatasetFiles, DatasetFormat, resolved
 from u2seg.luss.data.id_maps import LUSS_IGNORE
-from u2seg.luss.data.label_store import LabelStore
+from u2seg.luss.data.label_store import INDEX, LabelStore
+from u2seg.utils.files import confined_name, confined_path
 from u2seg.utils.image_io import image_ids
 
 SPLITS = ("train", "train_semi", "val", "test")
@@ -56,7 +57,7 @@ class ImageNetS:
     lists: Path
     masks: Path | None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(f"SPLIT of ImageNet-S must be one of {', '.join(SPLITS)}, got {self.split!r}")
         if self.masks is None and self.split in ("train_semi", "val"):
@@ -105,7 +106,7 @@ class ImageNetS:
         for index, synset in enumerate(self.synsets()):
             directories = [synset, *self._merged_into(synset)]
             for directory in directories:
-                path = self.images / "train" / directory
+                path = confined_path(self.images / "train", directory, self.lists)
                 if not path.is_dir():
                     raise FileNotFoundError(
                         f"no directory {path}: IMAGES must hold train/<synset>/*.JPEG for every class"
@@ -120,23 +121,29 @@ class ImageNetS:
             directory, name = _last_two(image)
             # The list's directory is the class; a merged class's images lie in the directory of their own synset.
             source = name.split("_")[0]
-            file = self._existing([self.images / "train" / source / name, self.images / "train" / directory / name])
-            mask_file = self.masks / _MASK_DIRECTORIES["train_semi"] / "/".join(_last_two(mask))
+            file = self._existing("train", [_joined(source, name), _joined(directory, name)])
+            mask_file = confined_path(self._mask_directory(), _joined(*_last_two(mask)), self.lists)
             yield {"file_name": str(file), "sem_seg_file_name": str(mask_file), "image_class": classes[directory]}
+
+    def _mask_directory(self) -> Path:
+        assert self.masks is not None  # the splits that come here need it, see __post_init__
+        return self.masks / _MASK_DIRECTORIES[self.split]
 
     def _held_out(self) -> Iterator[dict]:
         name = "validation" if self.split == "val" else "test"
         for line in _lines(self.lists / "mapping" / f"ImageNetS_im{self.num_classes}_mapping_{name}.txt"):
             source, target = line.split()
             source_directory, file_name = _last_two(source)
-            file = self._existing([self.images / "val" / source_directory / file_name, self.images / "val" / file_name])
+            file = self._existing("val", [_joined(source_directory, file_name), file_name])
             record = {"file_name": str(file)}
             if self.split == "val":
                 directory, target_name = _last_two(target)
-                mask = self.masks / _MASK_DIRECTORIES["val"] / directory / f"{Path(target_name).stem}.png"
+                mask = confined_path(
+                    self._mask_directory(), _joined(directory, f"{Path(target_name).stem}.png"), self.lists
+                )
                 record["sem_seg_file_name"] = str(mask)
             else:
-                record["submission_name"] = "/".join(_last_two(target))
+                record["submission_name"] = confined_name(_joined(*_last_two(target)), self.lists)
             yield record
 
     def _merged_into(self, synset: str) -> list[str]:
@@ -144,7 +151,8 @@ class ImageNetS:
             return []
         return [source for source, target in MERGED_919.items() if target == synset]
 
-    def _existing(self, candidates: list[Path]) -> Path:
+    def _existing(self, split: str, names: list[str]) -> Path:
+        candidates = [confined_path(self.images / split, name, self.lists) for name in names]
         for path in candidates:
             if path.is_file():
                 return path
@@ -172,7 +180,7 @@ def pseudo_label_records(description: Mapping) -> list[dict]:
     ids = image_ids(store.file_names)
     return [
         {
-            "file_name": str(images / store.file_names[number]),
+            "file_name": str(confined_path(images, store.file_names[number], store.root / INDEX)),
             "image_id": ids[number],
             "luss_labels": (str(store.root), number),
         }
@@ -212,6 +220,10 @@ def _lines(path: Path) -> list[str]:
 def _last_two(path: str) -> tuple[str, str]:
     parts = Path(path).parts
     return (parts[-2] if len(parts) > 1 else ""), parts[-1]
+
+
+def _joined(directory: str, name: str) -> str:
+    return f"{directory}/{name}" if directory else name
 
 
 def _files(description: Mapping) -> DatasetFiles:

@@ -7,6 +7,7 @@ for image number i of ``index.json``: some kilobytes an image, whatever its size
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,7 +25,7 @@ def write_label_shard(path: str | Path, entries: dict[int, tuple[np.ndarray, np.
         path: of the ``.npz`` file.
         entries: image number -> cluster map (int (h, w), 1..65535) and attention (float (h, w), 0..1).
     """
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for number, (clusters, attention) in entries.items():
         arrays[f"clusters-{number}"] = clusters.astype(np.uint16)
         arrays[f"attention-{number}"] = attention.astype(np.float16)
@@ -100,6 +101,6 @@ def enlarge_attention(attention: np.ndarray, size: tuple[int, int]) -> np.ndarra
 
 
 @lru_cache(maxsize=8)
-def _shard(path: Path):
+def _shard(path: Path) -> np.lib.npyio.NpzFile:
     # An opened archive reads its table of contents once, and each image's arrays when asked for.
     return np.load(path)

@@ -70,7 +70,7 @@ def overlap_grids(first: CropBox, second: CropBox, points: int) -> tuple[Tensor,
     return torch.stack(grids).float(), True
 
 
-@DATASET_MAPPER_REGISTRY.register("pass_multi_crop")
+@DATASET_MAPPER_REGISTRY.register()
 class MultiCropMapper:
     """Dataset dict -> views of the image, distorted in color, with the overlap of the first two.
 
@@ -120,7 +120,7 @@ class MultiCropMapper:
         self.grid_points = grid_points
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool = True):
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
         """Returns the constructor's arguments."""
         settings = cfg.INPUT.MULTI_CROP
         lists = (settings.COUNTS, settings.SIZES, settings.MIN_SCALES, settings.MAX_SCALES)
@@ -173,7 +173,7 @@ class MultiCropMapper:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         view = self.distort(view)
         pixels = torch.from_numpy(np.array(view)).permute(2, 0, 1).contiguous()
-        return pixels, CropBox(*map(float, box), flipped=flipped)
+        return pixels, CropBox(float(box[0]), float(box[1]), float(box[2]), float(box[3]), flipped)
 
     def distort(self, view: Image.Image) -> Image.Image:
         """Returns the view with random changes of color and sharpness."""

@@ -11,10 +11,10 @@ from u2seg.data.dataset_mapper import DATASET_MAPPER_REGISTRY
 from u2seg.luss.data.id_maps import read_id_map
 from u2seg.luss.data.label_store import LabelStore
 from u2seg.luss.data.multi_crop import ASPECT_RATIOS, MultiCropMapper
-from u2seg.utils.image_io import read_image_rgb
+from u2seg.utils.image_io import read_image_rgb, read_stored_rgb
 
 
-@DATASET_MAPPER_REGISTRY.register("luss_semantic")
+@DATASET_MAPPER_REGISTRY.register()
 class LussSemanticMapper:
     """Dataset dict -> image and, in training, its map of ids: one random resized crop; whole images for inference.
 
@@ -53,7 +53,7 @@ class LussSemanticMapper:
         self.test_size = test_size
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool = True):
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
         """Returns the constructor's arguments."""
         settings = cfg.INPUT.SEMANTIC_CROP
         return {
@@ -113,8 +113,7 @@ def read_for(dataset_dict: dict) -> np.ndarray:
     ImageNet-S's masks were drawn on images loaded without regard to their EXIF orientation.
     """
     if "sem_seg_file_name" in dataset_dict or "submission_name" in dataset_dict:
-        with Image.open(dataset_dict["file_name"]) as image:
-            return np.asarray(image.convert("RGB"))
+        return read_stored_rgb(dataset_dict["file_name"])
     return read_image_rgb(dataset_dict["file_name"])
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import hooks
+from detectron2.engine import TrainerBase, hooks
 from detectron2.evaluation import inference_context
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
@@ -75,8 +75,8 @@ def build_knn_monitor(cfg: CfgNode) -> "KnnMonitor | None":
     return KnnMonitor(cfg, bank, queries)
 
 
-@HOOK_REGISTRY.register("knn_accuracy")
-def build_knn_hook(cfg: CfgNode, trainer) -> hooks.EvalHook | None:
+@HOOK_REGISTRY.register("KnnAccuracy")
+def build_knn_hook(cfg: CfgNode, trainer: TrainerBase) -> hooks.EvalHook | None:
     """Returns the hook that computes k-NN accuracy every ``TEST.EVAL_PERIOD`` iterations and at the end; None where nothing is named.
 
     Args:
@@ -198,14 +198,14 @@ class KnnMonitor:
     def _gathered(numbers: list[int], features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns what all processes have, by image number, in the main process; nothing of use in the others."""
         parts = [part for part in comm.gather((numbers, features)) if part[0]] or [(numbers, features)]
-        numbers = np.concatenate([np.array(some, np.int64) for some, _ in parts])
-        order = np.argsort(numbers)
-        return numbers[order], np.concatenate([some for _, some in parts])[order]
+        all_numbers = np.concatenate([np.array(some, np.int64) for some, _ in parts])
+        order = np.argsort(all_numbers)
+        return all_numbers[order], np.concatenate([some for _, some in parts])[order]
 
 
 def _classes_of_images(names: tuple[str, ...]) -> dict[str, tuple[dict, str]]:
     """Returns image file -> Detectron2's dict and class name, for the images of some datasets that have a class."""
-    found = {}
+    found: dict[str, tuple[dict, str]] = {}
     for name in names:
         classes = MetadataCatalog.get(name).get("image_classes")
         for record in DatasetCatalog.get(name) if classes else ():

@@ -65,7 +65,7 @@ def count_image(image: int, predicted: np.ndarray, gt: np.ndarray, boundary_rati
         structured array of ``COUNTS``, one row for each combination that occurs.
     """
     _check_shapes(predicted, gt)
-    width = boundary_width(*gt.shape, boundary_ratio)
+    width = boundary_width(gt.shape[0], gt.shape[1], boundary_ratio)
     clean = np.where((predicted >= 0) & (predicted <= MAX_ID), predicted, NO_ID)
     keep = gt != LUSS_IGNORE
     predicted_ids, predicted_index = _compact(clean[keep])

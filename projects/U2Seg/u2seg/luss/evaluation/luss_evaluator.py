@@ -5,20 +5,22 @@ import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import Tensor
 
+from u2seg.evaluation.evaluator import short_record, weights_record
 from u2seg.evaluation.registries import EVALUATOR_REGISTRY
-from u2seg.evaluation.score_table import format_table
+from u2seg.evaluation.score_table import RECORD, format_table
 from u2seg.luss.data.id_maps import read_id_map, write_id_map
 from u2seg.luss.evaluation.luss_counts import COUNTS, LUSS_IGNORE, OTHER, SWEEP_COUNTS, count_image, count_sweep
-from u2seg.luss.evaluation.luss_metrics import MATCHERS, LussScores, co_occurrence, full_label_map, score, sweep_scores
+from u2seg.luss.evaluation.luss_metrics import MATCHERS, LussScores, full_label_map, match_clusters, score, sweep_scores
 from u2seg.utils.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ class LussEvaluator(DatasetEvaluator):
     sweep of thresholds. All at the image's native size.
     """
 
+    @configurable
     def __init__(
         self,
         gt_files: Mapping[str, str],
@@ -44,6 +47,7 @@ class LussEvaluator(DatasetEvaluator):
         output_dir: str | Path | None,
         submission: bool,
         protocol: str,
+        provenance: dict | None = None,
     ):
         """Takes what to compare with, and how.
 
@@ -57,6 +61,7 @@ class LussEvaluator(DatasetEvaluator):
             output_dir: where files go; None writes none.
             submission: whether to write the predictions.
             protocol: how the model was trained, for the record.
+            provenance: more values for the record: dataset, fitting split, checkpoint.
 
         Raises:
             ValueError: names that repeat, or a hidden ground truth without a matching that can be had without it.
@@ -86,11 +91,12 @@ class LussEvaluator(DatasetEvaluator):
         self.output_dir = Path(output_dir) if output_dir is not None else None
         self.submission = submission
         self.protocol = protocol
+        self.provenance = provenance or {}
         self.reset()
 
     @classmethod
-    def from_config(cls, dataset_name: str, cfg: CfgNode, output_dir: str | Path | None) -> "LussEvaluator":
-        """Returns the evaluator of a registered dataset."""
+    def from_config(cls, cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None) -> dict[str, Any]:
+        """Returns the constructor's arguments for a registered dataset."""
         gt = {
             record["file_name"]: record["sem_seg_file_name"]
             for record in DatasetCatalog.get(dataset_name)
@@ -98,17 +104,23 @@ class LussEvaluator(DatasetEvaluator):
         }
         settings = cfg.TEST.LUSS
         first, last, count = settings.SWEEP
-        return cls(
-            gt,
-            list(MetadataCatalog.get(dataset_name).stuff_classes[1:]),
-            matching=settings.MATCHING,
-            boundary_ratio=settings.BOUNDARY_RATIO,
-            thresholds=np.linspace(first, last, int(count)),
-            num_things=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-            output_dir=output_dir,
-            submission=settings.SUBMISSION,
-            protocol=_protocol_of(settings.MATCHING, dataset_name),
-        )
+        record = {
+            **weights_record(cfg),
+            "dataset": dataset_name,
+            "fitted_on": _fitted_on(settings.MATCHING, dataset_name),
+        }
+        return {
+            "gt_files": gt,
+            "class_names": list(MetadataCatalog.get(dataset_name).stuff_classes[1:]),
+            "matching": settings.MATCHING,
+            "boundary_ratio": settings.BOUNDARY_RATIO,
+            "thresholds": np.linspace(first, last, int(count)),
+            "num_things": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "output_dir": output_dir,
+            "submission": settings.SUBMISSION,
+            "protocol": _protocol_of(settings.MATCHING, dataset_name),
+            "provenance": short_record(record),
+        }
 
     def reset(self) -> None:
         """Forgets all images."""
@@ -144,8 +156,11 @@ class LussEvaluator(DatasetEvaluator):
                 self._sweep.append(count_sweep(index, clusters, _as_numpy(attention), gt, self.thresholds))
 
     def evaluate(self) -> dict | None:
-        """Returns ``{"luss": {name: value}}``, in 0..100, logs it and writes files; None in processes but the main one."""
-        counts, sweep, raw_maps = self._gathered()
+        """Returns ``{"luss": {name: value}}``, in 0..100, logs it and writes files; None in processes but the main one.
+
+        The key is "partial/luss" where fewer images were processed than have ground truth: these are not the dataset's scores.
+        """
+        counts, sweep, raw_maps, num_images = self._gathered()
         if not comm.is_main_process():
             return None
         if not self.gt_files:
@@ -163,10 +178,17 @@ class LussEvaluator(DatasetEvaluator):
             best = max(curve, key=lambda row: row["mIoU"])
             values["sweep-best-mIoU"], values["sweep-best-threshold"] = best["mIoU"], best["threshold"]
         row = self.matching if self.matching in MATCHERS else "saved match"
-        self._write(result, {row: values}, matched, curve)
+        complete = num_images == len(self.gt_files)
+        self._write(result, {row: values}, matched, curve, num_images)
         self._finish_submission(raw_maps, full_label_map(matched))
+        if not complete:
+            logger.warning(
+                "Only %d of the %d images with ground truth were scored: what follows is NOT the score of the dataset",
+                num_images,
+                len(self.gt_files),
+            )
         logger.info("Scores of LUSS\n%s", format_table({"luss": {row: values}}))
-        return {"luss": values}
+        return {"luss" if complete else "partial/luss": values}
 
     def _gt(self, file_name: str) -> np.ndarray:
         if file_name not in self.gt_files:
@@ -180,12 +202,15 @@ class LussEvaluator(DatasetEvaluator):
             )
         return gt
 
-    def _gathered(self) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
-        """Returns all processes' counts with image numbers by file name, so that the number of processes changes nothing."""
+    def _gathered(self) -> tuple[np.ndarray, np.ndarray, dict[str, str], int]:
+        """Returns all processes' counts with image numbers by file name, so that the number of processes changes nothing.
+
+        With them come the files of raw predictions and the number of images.
+        """
         own = (self._files, _concatenate(self._counts, COUNTS), _concatenate(self._sweep, SWEEP_COUNTS), self._raw_maps)
         parts = comm.gather(own, dst=0)
         if not comm.is_main_process():
-            return own[1], own[2], own[3]
+            return own[1], own[2], own[3], len(self._files)
         number = {name: index for index, name in enumerate(sorted({name for part in parts for name in part[0]}))}
         tables: tuple[list, list] = ([], [])
         seen: set[str] = set()
@@ -200,11 +225,11 @@ class LussEvaluator(DatasetEvaluator):
                 renamed["image"] = numbers[kept["image"]] if len(kept) else 0
                 table.append(renamed)
         raw_maps = {name: path for *_, maps in parts for name, path in maps.items()}
-        return _concatenate(tables[0], COUNTS), _concatenate(tables[1], SWEEP_COUNTS), raw_maps
+        return _concatenate(tables[0], COUNTS), _concatenate(tables[1], SWEEP_COUNTS), raw_maps, len(number)
 
     def _matched(self, counts: np.ndarray, num_clusters: int) -> np.ndarray:
         if self.matching in MATCHERS:
-            return MATCHERS[self.matching](co_occurrence(counts, num_clusters, len(self.class_names)))
+            return match_clusters(self.matching, counts, num_clusters, len(self.class_names))
         return read_match(self.matching, num_clusters)
 
     def _saved_or_identity(self) -> np.ndarray:
@@ -219,20 +244,29 @@ class LussEvaluator(DatasetEvaluator):
         num_clusters = max(num_clusters, int(sweep["predicted"].max()))
         return sweep_scores(sweep, self.thresholds, num_clusters, len(self.class_names), MATCHERS[self.matching])
 
-    def _write(self, result: LussScores, values: dict, matched: np.ndarray, curve: list[dict]) -> None:
+    def _record(self, num_images: int) -> dict:
+        return {
+            **self.provenance,
+            "images": num_images,
+            "dataset_images": len(self.gt_files),
+            "complete": num_images == len(self.gt_files),
+        }
+
+    def _write(self, result: LussScores, values: dict, matched: np.ndarray, curve: list[dict], num_images: int) -> None:
         if self.output_dir is None:
             return
         rows = {
             name: {"IoU": 100 * float(iou), "b-IoU": 100 * float(boundary)}
             for name, iou, boundary in zip(["other", *self.class_names], result.class_iou, result.class_boundary_iou)
         }
-        write_json(self.output_dir / "metrics.json", {"luss": values})
+        write_json(self.output_dir / "metrics.json", {"luss": values, RECORD: self._record(num_images)})
         write_json(self.output_dir / "classes.json", rows)
         write_json(self.output_dir / "match.json", match_as_json(matched))
         write_json(
             self.output_dir / "provenance.json",
             {
                 "protocol": self.protocol,
+                **self._record(num_images),
                 "matching": self.matching,
                 "boundary_ratio": self.boundary_ratio,
                 "sweep": curve,
@@ -241,6 +275,7 @@ class LussEvaluator(DatasetEvaluator):
 
     def _write_raw(self, file_name: str, predicted: np.ndarray) -> None:
         directory, name = Path(file_name).parent.name, Path(file_name).stem
+        assert self.output_dir is not None, "checked by the constructor"
         path = self.output_dir / "predictions" / directory / f"{name}.png"
         write_id_map(path, predicted)
         self._raw_maps[file_name] = str(path)
@@ -249,6 +284,7 @@ class LussEvaluator(DatasetEvaluator):
         """Gives the written maps their class ids, and packs them with the description that the server asks for."""
         if not self.submission:
             return
+        assert self.output_dir is not None, "checked by the constructor"
         archive = self.output_dir / "submission.zip"
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
             packed.writestr("method.txt", f"Method: u2seg\nProtocol: {self.protocol}\nMatching: {self.matching}\n")
@@ -263,7 +299,7 @@ class LussEvaluator(DatasetEvaluator):
 @EVALUATOR_REGISTRY.register("luss")
 def build_luss_evaluator(dataset_name: str, cfg: CfgNode, output_dir: str) -> LussEvaluator:
     """Returns the evaluator of datasets with ``evaluator_type`` "luss"."""
-    return LussEvaluator.from_config(dataset_name, cfg, output_dir)
+    return LussEvaluator(cfg, dataset_name, output_dir)
 
 
 def label_map_of(output: Mapping, num_things: int) -> np.ndarray:
@@ -279,7 +315,8 @@ def label_map_of(output: Mapping, num_things: int) -> np.ndarray:
     if "sem_seg_labels" in output:
         return _as_numpy(output["sem_seg_labels"]).astype(np.int64)
     if "panoptic_seg" in output:
-        return _ids_of_panoptic(*output["panoptic_seg"], num_things)
+        segment_map, segments = output["panoptic_seg"]
+        return _ids_of_panoptic(segment_map, segments, num_things)
     if "sem_seg" in output:
         return _as_numpy(output["sem_seg"].argmax(dim=0)).astype(np.int64)
     raise KeyError(
@@ -313,6 +350,12 @@ def read_match(path: str | Path, num_clusters: int = 0) -> np.ndarray:
     return matched
 
 
+def _fitted_on(matching: str, dataset_name: str) -> str:
+    if matching == "none":
+        return "nothing (predictions are class ids)"
+    return dataset_name if matching in MATCHERS else f"the saved match {matching}"
+
+
 def _protocol_of(matching: str, dataset_name: str) -> str:
     if matching == "none":
         return f"on {dataset_name}: predictions are class ids, nothing is matched"
@@ -327,5 +370,5 @@ def _concatenate(parts: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(0, dtype)
 
 
-def _as_numpy(values) -> np.ndarray:
+def _as_numpy(values: Tensor | np.ndarray) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from u2seg.evaluation.matching.assignment import hungarian, majority_vote
+from u2seg.evaluation.matching.assignment import hungarian, majority_vote, mixed
 from u2seg.luss.evaluation.luss_counts import OTHER
 
 EPSILON = 1e-10  # in the denominator of every IoU, as in the released evaluation
@@ -45,34 +45,71 @@ def co_occurrence(counts: np.ndarray, num_clusters: int, num_classes: int) -> np
     return table
 
 
-def one_to_one(counts: np.ndarray) -> np.ndarray:
+def content_digests(counts: np.ndarray, num_clusters: int) -> np.ndarray:
+    """Returns numbers for each cluster that depend on what it covers and not on the cluster's id, uint64 (2, clusters).
+
+    Each is a sum, over images and classes, of the pixels covered times a fixed pseudo-random number of the image and the class,
+    modulo 2^64. So it can be updated as pixels leave a cluster, and is the same whichever rows the pixels are counted in. In the
+    first row an image is known by its ground truth's areas, so that the order of the images does not count; in the second, which
+    tells apart what the first does not, by its number.
+
+    Args:
+        counts: rows of ``COUNTS`` or ``SWEEP_COUNTS``.
+        num_clusters: "other" not counted; rows of other ids are left out.
+    """
+    return _sums_of_terms(_of_clusters(counts, num_clusters), _content_terms(counts, num_clusters), num_clusters)
+
+
+def one_to_one(counts: np.ndarray, digests: np.ndarray | None = None) -> np.ndarray:
     """Returns the class of each cluster, int64 (clusters,), by Hungarian matching; -1 only where clusters outnumber classes.
 
     Pairs without a common image are matched too, in ascending order, as a complete assignment does; they add no true pixel.
+
+    Args:
+        counts: from `co_occurrence`.
+        digests: from `content_digests`. Clusters are taken in their order, so that among matchings of equal sum the choice does
+            not depend on how clusters are numbered. None takes them by number.
     """
+    order = np.arange(counts.shape[0]) if digests is None else np.lexsort(digests[::-1])
     # Rows and columns without any count take no part: with 919 classes and few images that is most of them.
-    rows, columns = np.flatnonzero(counts.any(axis=1)), np.flatnonzero(counts.any(axis=0))
+    rows, columns = order[counts[order].any(axis=1)], np.flatnonzero(counts.any(axis=0))
     among = hungarian(counts[np.ix_(rows, columns)])
     matched = np.full(counts.shape[0], -1, np.int64)
     matched[rows[among >= 0]] = columns[among[among >= 0]]
     free = np.setdiff1d(np.arange(counts.shape[1]), matched)
-    left = np.flatnonzero(matched < 0)[: len(free)]
+    left = order[matched[order] < 0][: len(free)]
     matched[left] = free[: len(left)]
     return matched
 
 
-def majority(counts: np.ndarray) -> np.ndarray:
-    """Returns for each cluster the class with which it shares most images, int64 (clusters,); many may share one, -1: none."""
+def majority(counts: np.ndarray, digests: np.ndarray | None = None) -> np.ndarray:
+    """Returns for each cluster the class with which it shares most images, int64 (clusters,); many may share one, -1: none.
+
+    Of equal classes the lowest id is taken, so that ``digests`` are not needed.
+    """
     return majority_vote(counts)
 
 
-def identity(counts: np.ndarray) -> np.ndarray:
+def identity(counts: np.ndarray, digests: np.ndarray | None = None) -> np.ndarray:
     """Returns the class of the same number for each cluster: for predictions that are class ids already."""
     ids = np.arange(counts.shape[0])
     return np.where(ids < counts.shape[1], ids, -1)
 
 
-MATCHERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+def match_clusters(matching: str, counts: np.ndarray, num_clusters: int, num_classes: int) -> np.ndarray:
+    """Returns the 0-based class of each cluster, -1 for none, int64 (clusters,), fitted on the counts of all images.
+
+    Args:
+        matching: key of ``MATCHERS``.
+        counts: rows of ``COUNTS``.
+        num_clusters: "other" not counted.
+        num_classes: C, "other" not counted.
+    """
+    together = co_occurrence(counts, num_clusters, num_classes)
+    return MATCHERS[matching](together, content_digests(counts, num_clusters))
+
+
+MATCHERS: dict[str, Callable[..., np.ndarray]] = {
     "hungarian": one_to_one,
     "majority": majority,
     "none": identity,
@@ -92,7 +129,11 @@ def score(counts: np.ndarray, matched: np.ndarray, num_classes: int) -> LussScor
         matched: int64 (clusters,), 0-based class of each cluster, -1 for none.
         num_classes: C, "other" not counted.
 
-    Source: LUSS, section "evaluation protocol"; Acc and F-beta as its released evaluation computes them.
+    Size bins: an image belongs to a bin if a class of it, "other" not counted, falls into the bin. From the images of a bin come
+    the pixels of those classes and of "other"; an image without such a class adds nothing to the bin, its "other" neither.
+    A bin is averaged over the classes that have pixels in it, "other" among them; NaN if no image belongs to it.
+
+    Source: LUSS, section "evaluation protocol"; Acc, F-beta and the images of a bin as its released evaluation has them.
     """
     rows = counts.copy()
     rows["predicted"] = full_label_map(matched)[rows["predicted"]]  # index -1 is the last entry
@@ -111,7 +152,9 @@ def score(counts: np.ndarray, matched: np.ndarray, num_classes: int) -> LussScor
     }
     bins = _size_bins(rows, num_classes)
     for index, name in enumerate(SIZE_BINS):
-        inside = rows[(rows["gt"] == OTHER) | (bins == index)]
+        of_bin = (rows["gt"] != OTHER) & (bins == index)
+        images_of_bin = np.isin(rows["image"], rows["image"][of_bin])
+        inside = rows[of_bin | ((rows["gt"] == OTHER) & images_of_bin)]
         values[name] = _percent(_mean_present(*_ious(*_area_tables(inside, num_classes))))
         boundary = _mean_present(*_ious(*_boundary_tables(inside, num_classes)))
         values[f"B{name}"] = _percent(boundary if bijective else np.nan)
@@ -128,15 +171,16 @@ def sweep_scores(
         thresholds: float (T,), ascending.
         num_clusters: number of clusters, "other" not counted.
         num_classes: C, "other" not counted.
-        matcher: from co-occurrence counts to the class of each cluster.
+        matcher: of ``MATCHERS``.
     """
     presence = _sweep_presence(counts)
     results = []
-    for index, table in enumerate(_sweep_confusions(counts, len(thresholds), num_clusters, num_classes)):
+    tables = _sweep_confusions(counts, len(thresholds), num_clusters, num_classes)
+    for index, (table, digests) in enumerate(zip(tables, _sweep_digests(counts, len(thresholds), num_clusters))):
         pairs = presence[presence["level"] >= index]
         together = np.zeros((num_clusters, num_classes), np.int64)
         np.add.at(together, (pairs["predicted"] - 1, pairs["gt"] - 1), 1)
-        label_map = full_label_map(matcher(together))
+        label_map = full_label_map(matcher(together, digests))
         kept = np.flatnonzero(label_map >= 0)
         true, predicted = np.zeros(num_classes + 1, np.int64), np.zeros(num_classes + 1, np.int64)
         np.add.at(true, label_map[kept], table[kept, label_map[kept]])
@@ -161,6 +205,43 @@ def _sweep_confusions(
         np.subtract.at(table, (predicted[fall], rows["gt"][fall]), rows["pixels"][fall])
         np.add.at(table[OTHER], rows["gt"][fall], rows["pixels"][fall])
         yield table
+
+
+def _sweep_digests(counts: np.ndarray, num_thresholds: int, num_clusters: int) -> Iterator[np.ndarray]:
+    """Yields `content_digests` at each threshold: equal to those of a run at that threshold alone; one array, changed in place."""
+    counts = counts[np.argsort(counts["level"], kind="stable")]
+    rows, terms = _of_clusters(counts, num_clusters), _content_terms(counts, num_clusters)
+    digests = _sums_of_terms(rows, terms, num_clusters)
+    bounds = np.searchsorted(rows["level"], np.arange(-1, num_thresholds + 1))
+    for index in range(num_thresholds):
+        fall = slice(bounds[index], bounds[index + 1])
+        digests -= _sums_of_terms(rows[fall], terms[:, fall], num_clusters)
+        yield digests
+
+
+def _of_clusters(counts: np.ndarray, num_clusters: int) -> np.ndarray:
+    return counts[(counts["predicted"] > OTHER) & (counts["predicted"] <= num_clusters)]
+
+
+def _content_terms(counts: np.ndarray, num_clusters: int) -> np.ndarray:
+    """Returns what each row of a cluster adds to its two digests, uint64 (2, rows of `_of_clusters`), wrapping on overflow."""
+    images, index = np.unique(counts["image"], return_inverse=True)
+    signatures = np.zeros(len(images), np.uint64)
+    np.add.at(signatures, index, mixed(_unsigned(counts["gt"])) * counts["pixels"].astype(np.uint64))
+    inside = (counts["predicted"] > OTHER) & (counts["predicted"] <= num_clusters)
+    gt, pixels = _unsigned(counts["gt"][inside]), counts["pixels"][inside].astype(np.uint64)
+    return np.stack([mixed(signatures[index[inside]], gt), mixed(_unsigned(counts["image"][inside]), gt)]) * pixels
+
+
+def _sums_of_terms(rows: np.ndarray, terms: np.ndarray, num_clusters: int) -> np.ndarray:
+    digests = np.zeros((len(terms), num_clusters), np.uint64)
+    for sums, values in zip(digests, terms):
+        np.add.at(sums, rows["predicted"] - 1, values)
+    return digests
+
+
+def _unsigned(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.int64).astype(np.uint64)
 
 
 def _sweep_presence(counts: np.ndarray) -> np.ndarray:
@@ -206,17 +287,15 @@ def _boundary_tables(rows: np.ndarray, num_classes: int) -> tuple[np.ndarray, np
     return _marginals(predicted, gt, rows["pixels"], num_classes)
 
 
-def _marginals(predicted, gt, pixels, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    tables = []
-    for labels, chosen in (
-        (gt, (gt == predicted) & (gt >= 0)),
-        (predicted, predicted >= 0),
-        (gt, gt >= 0),
-    ):
+def _marginals(
+    predicted: np.ndarray, gt: np.ndarray, pixels: np.ndarray, num_classes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def total(labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         table = np.zeros(num_classes + 1, np.int64)
         np.add.at(table, labels[chosen], pixels[chosen])
-        tables.append(table)
-    return tuple(tables)
+        return table
+
+    return total(gt, (gt == predicted) & (gt >= 0)), total(predicted, predicted >= 0), total(gt, gt >= 0)
 
 
 def _ious(true: np.ndarray, predicted: np.ndarray, gt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -204,8 +204,8 @@ class CollapseMonitor:
         self.ln_k = math.log(num_prototypes)
         self.patience = patience
         self.momentum = momentum
-        self.loss = None
-        self.entropy = None
+        self.loss: float | None = None
+        self.entropy: float | None = None
         self.stuck = 0
 
     def update(self, loss: float, entropy: float) -> bool:

@@ -105,6 +105,6 @@ def _distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def _all_reduce(value: Tensor, operation=None) -> None:
+def _all_reduce(value: Tensor, operation: dist.ReduceOp | None = None) -> None:
     if _distributed():
         dist.all_reduce(value, op=operation or dist.ReduceOp.SUM)

@@ -1,6 +1,8 @@
 """PASS's two training stages as meta-architectures: representation learning and pixel attention."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,67 @@ from u2seg.luss.modeling.pass_losses import pixel_agreement_loss, sample_points
 UPSAMPLING = 4  # layer-4 features are enlarged so much before attention [LUSS, released model]
 
 
+@dataclass(frozen=True)
+class PASSSettings:
+    """What both training stages of PASS need to know.
+
+    Attributes:
+        deep_feature: name of the backbone's output that swapped prediction, pixels and attention use.
+        hidden_dim: of every MLP.
+        feat_dim: D, of the embeddings.
+        norm: Detectron2's name of the norm layers in the heads.
+        collapse_patience: iterations at ln K before a warning; 0 for none.
+        pixel_mean: of each RGB channel, 0..255.
+        pixel_std: likewise.
+    """
+
+    deep_feature: str
+    hidden_dim: int
+    feat_dim: int
+    norm: str
+    collapse_patience: int
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+
+    @classmethod
+    def of_config(cls, cfg: CfgNode) -> "PASSSettings":
+        """Returns the settings of ``MODEL.PASS``, with the norm of ``MODEL.RESNETS``."""
+        settings = cfg.MODEL.PASS
+        return cls(
+            deep_feature=settings.DEEP_FEATURE,
+            hidden_dim=settings.HIDDEN_DIM,
+            feat_dim=settings.FEAT_DIM,
+            norm=cfg.MODEL.RESNETS.NORM,
+            collapse_patience=settings.COLLAPSE_PATIENCE,
+            pixel_mean=tuple(cfg.MODEL.PIXEL_MEAN),
+            pixel_std=tuple(cfg.MODEL.PIXEL_STD),
+        )
+
+
+@dataclass(frozen=True)
+class AlignmentSettings:
+    """What pretraining aligns besides the views of an image.
+
+    Attributes:
+        shallow_features: names of the backbone's outputs that learn to predict the deep codes.
+        loss_weights: one for swapped prediction, then one for each shallow feature; divided by their sum.
+        pixel_weight: of the pixel-to-pixel loss; 0 leaves its heads out.
+        pixel_padding: see `sample_points`.
+    """
+
+    shallow_features: tuple[str, ...]
+    loss_weights: tuple[float, ...]
+    pixel_weight: float
+    pixel_padding: str
+
+    def __post_init__(self) -> None:
+        if len(self.loss_weights) != 1 + len(self.shallow_features) or sum(self.loss_weights) <= 0:
+            raise ValueError(
+                f"MODEL.PASS.LOSS_WEIGHTS must be one weight for the deep loss and one for each of the shallow features "
+                f"{list(self.shallow_features)}, positive in sum; got {list(self.loss_weights)}"
+            )
+
+
 @META_ARCH_REGISTRY.register()
 class PASSPretrainer(nn.Module):
     """Learns a backbone from images alone: swapped prediction, deep-to-shallow and pixel-to-pixel alignment.
@@ -34,57 +97,24 @@ class PASSPretrainer(nn.Module):
 
     @configurable
     def __init__(
-        self,
-        *,
-        backbone: Backbone,
-        deep_feature: str,
-        shallow_features: list[str],
-        loss_weights: list[float],
-        pixel_weight: float,
-        pixel_padding: str,
-        hidden_dim: int,
-        feat_dim: int,
-        norm: str,
-        swapped: SwappedPrediction,
-        collapse_patience: int,
-        pixel_mean: list[float],
-        pixel_std: list[float],
+        self, *, backbone: Backbone, swapped: SwappedPrediction, settings: PASSSettings, alignment: AlignmentSettings
     ):
-        """Takes the backbone and the settings of ``MODEL.PASS``.
-
-        Args:
-            backbone: gives the deep and the shallow features.
-            deep_feature: name of the backbone's output that swapped prediction and pixels use.
-            shallow_features: names of the outputs that learn to predict the deep codes.
-            loss_weights: one for swapped prediction, then one for each shallow feature; divided by their sum.
-            pixel_weight: of the pixel-to-pixel loss; 0 leaves its heads out.
-            pixel_padding: see `sample_points`.
-            hidden_dim: of every MLP.
-            feat_dim: D, of the embeddings.
-            norm: Detectron2's name of the norm layers in the heads.
-            swapped: prototypes and their loss.
-            collapse_patience: iterations at ln K before a warning; 0 for none.
-            pixel_mean: of each RGB channel, 0..255.
-            pixel_std: likewise.
+        """Takes the backbone, the prototypes and their loss, and the settings of ``MODEL.PASS``.
 
         Raises:
-            ValueError: a feature that the backbone does not give, or weights that do not match the shallow features.
+            ValueError: a feature that the backbone does not give.
         """
         super().__init__()
-        _check_features(backbone, [deep_feature, *shallow_features])
-        if len(loss_weights) != 1 + len(shallow_features) or sum(loss_weights) <= 0:
-            raise ValueError(
-                f"MODEL.PASS.LOSS_WEIGHTS must be one weight for the deep loss and one for each of the shallow features "
-                f"{list(shallow_features)}, positive in sum; got {list(loss_weights)}"
-            )
+        deep, hidden_dim, norm = settings.deep_feature, settings.hidden_dim, settings.norm
+        _check_features(backbone, [deep, *alignment.shallow_features])
         channels = {name: shape.channels for name, shape in backbone.output_shape().items()}
         self.backbone = backbone
-        self.deep_feature = deep_feature
-        self.shallow_features = list(shallow_features)
-        self.loss_weights = [weight / sum(loss_weights) for weight in loss_weights]
-        self.pixel_weight = pixel_weight
-        self.pixel_padding = pixel_padding
-        self.projector = ProjectionHead(channels[deep_feature], hidden_dim, feat_dim, norm)
+        self.deep_feature = deep
+        self.shallow_features = list(alignment.shallow_features)
+        self.loss_weights = [weight / sum(alignment.loss_weights) for weight in alignment.loss_weights]
+        self.pixel_weight = alignment.pixel_weight
+        self.pixel_padding = alignment.pixel_padding
+        self.projector = ProjectionHead(channels[deep], hidden_dim, settings.feat_dim, norm)
         self.swapped = swapped
         self.shallow_mlps = nn.ModuleDict(
             {
@@ -93,32 +123,30 @@ class PASSPretrainer(nn.Module):
             }
         )
         self.shallow_projectors = nn.ModuleDict(
-            {name: ProjectionHead(channels[name], hidden_dim, feat_dim, norm) for name in self.shallow_features}
+            {
+                name: ProjectionHead(channels[name], hidden_dim, settings.feat_dim, norm)
+                for name in self.shallow_features
+            }
         )
-        if pixel_weight:
-            self.pixel_projector = DenseMLP([channels[deep_feature], hidden_dim, hidden_dim, feat_dim], norm)
-            self.pixel_predictor = PixelPredictor(feat_dim, norm)
-        self.monitor = CollapseMonitor(swapped.num_prototypes, collapse_patience)
-        _register_pixel_statistics(self, pixel_mean, pixel_std)
+        if self.pixel_weight:
+            self.pixel_projector = DenseMLP([channels[deep], hidden_dim, hidden_dim, settings.feat_dim], norm)
+            self.pixel_predictor = PixelPredictor(settings.feat_dim, norm)
+        self.monitor = CollapseMonitor(swapped.num_prototypes, settings.collapse_patience)
+        _register_pixel_statistics(self, settings)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode):
+    def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments."""
-        settings = cfg.MODEL.PASS
         return {
             "backbone": build_backbone(cfg),
-            "deep_feature": settings.DEEP_FEATURE,
-            "shallow_features": settings.SHALLOW_STAGES,
-            "loss_weights": settings.LOSS_WEIGHTS,
-            "pixel_weight": settings.P2P_WEIGHT,
-            "pixel_padding": settings.P2P_PADDING,
-            "hidden_dim": settings.HIDDEN_DIM,
-            "feat_dim": settings.FEAT_DIM,
-            "norm": cfg.MODEL.RESNETS.NORM,
             "swapped": build_swapped_prediction(cfg),
-            "collapse_patience": settings.COLLAPSE_PATIENCE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "settings": PASSSettings.of_config(cfg),
+            "alignment": AlignmentSettings(
+                shallow_features=tuple(cfg.MODEL.PASS.SHALLOW_STAGES),
+                loss_weights=tuple(cfg.MODEL.PASS.LOSS_WEIGHTS),
+                pixel_weight=cfg.MODEL.PASS.P2P_WEIGHT,
+                pixel_padding=cfg.MODEL.PASS.P2P_PADDING,
+            ),
         }
 
     @property
@@ -130,7 +158,7 @@ class PASSPretrainer(nn.Module):
         """Returns the losses ``loss_i2i``, ``loss_d2s_*`` and ``loss_p2p``, whose sum is what the paper minimizes.
 
         Args:
-            batched_inputs: what the mapper ``pass_multi_crop`` gives: ``views``, ``overlap_grids`` and ``overlaps``.
+            batched_inputs: what the mapper ``MultiCropMapper`` gives: ``views``, ``overlap_grids`` and ``overlaps``.
 
         Raises:
             RuntimeError: called for inference, which pretraining has not.
@@ -185,68 +213,45 @@ class PASSPretrainer(nn.Module):
 class PASSPixelAttention(nn.Module):
     """Learns which pixels matter: attention and prototypes on top of a pretrained backbone and projection that stay as they are.
 
-    The frozen parts run in eval mode, so that their batch-norm statistics stay too; ``BN_TRAIN`` lets those of the backbone and the
-    projection move, as in the reference.
+    The frozen parts run in eval mode, so that their batch-norm statistics stay too; ``FROZEN_NORM_MOVES`` lets
+    those of the backbone and the projection move, as in the reference.
 
     Source: LUSS, section "PASS: pixel attention".
     """
 
     @configurable
     def __init__(
-        self,
-        *,
-        backbone: Backbone,
-        deep_feature: str,
-        hidden_dim: int,
-        feat_dim: int,
-        norm: str,
-        swapped: SwappedPrediction,
-        frozen_norm_moves: bool,
-        collapse_patience: int,
-        pixel_mean: list[float],
-        pixel_std: list[float],
+        self, *, backbone: Backbone, swapped: SwappedPrediction, settings: PASSSettings, frozen_norm_moves: bool
     ):
-        """Takes the settings of ``MODEL.PASS``; those of the same name as `PASSPretrainer`'s mean the same.
+        """Takes the pretrained backbone and the settings of ``MODEL.PASS``.
 
         Args:
-            backbone: pretrained, frozen.
-            deep_feature: the backbone's output that is attended to.
-            hidden_dim: of the frozen projection.
-            feat_dim: D.
-            norm: Detectron2's name of the norm layers.
+            backbone: pretrained; it is frozen here, and so is the projection.
             swapped: prototypes and their loss.
+            settings: as in pretraining.
             frozen_norm_moves: whether batch-norm statistics of the frozen parts follow the data, as in the reference.
-            collapse_patience: iterations at ln K before a warning; 0 for none.
-            pixel_mean: of each RGB channel, 0..255.
-            pixel_std: likewise.
         """
         super().__init__()
-        _check_features(backbone, [deep_feature])
-        channels = backbone.output_shape()[deep_feature].channels
+        _check_features(backbone, [settings.deep_feature])
+        channels = backbone.output_shape()[settings.deep_feature].channels
         self.backbone = backbone.requires_grad_(False)
-        self.deep_feature = deep_feature
-        self.projector = ProjectionHead(channels, hidden_dim, feat_dim, norm).requires_grad_(False)
-        self.attention = PixelAttention(channels, norm)
+        self.deep_feature = settings.deep_feature
+        projector = ProjectionHead(channels, settings.hidden_dim, settings.feat_dim, settings.norm)
+        self.projector = projector.requires_grad_(False)
+        self.attention = PixelAttention(channels, settings.norm)
         self.swapped = swapped
         self.frozen_norm_moves = frozen_norm_moves
-        self.monitor = CollapseMonitor(swapped.num_prototypes, collapse_patience)
-        _register_pixel_statistics(self, pixel_mean, pixel_std)
+        self.monitor = CollapseMonitor(swapped.num_prototypes, settings.collapse_patience)
+        _register_pixel_statistics(self, settings)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode):
+    def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments."""
-        settings = cfg.MODEL.PASS
         return {
             "backbone": build_backbone(cfg),
-            "deep_feature": settings.DEEP_FEATURE,
-            "hidden_dim": settings.HIDDEN_DIM,
-            "feat_dim": settings.FEAT_DIM,
-            "norm": cfg.MODEL.RESNETS.NORM,
             "swapped": build_swapped_prediction(cfg),
-            "frozen_norm_moves": settings.PIXEL_ATTENTION.FROZEN_NORM_MOVES,
-            "collapse_patience": settings.COLLAPSE_PATIENCE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "settings": PASSSettings.of_config(cfg),
+            "frozen_norm_moves": cfg.MODEL.PASS.PIXEL_ATTENTION.FROZEN_NORM_MOVES,
         }
 
     @property
@@ -254,14 +259,14 @@ class PASSPixelAttention(nn.Module):
         """Where the parameters lie."""
         return self.pixel_mean.device
 
-    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads a checkpoint of this stage, or of pretraining: then its queue and its iterations do not belong here."""
         if not any(name.startswith("attention.") for name in state_dict):
             left = ("swapped.queue", "swapped.num_queued", "swapped.iteration")
             state_dict = {name: value for name, value in state_dict.items() if name not in left}
         return super().load_state_dict(state_dict, strict, assign)
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "PASSPixelAttention":
         """Sets training mode, but for the frozen parts (unless their norms may move)."""
         super().train(mode)
         if not self.frozen_norm_moves:
@@ -273,7 +278,7 @@ class PASSPixelAttention(nn.Module):
         """Returns the loss ``loss_i2i``.
 
         Args:
-            batched_inputs: what the mapper ``pass_multi_crop`` gives.
+            batched_inputs: what the mapper ``MultiCropMapper`` gives.
 
         Raises:
             RuntimeError: called for inference; `attended_features` gives what clustering needs.
@@ -372,9 +377,9 @@ def report_swapped(monitor: CollapseMonitor, loss: Tensor, codes: list[Tensor], 
             storage.put_scalar(f"pass/{name}", value)
 
 
-def _register_pixel_statistics(model: nn.Module, mean: list[float], std: list[float]) -> None:
-    model.register_buffer("pixel_mean", torch.tensor(mean).view(-1, 1, 1), False)
-    model.register_buffer("pixel_std", torch.tensor(std).view(-1, 1, 1), False)
+def _register_pixel_statistics(model: nn.Module, settings: PASSSettings) -> None:
+    model.register_buffer("pixel_mean", torch.tensor(settings.pixel_mean).view(-1, 1, 1), False)
+    model.register_buffer("pixel_std", torch.tensor(settings.pixel_std).view(-1, 1, 1), False)
 
 
 def _check_features(backbone: Backbone, names: list[str]) -> None:

@@ -1,6 +1,7 @@
 """LUSS's segmentation models: the one-layer head, the unsupervised clusterer, distance matching; argmax at native size."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from u2seg.luss.modeling.knn import knn_vote
 from u2seg.luss.modeling.pass_meta_arch import UPSAMPLING, PASSPixelAttention, normalize_pixels
+from u2seg.utils.kmeans import CENTROIDS
 
 
 def resize_argmax(logits: Tensor, size: tuple[int, int], max_elements: int) -> Tensor:
@@ -74,7 +76,7 @@ class PixelLinearHead(nn.Module):
         nn.init.zeros_(self.predictor.bias)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]):
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         """Returns the constructor's arguments.
 
         Raises:
@@ -107,6 +109,7 @@ class PixelLinearHead(nn.Module):
         logits = self.predictor(features[self.in_feature])
         if not self.training:
             return logits, {}
+        assert targets is not None, "training needs targets"
         size = tuple(side // self.target_stride for side in targets.shape[-2:])
         # Nearest neighbor through float32, which holds every 16-bit id exactly; integers are not supported.
         small = F.interpolate(targets[:, None].float(), size=size, mode="nearest")[:, 0].long()
@@ -122,17 +125,17 @@ class LussSegmentor(SemanticSegmentor):
     """Detectron2's semantic segmentor, whose inference gives label maps at native size instead of all logits."""
 
     @configurable
-    def __init__(self, *, max_elements: int, **kwargs):
+    def __init__(self, *, max_elements: int, **kwargs: Any):
         """Takes ``SemanticSegmentor``'s arguments and ``TEST.LUSS.MAX_ELEMENTS``."""
         super().__init__(**kwargs)
         self.max_elements = max_elements
 
     @classmethod
-    def from_config(cls, cfg: CfgNode):
+    def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments."""
         return {**super().from_config(cfg), "max_elements": cfg.TEST.LUSS.MAX_ELEMENTS}
 
-    def forward(self, batched_inputs: list[dict]):
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         """Returns losses in training, else for each image ``sem_seg_labels``: int64 (height, width), 0 is "other"."""
         if self.training:
             return super().forward(batched_inputs)
@@ -152,14 +155,14 @@ class PASSPixelClusterer(PASSPixelAttention):
     """
 
     @configurable
-    def __init__(self, *, centroids: np.ndarray, threshold: float, **kwargs):
+    def __init__(self, *, centroids: np.ndarray, threshold: float, **kwargs: Any):
         """Takes `PASSPixelAttention`'s arguments, centroids float (K, C), and the attention below which a pixel is "other"."""
         super().__init__(**kwargs)
         self.threshold = threshold
         self.register_buffer("centroids", F.normalize(torch.as_tensor(centroids, dtype=torch.float32), dim=1), False)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode):
+    def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments; the centroids are read from ``LUSS.CENTROIDS``.
 
         Raises:
@@ -167,7 +170,7 @@ class PASSPixelClusterer(PASSPixelAttention):
         """
         if not Path(cfg.LUSS.CENTROIDS).is_file():
             raise FileNotFoundError(
-                f"LUSS.CENTROIDS must be the centroids.npy that clustering wrote (u2seg luss clusters), got {cfg.LUSS.CENTROIDS!r}"
+                f"LUSS.CENTROIDS must be the {CENTROIDS} that clustering wrote (u2seg luss clusters), got {cfg.LUSS.CENTROIDS!r}"
             )
         return {**super().from_config(cfg), "centroids": np.load(cfg.LUSS.CENTROIDS), "threshold": cfg.LUSS.THRESHOLD}
 
@@ -181,7 +184,8 @@ class PASSPixelClusterer(PASSPixelAttention):
         similarity = torch.einsum("bchw,kc->bkhw", F.normalize(features, dim=1), self.centroids)
         return similarity.argmax(dim=1) + 1, attention.mean(dim=1)
 
-    def forward(self, batched_inputs: list[dict]) -> list[dict]:
+    # The base class trains and returns losses; this class only infers.
+    def forward(self, batched_inputs: list[dict]) -> list[dict]:  # type: ignore[override]
         """Returns for each image ``sem_seg_labels`` and ``clusters`` (int64) and ``attention`` (float32), (height, width) each.
 
         ``sem_seg_labels`` are the clusters after ``LUSS.THRESHOLD``; the evaluator sweeps over all thresholds.
@@ -245,7 +249,7 @@ class DistanceMatcher(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode):
+    def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments; the bank is read from ``LUSS.BANK`` where one is named, and empty otherwise."""
         bank = np.load(cfg.LUSS.BANK) if cfg.LUSS.BANK else {"features": np.zeros((0, 1)), "labels": np.zeros(0)}
         return {

@@ -1,5 +1,6 @@
 """Activation checkpointing: a residual block keeps its input alone and is computed again in the backward pass."""
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
@@ -29,7 +30,7 @@ def checkpoint_residual_blocks(backbone: nn.Module) -> int:
     return len(blocks)
 
 
-def _run(block: nn.Module, forward, x: Tensor) -> Tensor:
+def _run(block: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if not (block.training and x.requires_grad):
         return forward(x)
     return checkpoint(
@@ -38,7 +39,7 @@ def _run(block: nn.Module, forward, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _running_statistics_rest(block: nn.Module):
+def _running_statistics_rest(block: nn.Module) -> Iterator[None]:
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:

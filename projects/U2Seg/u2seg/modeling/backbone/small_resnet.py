@@ -70,7 +70,7 @@ class SmallResNet(ResNet):
         super().__init__(stem, stages, out_features=out_features, freeze_at=freeze_at)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec):
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
         """Returns the constructor's arguments."""
         return {
             "in_channels": input_shape.channels,

@@ -1,5 +1,5 @@
 """Region-of-interest heads."""
 
-from u2seg.modeling.roi_heads.drop_loss import DropLossCascadeROIHeads
+from u2seg.modeling.roi_heads.drop_loss import DropLossCascadeROIHeads, DropLossStandardROIHeads
 
-__all__ = ["DropLossCascadeROIHeads"]
+__all__ = ["DropLossCascadeROIHeads", "DropLossStandardROIHeads"]

@@ -1,21 +1,26 @@
 """The stage that gives every mask a cluster: k-means on one vector a mask, saved centroids, assignments of all."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from detectron2.config import CfgNode
-from tqdm import tqdm
 
 from u2seg.data.formats.mask_shards import read_shard
 from u2seg.features import feature_settings
 from u2seg.structures.mask_records import ImageMasks
-from u2seg.utils.files import atomic_path, file_digest, read_json, write_json
-from u2seg.utils.kmeans import assign, kmeans, l2_normalize
+from u2seg.utils.files import atomic_path, read_json, short_file_digest, write_json
+from u2seg.utils.kmeans import CENTROIDS, assign, kmeans, l2_normalize
 from u2seg.utils.manifest import MANIFEST, close_stage, is_complete, open_stage, settings_digest
+from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
 
-CENTROIDS = "centroids.npy"
+# From the images of a shard to the vectors that are clustered, float32 (masks, C).
+Vectors = Callable[[list[ImageMasks]], np.ndarray]
+
+logger = logging.getLogger(__name__)
+
 HISTOGRAM = "histogram.json"
 
 
@@ -41,7 +46,7 @@ def make_clusters(cfg: CfgNode, images: Path, masks: Path, output: Path) -> Path
         "num_restarts": cfg.CLUSTERS.NUM_RESTARTS,
         "max_training_samples": cfg.CLUSTERS.MAX_TRAINING_SAMPLES,
         "seed": cfg.CLUSTERS.SEED,
-        "centroids": cfg.CLUSTERS.CENTROIDS and file_digest(cfg.CLUSTERS.CENTROIDS),
+        "centroids": cfg.CLUSTERS.CENTROIDS and short_file_digest(cfg.CLUSTERS.CENTROIDS),
         "features": feature_settings(cfg),
         "masks": settings_digest(masks),
     }
@@ -59,17 +64,20 @@ def make_clusters(cfg: CfgNode, images: Path, masks: Path, output: Path) -> Path
         if cfg.CLUSTERS.CENTROIDS:
             centroids = load_centroids(cfg.CLUSTERS.CENTROIDS, cfg.CLUSTERS.NUM_CLUSTERS, "CLUSTERS")
         else:
-            centroids = _find_centroids(cfg.CLUSTERS, shards, vectors_of)
+            centroids = _find_centroids(cfg.CLUSTERS, masks, vectors_of)
         with atomic_path(output / CENTROIDS) as temporary:
             np.save(temporary, centroids)
     centroids = np.load(output / CENTROIDS)
     counts = np.zeros(cfg.CLUSTERS.NUM_CLUSTERS, np.int64)
-    for shard in tqdm(shards, desc="assigning clusters", unit="shards"):
-        if not (output / shard.name).is_file():
-            records = read_shard(shard)
-            _write_assignments(output / shard.name, records, *assign(vectors_of(records), centroids))
-        for clusters in _read_assignments(output / shard.name):
-            counts += np.bincount(clusters, minlength=len(counts))
+    with Progress(_num_images(masks), "clusters") as bar:
+        for shard in shards:
+            if not (output / shard.name).is_file():
+                records = read_shard(shard)
+                _write_assignments(output / shard.name, records, *assign(vectors_of(records), centroids))
+            assigned = _read_assignments(output / shard.name)
+            for clusters in assigned:
+                counts += np.bincount(clusters, minlength=len(counts))
+            bar.update(len(assigned))
     write_json(output / HISTOGRAM, {"masks_per_cluster": counts.tolist(), "empty_clusters": int((counts == 0).sum())})
     close_stage(output, {"masks": int(counts.sum()), "non_empty_clusters": int((counts > 0).sum())})
     return output
@@ -97,8 +105,17 @@ def load_centroids(path: str | Path, count: int, section: str) -> np.ndarray:
     return centroids.astype(np.float32)
 
 
-def _find_centroids(settings, shards: list[Path], vectors_of) -> np.ndarray:
-    sample = _training_sample(shards, vectors_of, settings.MAX_TRAINING_SAMPLES, settings.SEED)
+def _num_images(masks: Path) -> int:
+    return read_json(Path(masks) / MANIFEST)["counts"]["images"]
+
+
+def _find_centroids(settings: CfgNode, masks: Path, vectors_of: Vectors) -> np.ndarray:
+    sample = _training_sample(masks, vectors_of, settings.MAX_TRAINING_SAMPLES, settings.SEED)
+    if not len(sample):
+        logger.warning(
+            "No mask was found in any image: the clusters of things stay empty, and the labels hold stuff alone"
+        )
+        return np.zeros((settings.NUM_CLUSTERS, 1), np.float32)
     if len(sample) < settings.NUM_CLUSTERS:
         raise ValueError(
             f"{len(sample)} masks were found, fewer than the {settings.NUM_CLUSTERS} clusters asked for "
@@ -114,11 +131,6 @@ def _find_centroids(settings, shards: list[Path], vectors_of) -> np.ndarray:
     return result.centroids
 
 
-def cluster_settings_of(clusters: Path) -> dict:
-    """Returns the settings that made a cluster directory."""
-    return read_json(Path(clusters) / MANIFEST)["settings"]
-
-
 def iter_assigned(masks: Path, clusters: Path) -> Iterator[list[tuple[ImageMasks, np.ndarray]]]:
     """Yields, shard by shard, each image's masks with their clusters, int64 (N,)."""
     for shard in sorted(Path(masks).glob("shard-*.parquet")):
@@ -132,15 +144,19 @@ def _read_assignments(path: Path) -> list[np.ndarray]:
     return [np.asarray(row, np.int64) for row in rows]
 
 
-def _training_sample(shards: list[Path], vectors_of, limit: int, seed: int) -> np.ndarray:
+def _training_sample(masks: Path, vectors_of: Vectors, limit: int, seed: int) -> np.ndarray:
     """Returns at most ``limit`` vectors, float32, drawn evenly; the shards are read one after another."""
+    shards = sorted(Path(masks).glob("shard-*.parquet"))
     total = sum(sum(len(r.rle_counts) for r in read_shard(shard)) for shard in shards)
     share = min(1.0, limit / max(total, 1))
     rng = np.random.default_rng([seed, 1])
     chosen = []
-    for shard in tqdm(shards, desc="embedding masks", unit="shards"):
-        vectors = vectors_of(read_shard(shard))
-        chosen.append(vectors if share == 1 else vectors[rng.random(len(vectors)) < share])
+    with Progress(_num_images(masks), "embedding masks", transient=True) as bar:
+        for shard in shards:
+            records = read_shard(shard)
+            vectors = vectors_of(records)
+            chosen.append(vectors if share == 1 else vectors[rng.random(len(vectors)) < share])
+            bar.update(len(records))
     chosen = [vectors for vectors in chosen if len(vectors)]
     return np.concatenate(chosen) if chosen else np.zeros((0, 1), np.float32)
 

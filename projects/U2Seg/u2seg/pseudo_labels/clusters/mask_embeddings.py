@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.utils.registry import Registry
 from pycocotools import mask as mask_utils
 
 from u2seg.features import build_feature_extractor
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path, list_digest
 from u2seg.utils.image_io import read_listed_image
+from u2seg.utils.registry import NamedRegistry
 
 Embedding = Callable[[list[ImageMasks]], np.ndarray]
 
-MASK_EMBEDDING_REGISTRY = Registry("MASK_EMBEDDING")
+MASK_EMBEDDING_REGISTRY = NamedRegistry("MASK_EMBEDDING")
 MASK_EMBEDDING_REGISTRY.__doc__ = """
 Ways to turn masks into vectors. Called as NAME(cfg, images, output) -> function from a list of ImageMasks to float32 (N, C), the
 masks of all records one after another.
@@ -59,7 +59,7 @@ def masked_crop(cfg: CfgNode, images: Path, output: Path) -> Embedding:
 
     @torch.no_grad()
     def embed(records: list[ImageMasks]) -> np.ndarray:
-        crops = []
+        crops: list[torch.Tensor] = []
         vectors = [np.zeros((0, extractor.num_channels), np.float32)]
 
         def flush() -> None:
@@ -71,7 +71,7 @@ def masked_crop(cfg: CfgNode, images: Path, output: Path) -> Embedding:
         for record in records:
             if not record.rle_counts:
                 continue
-            image_rgb = read_listed_image(images, record.file_name)
+            image_rgb = read_listed_image(images, record.file_name, (record.height, record.width))
             for rle in record.rles():
                 crops.append(extractor.preprocess(crop_on_white(image_rgb, mask_utils.decode(rle).astype(bool))))
                 if len(crops) == cfg.FEATURES.BATCH_SIZE:

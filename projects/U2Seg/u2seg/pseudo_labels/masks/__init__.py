@@ -1,12 +1,14 @@
 """Class-agnostic masks: MaskCut and its relatives, their refinement, and the stage that runs them over a dataset."""
 
 from u2seg.data.formats.mask_shards import iter_records
-from u2seg.pseudo_labels.masks import baselines as _baselines  # noqa: F401  (registers)
-from u2seg.pseudo_labels.masks.dense_crf import MASKCUT_CRF, STEGO_CRF, CRFSettings, DenseCRF, dense_crf
+from u2seg.pseudo_labels.masks.automatic import AutomaticMaskGenerator
+from u2seg.pseudo_labels.masks.baselines import KMeansRegions, WholeImage
+from u2seg.pseudo_labels.masks.dense_crf import MASKCUT_CRF, STEGO_CRF, CRFSettings, DenseCRF
 from u2seg.pseudo_labels.masks.interfaces import (
     MASK_GENERATOR_REGISTRY,
     MASK_REFINEMENT_REGISTRY,
     MaskGenerator,
+    MaskRefinement,
     PatchMasks,
     build_mask_generator,
     build_mask_refinement,
@@ -23,18 +25,21 @@ __all__ = [
     "MASK_GENERATOR_REGISTRY",
     "MASK_REFINEMENT_REGISTRY",
     "STEGO_CRF",
+    "AutomaticMaskGenerator",
     "CRFSettings",
     "DenseCRF",
     "ImageMasks",
     "MaskCut",
+    "KMeansRegions",
     "MaskGenerator",
+    "MaskRefinement",
     "PatchMasks",
     "RecursiveCut",
     "StrictMaskCut",
     "VoteCut",
+    "WholeImage",
     "build_mask_generator",
     "build_mask_refinement",
-    "dense_crf",
     "guided_filter_masks",
     "iter_records",
     "make_masks",

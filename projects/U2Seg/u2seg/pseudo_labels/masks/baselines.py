@@ -37,7 +37,7 @@ class KMeansRegions(MaskGenerator):
         self.seed = seed
 
     @classmethod
-    def from_config(cls, cfg: CfgNode):
+    def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments."""
         return {
             "num_clusters": cfg.MASKS.KMEANS_REGIONS.NUM_CLUSTERS,

@@ -64,7 +64,8 @@ def solve_by_components(joined: np.ndarray, eps: float) -> ComponentCut:
     counts = joined.sum(axis=1, dtype=np.int64)
     degrees = (1 - eps) * counts + eps * n
     components = connected_components(joined, counts)
-    cliques, others = _Cliques(degrees, eps), []
+    cliques = _Cliques(degrees, eps)
+    others: list[_Part | _GrowingPart] = []
     for nodes in components:
         if counts[nodes].min() == len(nodes):
             cliques.add(nodes)
@@ -185,7 +186,7 @@ class _GrowingPart:
     poles: np.ndarray = field(default_factory=lambda: np.zeros(0))
     weights: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.degrees = self.degrees[self.nodes]
         self.links = 1 / np.sqrt(self.degrees)
         self._factor = cho_factor(self.matrix, lower=True, check_finite=False)

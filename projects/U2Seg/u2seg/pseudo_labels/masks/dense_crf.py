@@ -42,27 +42,24 @@ STEGO_CRF = CRFSettings(
 )
 
 
-def dense_crf(image_rgb: np.ndarray | Tensor, log_odds: Tensor, settings: CRFSettings = MASKCUT_CRF) -> Tensor:
-    """Returns the marginal foreground probability of each pixel in each mask, float32 (N, H, W), range 0..1.
+class DenseCRF:
+    """The pairwise terms of one image, ready for the unaries of any number of masks.
+
+        crf = DenseCRF(image_rgb, device="cuda")
+        foreground = crf.foreground(2.0 * masks - 1) > 0.5
 
     Each mask is a two-label problem of its own; all share the image's lattices, which are built once.
 
-    Args:
-        image_rgb: uint8 (H, W, 3).
-        log_odds: float (N, H, W), log of foreground over background probability before the CRF, on the device to compute on.
-            MaskCut's unary for a binary mask is ``2 * mask - 1``: a softmax over 0/1 "logits".
-        settings: ``MASKCUT_CRF``, ``STEGO_CRF`` or your own.
-
     Source: Kraehenbuehl and Koltun, algorithm 1, with symmetrically normalized kernels, as their published code has it.
     """
-    return DenseCRF(image_rgb, settings, log_odds.device).foreground(log_odds)
 
+    def __init__(self, image_rgb: np.ndarray | Tensor, settings: CRFSettings = MASKCUT_CRF, device: str = "cpu"):
+        """Builds the lattices.
 
-class DenseCRF:
-    """The pairwise terms of one image, ready for any number of unaries."""
-
-    def __init__(self, image_rgb: np.ndarray | Tensor, settings: CRFSettings = MASKCUT_CRF, device="cpu"):
-        """Builds the lattices; see ``dense_crf`` for the arguments.
+        Args:
+            image_rgb: uint8 (H, W, 3).
+            settings: ``MASKCUT_CRF``, ``STEGO_CRF`` or your own.
+            device: where to compute.
 
         Raises:
             ValueError: ``image_rgb`` is not uint8 (H, W, 3).
@@ -82,7 +79,15 @@ class DenseCRF:
 
     @torch.no_grad()
     def foreground(self, log_odds: Tensor) -> Tensor:
-        """Returns marginal foreground probabilities of two-label problems, float32 (N, H, W); see ``dense_crf``."""
+        """Returns the marginal foreground probability of each pixel in each mask, float32 (N, H, W), range 0..1.
+
+        Args:
+            log_odds: float (N, H, W), log of foreground over background probability before the CRF, on the CRF's device. MaskCut's
+                unary for a binary mask is ``2 * mask - 1``: a softmax over 0/1 "logits".
+
+        Raises:
+            ValueError: ``log_odds`` has another shape.
+        """
         if log_odds.ndim != 3 or tuple(log_odds.shape[1:]) != self.size:
             raise ValueError(
                 f"log_odds must be (N, {self.size[0]}, {self.size[1]}) to match the image, got {tuple(log_odds.shape)}"
@@ -100,24 +105,6 @@ class DenseCRF:
             if bool(previous.sub_(balance).abs_().amax() < _CONVERGED):
                 break
         return ((1 + balance[:, :count]) / 2).T.reshape(count, *self.size)
-
-    @torch.no_grad()
-    def labels(self, log_probabilities: Tensor) -> Tensor:
-        """Returns marginals of one problem with L labels and Potts compatibility, float32 (L, H, W), sum 1 over labels.
-
-        Args:
-            log_probabilities: float (L, H, W), up to a constant for each pixel.
-        """
-        if log_probabilities.ndim != 3 or tuple(log_probabilities.shape[1:]) != self.size:
-            raise ValueError(
-                f"log_probabilities must be (L, {self.size[0]}, {self.size[1]}) to match the image, "
-                f"got {tuple(log_probabilities.shape)}"
-            )
-        unary = log_probabilities.flatten(1).T.float()
-        marginal = torch.softmax(unary, dim=1)
-        for _ in range(self.settings.num_iterations):
-            marginal = torch.softmax(self._message(marginal.contiguous()) + unary, dim=1)
-        return marginal.T.reshape(-1, *self.size)
 
     def _message(self, values: Tensor) -> Tensor:
         """Returns the weighted sum of the kernels applied to values, float32 (H * W, C)."""

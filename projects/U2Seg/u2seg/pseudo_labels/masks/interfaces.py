@@ -5,17 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.utils.registry import Registry
 from torch import Tensor
 
-from u2seg.utils.registry import get_registered
+from u2seg.utils.registry import NamedRegistry, get_registered
 
-MASK_GENERATOR_REGISTRY = Registry("MASK_GENERATOR")
+MASK_GENERATOR_REGISTRY = NamedRegistry("MASK_GENERATOR")
 MASK_GENERATOR_REGISTRY.__doc__ = (
     "Mask generators: patch features in, masks on the patch grid out. Called as NAME(cfg)."
 )
 
-MASK_REFINEMENT_REGISTRY = Registry("MASK_REFINEMENT")
+MASK_REFINEMENT_REGISTRY = NamedRegistry("MASK_REFINEMENT")
 MASK_REFINEMENT_REGISTRY.__doc__ = (
     "Mask refinements: image and coarse masks in, masks at its resolution out. Called as NAME(cfg)."
 )

@@ -7,21 +7,17 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-import numpy as np
-import torch
 from detectron2.config import CfgNode
-from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from u2seg.data.formats.mask_shards import failures_of, iter_records, write_shard
-from u2seg.features import FeatureExtractor, build_feature_extractor
-from u2seg.pseudo_labels.masks.interfaces import MaskRefinement, PatchMasks, build_mask_generator, build_mask_refinement
-from u2seg.pseudo_labels.masks.refinement import fill_holes, mask_iou, resize_mask, upsample_nearest, without_overlaps
-from u2seg.structures.mask_records import ImageMasks
-from u2seg.utils.files import file_digest, list_digest
-from u2seg.utils.image_io import ImageReadError, image_ids, list_images, read_image_rgb
+from u2seg.features import FeatureExtractor
+from u2seg.pseudo_labels.masks.automatic import AutomaticMaskGenerator, CoarseMasks, PreparedImage, prepare_image
+from u2seg.structures import ImageMasks
+from u2seg.utils.files import list_digest, short_file_digest
+from u2seg.utils.image_io import ImageReadError, content_digest, image_ids, list_images, read_image_rgb
 from u2seg.utils.manifest import close_stage, is_complete, open_stage, report_failures, shard_path, shard_slices
+from u2seg.utils.progress import Progress
 
 # Keys that say how the work is done, not what comes out; a run may go on with other ones.
 _NOT_IN_MANIFEST = {"FEATURES": ("BATCH_SIZE", "DEVICE"), "MASKS": ("NUM_WORKERS", "MAX_FAILURES", "NUM_THREADS")}
@@ -60,9 +56,8 @@ def make_masks(cfg: CfgNode, images: str | Path, output: str | Path, *, max_fail
 
 
 def _settings(cfg: CfgNode, images: Path, names: list[str]) -> dict:
-    # Sizes, so that another image under the same name is noticed; a link that leads nowhere has none.
-    sizes = [path.stat().st_size if path.is_file() else -1 for path in (images / name for name in names)]
-    entries = [f"{name}\t{size}" for name, size in zip(names, sizes)]
+    # With their contents, so that another image under the same name is noticed.
+    entries = [f"{name}\t{content_digest(images / name)}" for name in names]
     settings = {"IMAGES": {"count": len(names), "digest": list_digest(entries)}}
     for section, left_out in _NOT_IN_MANIFEST.items():
         values = json.loads(json.dumps(cfg[section]))
@@ -76,7 +71,7 @@ def _counts(output: Path) -> dict:
         num_images += 1
         num_masks += len(record.rle_counts)
         num_failures += record.error is not None
-    contents = list_digest([file_digest(path) for path in sorted(output.glob("shard-*.parquet"))])
+    contents = list_digest([short_file_digest(path) for path in sorted(output.glob("shard-*.parquet"))])
     return {"images": num_images, "masks": num_masks, "failures": num_failures, "contents": contents}
 
 
@@ -84,12 +79,9 @@ def _make_shards(
     cfg: CfgNode, images: Path, names: list[str], output: Path, slices: list[slice], missing: list[int]
 ) -> None:
     """Decodes in worker processes, computes features and cuts here, refines in threads, writes a shard when it is full."""
-    extractor = build_feature_extractor(cfg)
-    device = next(iter(extractor.state_dict().values()), torch.empty(0)).device
-    generator = build_mask_generator(cfg)
-    finish = MaskPostprocessor(cfg, build_mask_refinement(cfg))
+    generator = AutomaticMaskGenerator(cfg)
     positions = [(shard, position) for shard in missing for position in range(*slices[shard].indices(len(names)))]
-    dataset = _Images(images, names, image_ids(names), positions, extractor)
+    dataset = _Images(images, names, image_ids(names), positions, generator.extractor)
     loader = DataLoader(
         dataset,
         batch_size=cfg.FEATURES.BATCH_SIZE,
@@ -99,9 +91,9 @@ def _make_shards(
     done = sum(piece.stop - piece.start for index, piece in enumerate(slices) if index not in set(missing))
     with (
         ThreadPoolExecutor(max_workers=max(1, cfg.MASKS.NUM_THREADS)) as pool,
-        tqdm(total=len(names), initial=done, desc="masks", unit="image", smoothing=0.05) as bar,
+        Progress(len(names), "masks", initial=done) as bar,
     ):
-        futures = _submit(loader, extractor, generator, finish, device, pool)
+        futures = _submit(loader, generator, pool)
         for shard, group in groupby(_in_order(futures, limit=4 * cfg.FEATURES.BATCH_SIZE), key=lambda item: item[0]):
             records = []
             for _, record in group:
@@ -112,18 +104,24 @@ def _make_shards(
 
 @dataclass(frozen=True)
 class _Image:
-    """One decoded image, or the reason why there is none."""
+    """One decoded image with its record, still without masks; no image where it could not be read."""
 
     shard: int
     record: ImageMasks
-    resized_rgb: np.ndarray | None = None
-    pixels: torch.Tensor | None = None
+    prepared: PreparedImage | None = None
 
 
 class _Images(Dataset):
     """Decodes images by their position in the sorted list."""
 
-    def __init__(self, root: Path, names, ids, positions: list[tuple[int, int]], extractor: FeatureExtractor):
+    def __init__(
+        self,
+        root: Path,
+        names: list[str],
+        ids: list[int],
+        positions: list[tuple[int, int]],
+        extractor: FeatureExtractor,
+    ):
         self._root = root
         self._names = names
         self._ids = ids
@@ -143,27 +141,24 @@ class _Images(Dataset):
             image_rgb = read_image_rgb(self._root / name)
         except ImageReadError as error:
             return _Image(shard, ImageMasks(image_id, name, error=str(error)))
-        height, width = image_rgb.shape[:2]
-        pixels = self._extractor.preprocess(image_rgb)
-        resized_rgb = (pixels * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-        return _Image(shard, ImageMasks(image_id, name, height, width), resized_rgb, pixels)
+        return _Image(shard, ImageMasks(image_id, name), prepare_image(self._extractor, image_rgb))
 
 
-def _submit(loader, extractor, generator, finish, device, pool) -> Iterator[tuple[int, Future | ImageMasks]]:
+def _submit(
+    loader: DataLoader, generator: AutomaticMaskGenerator, pool: ThreadPoolExecutor
+) -> Iterator[tuple[int, Future | ImageMasks]]:
     for batch in loader:
-        readable = [image for image in batch if image.pixels is not None]
-        found = []
-        if readable:
-            with torch.inference_mode():
-                features = extractor(torch.stack([image.pixels for image in readable]).to(device))
-                found = list(zip(generator(features), features.float().cpu().numpy()))
-        found = iter(found)
+        prepared = [image.prepared for image in batch if image.prepared is not None]
+        found = iter(generator.cut(prepared) if prepared else [])
         for image in batch:
-            if image.pixels is None:
+            if image.prepared is None:
                 yield image.shard, image.record
             else:
-                # Without the pixels, which nobody needs any more: images that wait hold less memory.
-                yield image.shard, pool.submit(finish, replace(image, pixels=None), *next(found))
+                yield image.shard, pool.submit(_refine, generator, image.record, next(found))
+
+
+def _refine(generator: AutomaticMaskGenerator, record: ImageMasks, coarse: CoarseMasks) -> ImageMasks:
+    return replace(generator.refine(coarse), image_id=record.image_id, file_name=record.file_name)
 
 
 def _in_order(futures: Iterator[tuple[int, Future | ImageMasks]], limit: int) -> Iterator[tuple[int, ImageMasks]]:
@@ -180,56 +175,3 @@ def _in_order(futures: Iterator[tuple[int, Future | ImageMasks]], limit: int) ->
 
 def _is_done(result: Future | ImageMasks) -> bool:
     return not isinstance(result, Future) or result.done()
-
-
-class MaskPostprocessor:
-    """Refines one image's masks, drops those that change too much, and writes them as run lengths."""
-
-    def __init__(self, cfg: CfgNode, refinement: MaskRefinement):
-        self._refinement = refinement
-        self._min_refined_iou = cfg.MASKS.MIN_REFINED_IOU
-
-    def __call__(self, image: _Image, found: PatchMasks, features: np.ndarray) -> ImageMasks:
-        """Returns the image's record, best masks first.
-
-        Args:
-            image: the decoded image.
-            found: its masks on the patch grid.
-            features: float32 (C, rows, columns).
-        """
-        record = image.record
-        coarse = upsample_nearest(found.masks, image.resized_rgb.shape[:2])
-        refined = [fill_holes(mask) for mask in self._refinement(image.resized_rgb, coarse)]
-        ious = np.asarray([mask_iou(before, after) for before, after in zip(coarse, refined)], np.float32)
-        scores = (found.scores * ious).astype(np.float32)
-        size = (record.height, record.width)
-        kept = [index for index in np.argsort(-scores, kind="stable") if ious[index] >= self._min_refined_iou]
-        masks = without_overlaps([resize_mask(refined[index], size) for index in kept])
-        present = [position for position, mask in enumerate(masks) if mask.any()]
-        kept = [kept[position] for position in present]
-        rles = [coco_mask.encode(np.asfortranarray(masks[p].view(np.uint8)))["counts"] for p in present]
-        embeddings = [_pool(features, refined[index]) for index in kept]
-        return ImageMasks(
-            record.image_id,
-            record.file_name,
-            record.height,
-            record.width,
-            tuple(rles),
-            scores[kept],
-            found.cut_values[kept].astype(np.float32),
-            ious[kept],
-            np.stack(embeddings) if embeddings else np.zeros((0, 0), np.float32),
-        )
-
-
-def _pool(features: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Returns the mean feature over a mask, float32 (C,), each patch weighted by the share of it that the mask covers.
-
-    Args:
-        features: float32 (C, rows, columns).
-        mask: bool (height, width), multiples of (rows, columns), not empty.
-    """
-    _, rows, columns = features.shape
-    height, width = mask.shape
-    weights = mask.reshape(rows, height // rows, columns, width // columns).mean(axis=(1, 3)).astype(np.float32)
-    return np.einsum("crk,rk->c", features, weights / weights.sum())

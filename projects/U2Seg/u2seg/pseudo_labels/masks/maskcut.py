@@ -12,7 +12,7 @@ from torch import Tensor
 
 from u2seg.pseudo_labels.masks.interfaces import MASK_GENERATOR_REGISTRY, MaskGenerator, PatchMasks
 from u2seg.pseudo_labels.masks.ncut import BinaryAffinity, second_eigenvectors
-from u2seg.pseudo_labels.masks.refinement import mask_iou
+from u2seg.structures import mask_iou
 
 ROUNDING = 1e-9  # share of the largest magnitude below which entries of an eigenvector count as equal [ours]
 
@@ -99,7 +99,7 @@ class MaskCut(MaskGenerator):
         self.rules = rules
 
     @classmethod
-    def from_config(cls, cfg: CfgNode):
+    def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments."""
         return {
             "center_features": cfg.MASKS.CENTER_FEATURES,
@@ -205,8 +205,8 @@ def select_object(vector: np.ndarray, live: np.ndarray) -> np.ndarray:
     # On a grid of 1e-9 of the largest entry, symmetric about zero, so that a flipped vector gives the flipped grid.
     grid = np.rint(vector / (largest * ROUNDING))
     above_mean = grid - np.rint(grid.mean())
-    candidates = [_side(direction * above_mean, np.abs(grid)) for direction in (1, -1)]
-    candidates = [candidate for candidate in candidates if candidate is not None]
+    sides = [_side(direction * above_mean, np.abs(grid)) for direction in (1, -1)]
+    candidates = [side for side in sides if side is not None]
     if not candidates:
         return np.zeros_like(live)
     # No step of the comparison knows which side is "above".
@@ -278,7 +278,7 @@ class StrictMaskCut(MaskGenerator):
         self.solver = solver or scipy_second_eigenvector
 
     @classmethod
-    def from_config(cls, cfg: CfgNode):
+    def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments."""
         return {
             "center_features": cfg.MASKS.CENTER_FEATURES,

@@ -133,7 +133,7 @@ class BinaryAffinity:
         fixed = torch.round(vectors / scale).to(torch.int64)
         digit_bits = 8 if self._is_integer else self._exact_float_bits()
         total = torch.zeros_like(vectors)
-        digits = []
+        digits: list[Tensor] = []
         while len(digits) * digit_bits <= _FIXED_POINT_BITS:
             # Balanced digits, -2^(b-1) .. 2^(b-1) - 1, so that they fit a signed byte.
             low = (fixed + (1 << (digit_bits - 1))) % (1 << digit_bits) - (1 << (digit_bits - 1))

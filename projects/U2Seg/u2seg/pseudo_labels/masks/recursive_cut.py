@@ -53,7 +53,7 @@ class RecursiveCut(MaskGenerator):
         self.max_cuts = max_cuts
 
     @classmethod
-    def from_config(cls, cfg: CfgNode):
+    def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments."""
         return {
             "radius": cfg.MASKS.RECURSIVE.RADIUS,
@@ -87,10 +87,8 @@ class RecursiveCut(MaskGenerator):
                 masks.append(region & ~taken)
                 external_shares.append(external_share)
                 taken |= region
-        external_shares = np.asarray(external_shares, np.float64)
-        return PatchMasks(
-            np.stack(masks) if masks else np.zeros((0, *size), bool), external_shares, 1 - external_shares
-        )
+        shares = np.asarray(external_shares, np.float64)
+        return PatchMasks(np.stack(masks) if masks else np.zeros((0, *size), bool), shares, 1 - shares)
 
     def _partition(self, affinity: BinaryAffinity, index: int, size: tuple[int, int]) -> list[np.ndarray]:
         """Returns every region met on the way down that may be an object, bool (rows, columns) each."""

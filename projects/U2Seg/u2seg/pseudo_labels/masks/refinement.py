@@ -35,7 +35,7 @@ def dense_crf(cfg: CfgNode) -> MaskRefinement:
     return partial(crf_masks, settings=settings, device=resolve_device(cfg.FEATURES.DEVICE))
 
 
-def crf_masks(image_rgb: np.ndarray, masks: np.ndarray, settings: CRFSettings, device="cpu") -> np.ndarray:
+def crf_masks(image_rgb: np.ndarray, masks: np.ndarray, settings: CRFSettings, device: str = "cpu") -> np.ndarray:
     """Returns masks after a dense CRF, bool (N, height, width): pixels more likely foreground than background.
 
     Args:
@@ -112,12 +112,6 @@ def fill_holes(mask: np.ndarray) -> np.ndarray:
     return ndimage.binary_fill_holes(mask)
 
 
-def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Returns the intersection over union of two bool masks, range 0..1; 0 where both are empty."""
-    union = np.count_nonzero(a | b)
-    return np.count_nonzero(a & b) / union if union else 0.0
-
-
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Returns a mask at another size, bool (height, width): bicubic, cut at one half.
 
@@ -139,7 +133,7 @@ def without_overlaps(masks: list[np.ndarray]) -> list[np.ndarray]:
     """
     areas = [int(mask.sum()) for mask in masks]
     result = list(masks)
-    taken = np.zeros_like(masks[0]) if masks else None
+    taken = np.zeros_like(masks[0]) if masks else np.zeros((0, 0), bool)
     for index in sorted(range(len(masks)), key=areas.__getitem__):
         result[index] = masks[index] & ~taken
         taken |= masks[index]

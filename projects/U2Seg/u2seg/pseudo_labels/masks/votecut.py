@@ -54,7 +54,7 @@ class VoteCut(MaskGenerator):
         self.max_area = max_area
 
     @classmethod
-    def from_config(cls, cfg: CfgNode):
+    def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments."""
         return {
             "center_features": cfg.MASKS.CENTER_FEATURES,

@@ -1,40 +1,122 @@
 """The stage that merges masks, clusters and semantic maps into panoptic pseudo-labels and writes the user's files."""
 
 import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from detectron2.config import CfgNode
 from pycocotools import mask as mask_utils
-from tqdm import tqdm
 
 from u2seg.data.formats.coco_panoptic import (
     instance_annotations,
     panoptic_annotation,
+    whole_instance_annotations,
     write_panoptic_png,
     write_stuff_png,
 )
 from u2seg.data.formats.mask_shards import iter_shards
 from u2seg.data.formats.semantic_shards import iter_semantic_maps
-from u2seg.pseudo_labels.clusters.cluster_stage import cluster_settings_of, iter_assigned
-from u2seg.pseudo_labels.panoptic.panoptic_merge import merge_panoptic, void_share
+from u2seg.pseudo_labels.clusters.cluster_stage import iter_assigned
+from u2seg.pseudo_labels.panoptic.panoptic_merge import INSTANCE_SIZE_REGISTRY, merge_panoptic, void_share
 from u2seg.structures.label_space import LabelSpace
+from u2seg.structures.mask_records import ImageMasks
+from u2seg.structures.segments import Segment
 from u2seg.utils.files import read_json, write_json
 from u2seg.utils.image_io import png_names
-from u2seg.utils.manifest import close_stage, is_complete, open_stage, settings_digest, shard_path
+from u2seg.utils.manifest import close_stage, is_complete, open_stage, settings_digest, shard_path, stage_settings
+from u2seg.utils.progress import Progress
+from u2seg.utils.registry import get_registered
 
 INSTANCES_JSON = "instances.json"
 PANOPTIC_JSON = "panoptic.json"
 PANOPTIC_DIRECTORY = "panoptic"
 STUFF_DIRECTORY = "stuff"
-_PARTS = ".parts"
+PARTS_DIRECTORY = ".parts"  # JSON rows of finished image groups, until all are done
+
+
+@dataclass(frozen=True)
+class PanopticRule:
+    """How an image's instances and its semantic map become labels; ``PANOPTIC_LABELS`` of a configuration.
+
+    Attributes:
+        order_by: name in ``INSTANCE_SIZE_REGISTRY``: by what size instances are drawn.
+        carve_instances: whether an instance is what of it is visible in the panoptic map; else its
+            whole mask.
+        max_covered: share, 0..1; see
+            :func:`u2seg.pseudo_labels.panoptic.panoptic_merge.merge_panoptic`.
+        min_instance_pixels: visible pixels below which an instance is left out of the panoptic map,
+            and if carved, altogether.
+        min_stuff_pixels: pixels below which a stuff segment is left out.
+    """
+
+    order_by: str
+    carve_instances: bool
+    max_covered: float
+    min_instance_pixels: int
+    min_stuff_pixels: int
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "PanopticRule":
+        """Returns the rule of a configuration.
+
+        Raises:
+            KeyError: ``PANOPTIC_LABELS.ORDER_BY`` is not registered; the message lists what is.
+        """
+        keys = cfg.PANOPTIC_LABELS
+        get_registered(INSTANCE_SIZE_REGISTRY, keys.ORDER_BY, "PANOPTIC_LABELS.ORDER_BY")
+        return cls(
+            order_by=keys.ORDER_BY,
+            carve_instances=keys.CARVE_INSTANCES,
+            max_covered=keys.MAX_COVERED,
+            min_instance_pixels=keys.MIN_INSTANCE_PIXELS,
+            min_stuff_pixels=keys.MIN_STUFF_PIXELS,
+        )
+
+    def merge(
+        self, masks: np.ndarray, thing_clusters: np.ndarray, semantic: np.ndarray
+    ) -> tuple[np.ndarray, list[Segment]]:
+        """Returns the panoptic map of an image and its segments; see ``merge_panoptic``."""
+        return merge_panoptic(
+            masks,
+            thing_clusters,
+            semantic,
+            size_of=INSTANCE_SIZE_REGISTRY.get(self.order_by),
+            max_covered=self.max_covered,
+            min_instance_pixels=self.min_instance_pixels,
+            min_stuff_pixels=self.min_stuff_pixels,
+        )
+
+    def instances(
+        self,
+        image_id: int,
+        masks: np.ndarray,
+        thing_clusters: np.ndarray,
+        scores: np.ndarray,
+        merged: tuple[np.ndarray, list[Segment]],
+        space: LabelSpace,
+    ) -> list[dict]:
+        """Returns the COCO instance annotations of an image.
+
+        Args:
+            image_id: of the image.
+            masks: bool (N, H, W), its instances.
+            thing_clusters: int (N,), 0-based.
+            scores: float (N,), 0..1.
+            merged: what :meth:`merge` returned for them.
+            space: the classes.
+        """
+        if self.carve_instances:
+            return instance_annotations(image_id, *merged, scores, space)
+        return whole_instance_annotations(image_id, masks, thing_clusters, scores, space)
 
 
 def make_panoptic_labels(cfg: CfgNode, masks: Path, clusters: Path, semantics: Path, output: Path) -> Path:
     """Returns ``output``, filled with instances JSON, panoptic JSON and PNGs, and stuff PNGs.
 
-    Every readable image appears, also those without an instance. Killed and called again, it goes on at the first image group
-    that is not finished.
+    Every readable image appears, also those without an instance. Killed and called again, it goes
+    on at the first image group that is not finished.
 
     Args:
         cfg: reads ``PANOPTIC_LABELS``.
@@ -44,51 +126,56 @@ def make_panoptic_labels(cfg: CfgNode, masks: Path, clusters: Path, semantics: P
         output: directory to fill.
     """
     space = LabelSpace.of_clusters(*label_counts(clusters, semantics))
-    rule = {
-        "max_covered": cfg.PANOPTIC_LABELS.MAX_COVERED,
-        "min_instance_pixels": cfg.PANOPTIC_LABELS.MIN_INSTANCE_PIXELS,
-        "min_stuff_pixels": cfg.PANOPTIC_LABELS.MIN_STUFF_PIXELS,
-    }
+    rule = PanopticRule.from_config(cfg)
     inputs = {name: settings_digest(path) for name, path in (("clusters", clusters), ("semantics", semantics))}
-    open_stage(output, "panoptic", {**rule, "inputs": inputs, "things": space.num_things, "stuff": space.num_stuff})
+    open_stage(
+        output, "panoptic", {**asdict(rule), "inputs": inputs, "things": space.num_things, "stuff": space.num_stuff}
+    )
     if is_complete(output):
         return output
     names_by_shard = [[record.file_name for record in shard] for shard in iter_shards(masks)]
     names = [name for shard in names_by_shard for name in shard]
     png_of = dict(zip(names, png_names(names)))
-    parts = [shard_path(output / _PARTS, index, ".json") for index in range(len(names_by_shard))]
+    parts = [shard_path(output / PARTS_DIRECTORY, index, ".json") for index in range(len(names_by_shard))]
     shards = zip(parts, iter_assigned(masks, clusters), iter_semantic_maps(semantics), strict=True)
-    for part, group, maps in tqdm(shards, total=len(parts), desc="panoptic labels", unit="shards"):
-        if not part.is_file():
-            write_json(part, _label_group(group, maps, output, png_of, space, rule))
+    with Progress(len(names), "panoptic labels") as bar:
+        for part, group, maps in shards:
+            if part.is_file():
+                bar.update(len(group))
+            else:
+                write_json(part, _label_group(bar.track(group), maps, output, png_of, space, rule))
     write_dataset(output, [read_json(part) for part in parts], space)
-    shutil.rmtree(output / _PARTS)
+    shutil.rmtree(output / PARTS_DIRECTORY)
     return output
 
 
 def label_counts(clusters: Path, semantics: Path) -> tuple[int, int]:
     """Returns (number of thing clusters, number of stuff clusters) that two stages' directories hold."""
-    return cluster_settings_of(clusters)["num_clusters"], read_json(semantics / "manifest.json")["settings"][
-        "num_clusters"
-    ]
+    return stage_settings(clusters)["num_clusters"], stage_settings(semantics)["num_clusters"]
 
 
-def _label_group(group, maps: dict, output: Path, png_of: dict, space: LabelSpace, rule: dict) -> dict:
+def _label_group(
+    group: Iterable[tuple[ImageMasks, np.ndarray]],
+    maps: dict,
+    output: Path,
+    png_of: dict,
+    space: LabelSpace,
+    rule: PanopticRule,
+) -> dict:
     images, panoptic_rows, instance_rows, void = [], [], [], []
     for record, clusters in group:
         if record.error is not None:
             continue
         shape = (record.height, record.width)
         decoded = mask_utils.decode(record.rles()) if record.rle_counts else np.zeros((*shape, 0), np.uint8)
-        panoptic, segments = merge_panoptic(
-            decoded.transpose(2, 0, 1).astype(bool), clusters, maps[record.file_name], **rule
-        )
+        masks = decoded.transpose(2, 0, 1).astype(bool)
+        panoptic, segments = rule.merge(masks, clusters, maps[record.file_name])
         png = png_of[record.file_name]
         write_panoptic_png(output / PANOPTIC_DIRECTORY / png, panoptic)
         write_stuff_png(output / STUFF_DIRECTORY / png, panoptic, segments, space)
         images.append({"id": record.image_id, "file_name": record.file_name, "height": shape[0], "width": shape[1]})
         panoptic_rows.append(panoptic_annotation(record.image_id, png, panoptic, segments, space))
-        instance_rows += instance_annotations(record.image_id, panoptic, segments, record.scores, space)
+        instance_rows += rule.instances(record.image_id, masks, clusters, record.scores, (panoptic, segments), space)
         void.append(void_share(panoptic))
     return {"images": images, "panoptic": panoptic_rows, "instances": instance_rows, "void": void}
 
@@ -98,7 +185,8 @@ def write_dataset(output: Path, parts: list[dict], space: LabelSpace) -> None:
 
     Args:
         output: the stage's directory, which holds the PNGs.
-        parts: for each image group a dict of lists: ``images``, ``panoptic`` and ``instances`` (COCO's rows) and ``void`` (shares).
+        parts: for each image group a dict of lists: ``images``, ``panoptic`` and ``instances``
+            (COCO's rows) and ``void`` (shares).
         space: the classes.
     """
     images = [image for part in parts for image in part["images"]]

@@ -1,16 +1,15 @@
 """Providers of semantic clusters, behind one registry. None of them sees a label: a probe trained on labels is no provider."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.utils.registry import Registry
 from PIL import Image
 from pycocotools import mask as mask_utils
 from torch import Tensor
-from tqdm import tqdm
 
 from u2seg.data.formats.mask_shards import iter_shards
 from u2seg.features import build_feature_extractor, resolve_device
@@ -19,15 +18,15 @@ from u2seg.structures.label_space import IGNORE_LABEL
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path
 from u2seg.utils.image_io import png_names, read_listed_image
-from u2seg.utils.kmeans import kmeans
+from u2seg.utils.kmeans import CENTROIDS, kmeans
+from u2seg.utils.progress import Progress
+from u2seg.utils.registry import NamedRegistry
 
-SEMANTIC_PROVIDER_REGISTRY = Registry("SEMANTIC_PROVIDER")
+SEMANTIC_PROVIDER_REGISTRY = NamedRegistry("SEMANTIC_PROVIDER")
 SEMANTIC_PROVIDER_REGISTRY.__doc__ = """
 Providers of semantic maps. Called as NAME(cfg, images, masks, output); ``fit()`` prepares, and may be called again after a kill;
 ``label(records)`` returns {file name: uint8 (H, W) of 0-based cluster ids, 255 unknown} for the readable images among records.
 """
-
-CENTROIDS = "centroids.npy"
 
 
 @SEMANTIC_PROVIDER_REGISTRY.register()
@@ -59,11 +58,12 @@ class PatchKMeans:
         settings = self._settings
         num_images = sum(len(records) for records in iter_shards(self._masks))
         limit = min(settings.PATCHES_PER_IMAGE, -(-settings.MAX_TRAINING_SAMPLES // max(num_images, 1)))
-        samples = [
-            self._sample(record, features, limit)
-            for records in tqdm(iter_shards(self._masks), desc="sampling patches", unit="shards")
-            for record, _, features in self._features(records)
-        ]
+        with Progress(num_images, "sampling patches", transient=True) as bar:
+            samples = [
+                self._sample(record, features, limit)
+                for records in iter_shards(self._masks)
+                for record, _, features in bar.track(self._features(records))
+            ]
         vectors = np.concatenate(samples) if samples else np.zeros((0, 1), np.float32)
         if len(vectors) > settings.MAX_TRAINING_SAMPLES:
             chosen = np.random.default_rng([settings.SEED, 2]).choice(
@@ -88,12 +88,14 @@ class PatchKMeans:
         }
 
     @torch.no_grad()
-    def _features(self, records: list[ImageMasks]):
+    def _features(self, records: list[ImageMasks]) -> Iterator[tuple[ImageMasks, np.ndarray, Tensor]]:
         """Yields (record, image, float32 (C, rows, columns) features) for the readable images."""
         readable = [record for record in records if record.error is None]
         for start in range(0, len(readable), self._batch_size):
             batch = readable[start : start + self._batch_size]
-            images_rgb = [read_listed_image(self._images, record.file_name) for record in batch]
+            images_rgb = [
+                read_listed_image(self._images, record.file_name, (record.height, record.width)) for record in batch
+            ]
             inputs = torch.stack([self._extractor.preprocess(image) for image in images_rgb])
             yield from zip(batch, images_rgb, self._extractor(inputs.to(self._device)))
 
@@ -166,7 +168,32 @@ def nearest_centroid_map(features: Tensor, centroids: Tensor, size: tuple[int, i
     vectors = features.flatten(1).T.float()
     # |f - c|^2 without |f|^2, which is equal for all centroids of a patch.
     nearest = (centroids.square().sum(1) - 2 * vectors @ centroids.T).argmin(1)
-    votes = F.one_hot(nearest, len(centroids)).T.float().reshape(1, len(centroids), *features.shape[1:])
-    return (
-        F.interpolate(votes, size=size, mode="bilinear", align_corners=False)[0].argmax(0).to(torch.uint8).cpu().numpy()
-    )
+    # A cluster without a vote wins nowhere, since the votes at a pixel add up to 1.
+    present, position = nearest.unique(return_inverse=True)
+    votes = F.one_hot(position, len(present)).T.float().reshape(len(present), *features.shape[1:])
+    return present.to(torch.uint8).cpu().numpy()[_largest_vote(votes, size)]
+
+
+def _largest_vote(votes: Tensor, size: tuple[int, int], max_values: int = 1 << 23) -> np.ndarray:
+    """Returns which map is the largest at each pixel when all are interpolated bilinearly, uint8 (H, W); of equal ones the first.
+
+    It is computed for a band of columns at a time, so that the memory does not grow with the image, and is equal, bit for bit, to the
+    argmax of ``F.interpolate(votes, size, mode="bilinear")``: that interpolates along rows first, which is exact to repeat for 0 and 1,
+    and then along columns, which is left to it.
+
+    Args:
+        votes: float32 (S, rows, columns), 0 or 1.
+        size: (height, width) to which they are interpolated.
+        max_values: interpolated votes that are held at once; a single column may have more.
+    """
+    (count, rows, columns), (height, width) = votes.shape, size
+    result = np.empty(size, np.uint8)
+    probes = torch.eye(columns, device=votes.device)[None, :, None]
+    weights = F.interpolate(probes, size=(1, width), mode="bilinear", align_corners=False)[0, :, 0].double()
+    flat = votes.double().reshape(count * rows, columns)
+    step = max(1, max_values // (count * height))
+    for left in range(0, width, step):
+        band = (flat @ weights[:, left : left + step]).float().reshape(1, count, rows, -1)
+        tall = F.interpolate(band, size=(height, band.shape[-1]), mode="bilinear", align_corners=False)[0]
+        result[:, left : left + step] = tall.argmax(0).to(torch.uint8).cpu().numpy()
+    return result

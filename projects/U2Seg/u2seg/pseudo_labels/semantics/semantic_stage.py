@@ -3,15 +3,15 @@
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from tqdm import tqdm
 
 from u2seg.data.formats.mask_shards import iter_shards
 from u2seg.data.formats.semantic_shards import write_semantic_shard
 from u2seg.features import feature_settings
 from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_REGISTRY
 from u2seg.structures.label_space import MAX_STUFF
-from u2seg.utils.files import file_digest
-from u2seg.utils.manifest import close_stage, is_complete, open_stage, settings_digest, shard_path
+from u2seg.utils.files import read_json, short_file_digest
+from u2seg.utils.manifest import MANIFEST, close_stage, is_complete, open_stage, settings_digest, shard_path
+from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
 
 
@@ -30,7 +30,7 @@ def make_semantics(cfg: CfgNode, images: Path, masks: Path, output: Path) -> Pat
         )
     make_provider = get_registered(SEMANTIC_PROVIDER_REGISTRY, cfg.SEMANTICS.PROVIDER, "SEMANTICS.PROVIDER")
     settings = {key.lower(): value for key, value in cfg.SEMANTICS.items()}
-    settings["centroids"] = cfg.SEMANTICS.CENTROIDS and file_digest(cfg.SEMANTICS.CENTROIDS)
+    settings["centroids"] = cfg.SEMANTICS.CENTROIDS and short_file_digest(cfg.SEMANTICS.CENTROIDS)
     settings["features"] = feature_settings(cfg)
     open_stage(output, "semantics", {**settings, "masks": settings_digest(masks)})
     if is_complete(output):
@@ -38,10 +38,12 @@ def make_semantics(cfg: CfgNode, images: Path, masks: Path, output: Path) -> Pat
     provider = make_provider(cfg, images, masks, output)
     provider.fit()
     num_images = 0
-    for index, records in enumerate(tqdm(iter_shards(masks), desc="semantic maps", unit="shards")):
-        path = shard_path(output, index)
-        if not path.is_file():
-            write_semantic_shard(path, provider.label(records))
-        num_images += sum(record.error is None for record in records)
+    with Progress(read_json(masks / MANIFEST)["counts"]["images"], "semantic maps") as bar:
+        for index, records in enumerate(iter_shards(masks)):
+            path = shard_path(output, index)
+            if not path.is_file():
+                write_semantic_shard(path, provider.label(records))
+            num_images += sum(record.error is None for record in records)
+            bar.update(len(records))
     close_stage(output, {"images": num_images})
     return output

@@ -1,0 +1,183 @@
+"""The command ``u2seg``: what its words become, how wrong ones are told, what the help and ``doctor`` say."""
+
+import importlib
+import re
+
+import pytest
+from u2seg.cli import doctor, installation, luss, train
+from u2seg.cli.installation import Check
+from u2seg.cli.main import COMMANDS, main
+from u2seg.data.benchmarks import PREPARE
+from u2seg.data.datasets import label_splits
+from u2seg.version import __version__
+
+
+@pytest.fixture
+def recipe_runs(monkeypatch):
+    """What ``u2seg luss run`` would have run: (run, stages) of each call."""
+    calls = []
+    monkeypatch.setattr(luss, "run_pass", lambda run, stages: calls.append((run, stages)))
+    return calls
+
+
+def exit_of(capsys, *argv):
+    """Returns the exit status of a command line that argparse ends, and what it printed to each stream."""
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    printed = capsys.readouterr()
+    return ended.value.code, printed.out, printed.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--configs", "p", "--output", "o", "--stages", "pretrain", "SOLVER.MAX_ITER", "10"],
+        ["--configs", "p", "--output", "o", "SOLVER.MAX_ITER", "10", "--stages", "pretrain"],
+        ["SOLVER.MAX_ITER", "10", "--stages", "pretrain", "--configs", "p", "--output", "o"],
+    ],
+)
+def test_settings_stand_anywhere_beside_a_list(words, recipe_runs):
+    assert main(["luss", "run", *words]) == 0
+    [(run, stages)] = recipe_runs
+    assert stages == ("pretrain",)
+    assert tuple(run.opts) == ("SOLVER.MAX_ITER", "10")
+
+
+def test_settings_on_both_sides_of_an_argument_keep_their_order(recipe_runs):
+    main(["luss", "run", "A", "1", "--configs", "p", "B", "2", "--output", "o", "C", "-1"])
+    [(run, stages)] = recipe_runs
+    assert tuple(run.opts) == ("A", "1", "B", "2", "C", "-1")
+    assert stages == luss.STAGES
+
+
+@pytest.mark.parametrize("stages", ["pretrain,labels", "pretrain, labels"])
+def test_stages_are_a_comma_separated_list(stages, recipe_runs):
+    main(["luss", "run", "--configs", "p", "--output", "o", "--stages", stages])
+    assert recipe_runs[0][1] == ("pretrain", "labels")
+
+
+def test_an_unknown_stage_lists_those_there_are(capsys):
+    code, _, err = exit_of(capsys, "luss", "run", "--configs", "p", "--output", "o", "--stages", "pretraining")
+    assert code == 2 and "pretraining" in err and all(stage in err for stage in luss.STAGES)
+
+
+def test_training_gets_its_flags_and_settings(monkeypatch):
+    given = []
+    monkeypatch.setattr(train, "launch", lambda function, num_gpus, args, **others: given.append((num_gpus, *args)))
+    main(["train", "--config-file", "f.yaml", "MODEL.WEIGHTS", "w.pth", "--eval-only", "--num-gpus", "2"])
+    [(num_gpus, args)] = given
+    assert num_gpus == 2
+    assert (args.config_file, args.eval_only, args.resume) == ("f.yaml", True, False)
+    assert args.opts == ["MODEL.WEIGHTS", "w.pth"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train", "--config-file", "f.yaml", "--evalonly"], "unrecognized arguments: --evalonly"),
+        (["luss", "run", "--configs", "p", "--output", "o", "--stage-s=pretrain"], "unrecognized arguments: --stage-s"),
+        (["train", "--config-file", "f.yaml", "SOLVER.MAX_ITER"], "KEY VALUE KEY VALUE ..., got 1 words: SOLVER.MAX_"),
+        (["train", "--config-file", "f.yaml", "A", "1", "B"], "got 3 words: A 1 B"),
+        (["luss", "export", "a.pth", "b.pth", "SOLVER.MAX_ITER", "10"], "unrecognized arguments: SOLVER.MAX_ITER 10"),
+        (["doctor", "SOLVER.MAX_ITER", "10"], "unrecognized arguments: SOLVER.MAX_ITER 10"),
+        (["train"], "required: --config-file"),
+        (["trian"], "invalid choice: 'trian'"),
+        ([], "required: COMMAND"),
+    ],
+)
+def test_wrong_command_lines_exit_with_2_and_say_why(words, told, capsys, monkeypatch):
+    monkeypatch.setattr(train, "launch", lambda *args, **others: pytest.fail("a wrong command line was run"))
+    monkeypatch.setattr(luss, "export_backbone", lambda *args: pytest.fail("a wrong command line was run"))
+    code, out, err = exit_of(capsys, *words)
+    assert code == 2 and out == ""
+    assert told in err
+
+
+def test_errors_are_one_line_unless_asked_for(capsys):
+    words = ["train", "--config-file", "no_such.yaml"]
+    assert main(words) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: No configuration file 'no_such.yaml'; available: ") and err.count("\n") == 1
+    with pytest.raises(FileNotFoundError):
+        main([*words, "--debug"])
+
+
+def test_the_version(capsys):
+    code, out, _ = exit_of(capsys, "--version")
+    assert (code, out) == (0, f"u2seg {__version__}\n")
+
+
+def test_the_help_lists_every_command_with_its_purpose(capsys):
+    code, out, _ = exit_of(capsys, "--help")
+    flat = " ".join(out.split())
+    assert code == 0
+    for name, purpose in COMMANDS.items():
+        assert f"{name} {purpose}" in flat
+
+
+def shown_help(capsys, *command):
+    """Returns the help of a subcommand without its usage line, which names the command as well."""
+    code, out, _ = exit_of(capsys, *command, "--help")
+    assert code == 0
+    return out.split("\n\n", 1)[1]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_has_its_purpose_and_an_example(name, capsys):
+    text = shown_help(capsys, name)
+    purpose = importlib.import_module(f"u2seg.cli.{name.replace('-', '_')}").__doc__.splitlines()[0]
+    assert len(purpose) > 20 and purpose in text
+    assert re.search(rf"^ *u2seg {name}\b", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", [*PREPARE, "label_splits"])
+def test_the_help_of_a_dataset_has_its_purpose_and_an_example(name, capsys):
+    text = shown_help(capsys, "prepare", name)
+    assert {**PREPARE, "label_splits": label_splits}[name].__doc__.splitlines()[0] in text
+    assert re.search(rf"^    u2seg prepare {name}\b", text, re.MULTILINE)
+
+
+def test_commands_that_take_settings_say_so(capsys):
+    assert "KEY VALUE" in shown_help(capsys, "train")
+    assert "KEY VALUE" not in shown_help(capsys, "doctor")
+
+
+@pytest.mark.parametrize(("required", "code"), [(True, 1), (False, 0)])
+def test_doctor_names_what_is_missing_and_the_remedy(required, code, capsys, monkeypatch):
+    checks = [Check("torch", True, "2.9"), Check("faiss", False, "not importable", "pip install faiss-cpu", required)]
+    monkeypatch.setattr(doctor, "check_installation", lambda: checks)
+    assert main(["doctor"]) == code
+    first, second, remedy = capsys.readouterr().out.splitlines()
+    assert first.split() == ["ok", "torch", "2.9"]
+    assert second.split() == ["MISSING" if required else "-", "faiss", "not", "importable"]
+    assert remedy.split() == ["->", "pip", "install", "faiss-cpu"]
+
+
+def test_doctor_looks_at_this_environment(tmp_path, monkeypatch):
+    weights = next(a.file_name for a in installation.ARCHITECTURES.values() if a.family == "dino")
+    cache, datasets = tmp_path / "cache", tmp_path / "datasets"
+    (cache / "dino").mkdir(parents=True)
+    (cache / "dino" / weights).touch()
+    datasets.mkdir()
+
+    def import_module(name):
+        if name == "faiss":
+            raise ImportError("no FAISS here")
+        return importlib.import_module(name)
+
+    monkeypatch.setattr(installation, "import_module", import_module)
+    monkeypatch.setattr(installation, "get_cache_dir", lambda: str(cache))
+    monkeypatch.setattr(installation.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets))
+    checks = {check.name: check for check in installation.check_installation()}
+    assert checks["u2seg"].detail.startswith(__version__)
+    assert checks["timm"].found
+    faiss = checks["faiss"]
+    assert (faiss.found, faiss.required, faiss.detail) == (False, True, "not importable: no FAISS here")
+    assert "pip install faiss-cpu" in faiss.remedy
+    assert not checks["gpu"].found and "CPU" in checks["gpu"].detail
+    found = [check for name, check in checks.items() if name.startswith("weights ") and check.found]
+    assert found and all(check.detail == str(cache / "dino" / weights) for check in found)
+    assert checks["$DETECTRON2_DATASETS"].found
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+    assert not {check.name: check for check in installation.check_installation()}["$DETECTRON2_DATASETS"].found

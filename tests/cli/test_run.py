@@ -1,0 +1,120 @@
+"""``u2seg run`` as a newcomer types it: photos in, everything else chosen; nothing but progress and results on the screen."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from tiny_scenes import render_scenes
+from u2seg.cli.main import main
+from u2seg.engine.photo_run import run_features
+from u2seg.utils.files import read_json
+
+SHORT = ["SOLVER.MAX_ITER", "2"]
+
+
+@pytest.fixture(autouse=True)
+def _no_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(run_features, "is_server_reachable", lambda url: False)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return render_scenes(tmp_path_factory.mktemp("data") / "scenes", "--train", "1", "--val", "6")
+
+
+def test_check_shows_the_plan_and_writes_nothing(scenes, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", str(scenes / "val"), "--check"]) == 0
+    out = capsys.readouterr().out
+    for expected in (
+        "6 in ",
+        "HandmadeDescriptor, without weights",
+        "none (no --ground-truth)",
+        "A checkpoint takes 1",
+    ):
+        assert expected in out
+    assert "The same command without --check runs this into output/val" in out
+    assert len(out.splitlines()) <= 30 and not (tmp_path / "output").exists()
+
+
+def test_photos_alone_give_labels_a_model_predictions_and_a_page(scenes, tmp_path, capfd):
+    output = tmp_path / "run"
+    ground_truth = scenes / "annotations" / "panoptic_val.json"
+    command = ["run", str(scenes / "val"), "--output", str(output), "--ground-truth", str(ground_truth), *SHORT]
+    assert main(command) == 0
+    screen = capfd.readouterr()
+    # One lasting line a stage, on standard error; nothing of what libraries say.
+    stages = ["masks", "clusters", "semantic maps", "panoptic labels", "training", "predictions", "page"]
+    lasting = [line for line in screen.err.splitlines() if " in " in line and not line.startswith("warning")]
+    assert [line.split("  ")[0].strip() for line in lasting] == stages
+    for noise in ("meshgrid", "Running with full config", "faiss", "Warning"):
+        assert noise not in screen.out + screen.err
+    assert "Running with full config" in (output / "log.txt").read_text()
+    assert "6 labeled" in screen.out and "u2seg predict --config-file" in screen.out and "PQ" in screen.out
+    masks = read_json(output / "labels" / "masks" / "manifest.json")["counts"]["masks"]
+    chosen = yaml.safe_load((output / "config.yaml").read_text())
+    assert 1 <= chosen["CLUSTERS"]["NUM_CLUSTERS"] <= max(masks, 1)
+    assert sorted(path.name for path in (output / "model").glob("*.pth")) == ["model_final.pth"]
+    assert len(list((output / "predictions" / "visualizations").iterdir())) == 6
+    page = (output / "report" / "index.html").read_text()
+    for expected in (
+        "The best and the worst of the",
+        "The model by category",
+        "names by matching",
+        "knows clusters by number alone",
+    ):
+        assert expected in page
+    # A second call has nothing to do, and says the same.
+    assert main(command) == 0
+    assert capfd.readouterr().out.splitlines()[-1] == screen.out.splitlines()[-1]
+
+
+def test_photos_without_things_give_labels_of_stuff_and_a_warning(tmp_path, capfd):
+    photos = tmp_path / "gray"
+    photos.mkdir()
+    for number in range(3):
+        Image.fromarray(np.full((64, 96, 3), 60 * number, np.uint8)).save(photos / f"{number}.png")
+    assert main(["run", str(photos), "--output", str(tmp_path / "run"), "SEMANTICS.NUM_CLUSTERS", "2", *SHORT]) == 0
+    screen = capfd.readouterr()
+    assert "no things found in 3 photos: the labels hold stuff alone" in screen.err
+    assert "0 masks" in screen.out and "3 photos without a thing" in screen.out
+    labels = read_json(tmp_path / "run" / "labels" / "panoptic" / "panoptic.json")
+    assert all(row["segments_info"] for row in labels["annotations"])
+
+
+def test_a_new_configuration_runs(scenes, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["config", "new", "--images", str(scenes / "val")]) == 0
+    Path("my.yaml").write_text(capsys.readouterr().out)
+    assert main(["run", "--config-file", "my.yaml", str(scenes / "val"), "--check"]) == 0
+    assert "my.yaml, fitted to these photos" in capsys.readouterr().out
+
+
+def test_a_file_without_a_model_is_refused_by_run_and_train(scenes, tmp_path, capsys):
+    path = tmp_path / "my.yaml"
+    path.write_text('DATASETS:\n  TRAIN: ("my_train",)\n')
+    assert main(["run", str(scenes / "val"), "--config-file", str(path), "--output", str(tmp_path / "out")]) == 1
+    assert "_BASE_: quick_schedules/photos.yaml" in capsys.readouterr().err
+    assert main(["train", "--config-file", str(path)]) == 1
+    assert "_BASE_: quick_schedules/photos.yaml" in capsys.readouterr().err
+
+
+def test_evaluate_masks_takes_the_label_directory(tmp_path, capsys):
+    (tmp_path / "gt.json").write_text(
+        json.dumps({"images": [], "annotations": [], "categories": [{"id": 1, "name": "object"}]})
+    )
+    assert main(["evaluate-masks", str(tmp_path), "--ground-truth", str(tmp_path / "gt.json")]) == 1
+    assert "holds no masks: expected a label directory" in capsys.readouterr().err
+
+
+def test_a_missing_detectron2_is_one_message_with_the_commands():
+    code = "import sys; sys.modules['detectron2'] = None; import u2seg"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "No module named" not in done.stderr
+    assert "u2seg needs Detectron2" in done.stderr and "sal-detectron2==0.7.2" in done.stderr

@@ -1,0 +1,252 @@
+"""What a run finds, chooses and refuses before it works."""
+
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from u2seg.config import setup_cfg
+from u2seg.engine.photo_run import run_plan
+from u2seg.engine.photo_run.run_features import choose_features
+from u2seg.engine.photo_run.run_photos import find_photos, select_ground_truth
+from u2seg.engine.photo_run.run_plan import (
+    feature_size,
+    free_keys,
+    make_plan,
+    new_config,
+    num_thing_clusters,
+    scaled_settings,
+    training_length,
+    value_of,
+)
+from u2seg.engine.photo_run.run_threads import Threads, divide_cores, run_in_process
+from u2seg.features.vit_weights import WeightsError
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Six gray photos of 96x64 pixels and one broken file."""
+    directory = tmp_path / "photos"
+    directory.mkdir()
+    for number in range(6):
+        Image.fromarray(np.full((64, 96, 3), 30 * number, np.uint8)).save(directory / f"{number}.jpg")
+    (directory / "broken.jpg").write_bytes(b"no image")
+    return directory
+
+
+def test_photos_are_a_directory_one_image_or_a_list(photos, tmp_path, monkeypatch):
+    found = find_photos(photos, tmp_path / "links")
+    assert (len(found.names), found.size) == (7, (64, 96)) and not (tmp_path / "links").exists()
+    assert [failure.file_name for failure in found.unreadable] == ["broken.jpg"]
+    one = find_photos(photos / "2.jpg", tmp_path / "one")
+    assert one.names == ["2.jpg"] and (one.root / "2.jpg").resolve() == photos / "2.jpg"
+    (tmp_path / "list.txt").write_text(f"# mine\n{photos / '1.jpg'}\n\nphotos/3.jpg\n")
+    assert find_photos(tmp_path / "list.txt", tmp_path / "listed").names == ["1.jpg", "3.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("nowhere", "nowhere does not exist; expected a directory of photos, one photo, or a text file"),
+        ("missing.txt", "line 1: there is no file nothing.jpg"),
+        ("empty.txt", "lists no image"),
+        ("photos/broken.jpg", "none of the images in .* can be read; the first: broken.jpg"),
+        ("binary.dat", "neither an image .* nor a text file"),
+    ],
+)
+def test_what_is_no_photo_is_refused(photos, tmp_path, given, message):
+    (tmp_path / "missing.txt").write_text("nothing.jpg\n")
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    (tmp_path / "binary.dat").write_bytes(b"\xff\xfe\x80")
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        find_photos(tmp_path / given, tmp_path / "links")
+
+
+def test_ground_truth_is_cut_to_the_photos(photos, tmp_path):
+    path = tmp_path / "instances.json"
+    content = {
+        "images": [{"id": 5, "file_name": "1.jpg"}, {"id": 6, "file_name": "other.jpg"}],
+        "annotations": [{"id": 1, "image_id": 5}, {"id": 2, "image_id": 6}],
+        "categories": [],
+    }
+    path.write_text(json.dumps(content))
+    found = find_photos(photos, tmp_path / "links")
+    description, count = select_ground_truth(path, found, tmp_path / "gt")
+    kept = json.loads((tmp_path / "gt" / "instances.json").read_text())
+    assert count == 1 and kept["images"] == content["images"][:1] and kept["annotations"] == content["annotations"][:1]
+    assert description["FORMAT"] == "evaluation_only" and description["INSTANCES_JSON"].endswith("gt/instances.json")
+    path.write_text(json.dumps({**content, "images": content["images"][1:]}))
+    with pytest.raises(ValueError, match="names none of the 7 photos .* got 'other.jpg'"):
+        select_ground_truth(path, found, tmp_path / "gt")
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="is no COCO ground truth"):
+        select_ground_truth(path, found, tmp_path / "gt")
+
+
+@pytest.mark.parametrize("network", [True, False])
+@pytest.mark.parametrize("cores", [1, 2, 3, 4, 8, 16, 64])
+def test_workers_and_threads_never_exceed_the_cores(cores, network):
+    threads = divide_cores(cores, network_on_cpu=network)
+    at_least_two = max(cores, 2)
+    assert threads.decoding + threads.refining + threads.numerical <= at_least_two
+    assert threads.loading + threads.training <= at_least_two
+    assert threads.refining >= 1 and threads.numerical >= 1 and threads.training >= 1
+
+
+def test_a_process_of_its_own_keeps_to_its_threads_and_hands_errors_on():
+    assert run_in_process(3, os.getenv, "OPENBLAS_NUM_THREADS") == "3"
+    with pytest.raises(ValueError, match="could not convert string to float: 'six'"):
+        run_in_process(1, float, "six")
+    with pytest.raises(ChildProcessError, match="Run the same command again"):
+        run_in_process(1, os._exit, 9)
+
+
+def test_there_are_never_more_clusters_than_masks():
+    assert [num_thing_clusters(n) for n in (0, 1, 2, 10, 225, 10**6)] == [1, 1, 1, 3, 15, 800]
+    assert all(num_thing_clusters(n) <= n for n in range(1, 2000))
+
+
+def test_training_fills_what_the_labels_leave_but_gets_a_third_at_least():
+    # 10 minutes: 92 % are 552 s, less 152 s for the labels, at half a second an iteration.
+    assert training_length(10, 152, 0.5)["SOLVER.MAX_ITER"] == 800
+    assert training_length(10, 3000, 0.5)["SOLVER.MAX_ITER"] == 400
+    assert training_length(0.1, 100, 60)["SOLVER.MAX_ITER"] == 20
+
+
+def test_settings_scale_with_photos_and_machine(photos, tmp_path):
+    found, threads = find_photos(photos, tmp_path / "links"), Threads(0, 1, 1, 0, 2)
+    few = scaled_settings(replace(found, names=["a", "b"]), threads, on_gpu=False)
+    many = scaled_settings(replace(found, names=["a"] * 3000, size=(3000, 2000)), threads, on_gpu=True)
+    assert (few["SOLVER.IMS_PER_BATCH"], many["SOLVER.IMS_PER_BATCH"]) == (2, 16)
+    assert (few["INPUT.MIN_SIZE_TEST"], many["INPUT.MIN_SIZE_TEST"]) == (64, 384)
+    assert (few["SEMANTICS.NUM_CLUSTERS"], many["SEMANTICS.NUM_CLUSTERS"]) == (4, 27)
+    assert (few["MODEL.DEVICE"], many["MODEL.DEVICE"]) == ("cpu", "cuda")
+    cfg = setup_cfg(run_plan.PHOTOS_CONFIG)
+    assert all(type(value_of(cfg, key)) in (type(value), list) for key, value in few.items())
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((480, 640), (240, 320)), ((640, 480), (320, 240)), ((100, 1000), (192, 400))]
+)
+def test_the_descriptor_sees_the_photos_shape(size, expected):
+    assert feature_size(*size) == expected
+
+
+def test_what_the_user_sets_is_not_free():
+    cfg = setup_cfg(run_plan.PHOTOS_CONFIG)
+    assert {"SOLVER.MAX_ITER", "CLUSTERS.NUM_CLUSTERS"} <= free_keys(cfg, ())
+    opts = ["SOLVER.MAX_ITER", str(cfg.SOLVER.MAX_ITER)]
+    assert "SOLVER.MAX_ITER" not in free_keys(setup_cfg(run_plan.PHOTOS_CONFIG, opts), opts)
+    assert "CLUSTERS.NUM_CLUSTERS" not in free_keys(setup_cfg("quick_schedules/coco_mini_handmade.yaml"), ())
+
+
+class TestFeatures:
+    @pytest.fixture(autouse=True)
+    def _empty_cache(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+
+    def choose(self, *opts, reachable=False):
+        cfg = setup_cfg(run_plan.PHOTOS_CONFIG, opts)
+        return choose_features(cfg, is_given=False, on_gpu=False, is_reachable=lambda url: reachable)
+
+    def test_without_weights_the_descriptor_says_what_it_means(self):
+        choice = self.choose()
+        assert choice.settings == {} and not choice.network
+        assert "know color and texture, not objects" in choice.description and "87 MB" in choice.description
+
+    def test_a_download_is_announced_with_its_size(self):
+        choice = self.choose(reachable=True)
+        assert choice.settings["FEATURES.VIT.ARCH"] == "dino_vits8" and "87 MB will be downloaded" in choice.description
+
+    def test_the_cache_comes_before_the_network(self, tmp_path):
+        path = tmp_path / "cache" / "dino" / "dino_deitsmall16_pretrain" / "dino_deitsmall16_pretrain.pth"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        choice = self.choose(reachable=True)
+        assert choice.settings["FEATURES.VIT.ARCH"] == "dino_vits16" and "in the cache" in choice.description
+
+    @pytest.mark.parametrize(("width", "patch", "arch"), [(384, 8, "dino_vits8"), (768, 16, "dino_vitb16")])
+    def test_a_local_file_needs_one_key(self, tmp_path, width, patch, arch):
+        torch.save({"patch_embed.proj.weight": torch.zeros(width, 3, patch, patch)}, tmp_path / "w.pth")
+        settings = self.choose("FEATURES.VIT.WEIGHTS", str(tmp_path / "w.pth")).settings
+        assert (settings["FEATURES.VIT.ARCH"], settings["MASKS.GENERATOR"]) == (arch, "MaskCut")
+
+    def test_a_wrong_file_is_refused(self, tmp_path):
+        with pytest.raises(WeightsError, match="no such file"):
+            self.choose("FEATURES.VIT.WEIGHTS", str(tmp_path / "none.pth"))
+        torch.save({"patch_embed.proj.weight": torch.zeros(10, 3, 8, 8)}, tmp_path / "w.pth")
+        with pytest.raises(
+            WeightsError, match="no DINO ViT-S or ViT-B .* set FEATURES.NAME TimmViT and FEATURES.VIT.ARCH"
+        ):
+            self.choose("FEATURES.VIT.WEIGHTS", str(tmp_path / "w.pth"))
+
+
+class TestRefusals:
+    """Each before anything is labeled: the measuring is not reached."""
+
+    @pytest.fixture(autouse=True)
+    def _no_work(self, monkeypatch):
+        def measure(*args):
+            raise AssertionError("work was begun")
+
+        monkeypatch.setattr(run_plan, "run_in_process", measure)
+
+    def plan(self, photos, tmp_path, output="out", **options):
+        return make_plan(photos, tmp_path / output, is_reachable=lambda url: False, **options)
+
+    def test_an_output_among_the_photos(self, photos, tmp_path):
+        with pytest.raises(ValueError, match="lies in the image directory"):
+            self.plan(photos, tmp_path, output="photos/out")
+
+    def test_an_output_that_is_a_file(self, photos, tmp_path):
+        (tmp_path / "out").write_text("")
+        with pytest.raises(NotADirectoryError, match="is a file"):
+            self.plan(photos, tmp_path)
+
+    @pytest.mark.parametrize(
+        ("opts", "message"),
+        [
+            (("CLUSTERS.NUM_CLUSTERS", "800"), "is 800, but 7 photos can give at most 455 masks"),
+            (("SOLVER.IMS_PER_BATCH", "8"), "is 8, and there are 7 photos"),
+            (("MODEL.WEIGHTS", "none.pth"), "MODEL.WEIGHTS is 'none.pth', and there is no such file"),
+            (("MASKS.TAO", "1"), "did you mean TAU"),
+            (("DATASETS.TRAIN", "()"), "must begin with a dataset"),
+        ],
+    )
+    def test_settings_that_cannot_work(self, photos, tmp_path, opts, message):
+        with pytest.raises((ValueError, KeyError, FileNotFoundError), match=message):
+            self.plan(photos, tmp_path, opts=opts)
+
+    def test_a_test_set_that_is_not_there(self, photos, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(FileNotFoundError, match="coco_mini_val"):
+            self.plan(
+                photos,
+                tmp_path,
+                config_file="quick_schedules/coco_mini_handmade.yaml",
+                opts=["CLUSTERS.NUM_CLUSTERS", "3"],
+            )
+
+    def test_a_full_disk(self, photos, tmp_path, monkeypatch):
+        cost = run_plan.LabelCost(1.0, 1.0, 1000, 2**30)
+        monkeypatch.setattr(run_plan, "run_in_process", lambda *args: cost)
+        plan = self.plan(photos, tmp_path)
+        needed = run_plan.disk_bytes(plan)
+        assert needed > 2 * plan.checkpoint_bytes > 200 * 2**20
+        usage = run_plan.shutil.disk_usage(tmp_path)._replace(free=needed - 1)
+        monkeypatch.setattr(run_plan.shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(OSError, match="free, and this run needs about .* two checkpoints of"):
+            self.plan(photos, tmp_path)
+
+
+def test_a_new_configuration_names_the_photos_and_loads(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.yaml").write_text(new_config("photos"))
+    cfg = setup_cfg("my.yaml")
+    assert cfg.DATASETS.BY_PATH.photos.IMAGES == "photos" and cfg.OUTPUT_DIR == "output/photos/model"
+    assert cfg.MODEL.META_ARCHITECTURE == "PanopticFPN" and "7 photos" in (tmp_path / "my.yaml").read_text()
+    with pytest.raises(FileNotFoundError):
+        new_config("elsewhere")

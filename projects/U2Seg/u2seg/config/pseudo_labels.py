@@ -37,9 +37,8 @@ def add_masks_config(cfg: CN) -> None:
     cfg.MASKS.RULES.LIVE_SEEDS = True
     cfg.MASKS.RULES.CHECK_FIRST_AREA = True  # MIN_AREA holds for the first mask too [False]
     cfg.MASKS.RULES.MEASURE_NEW_PATCHES = True  # areas are of what no earlier mask holds [False: of the whole region]
-    cfg.MASKS.RULES.REJECT_CORNERS = (
-        True  # a region with MAX_CORNERS corners is rejected [False: corners choose a side]
-    )
+    # A region with MAX_CORNERS corners is rejected [False: corners choose a side].
+    cfg.MASKS.RULES.REJECT_CORNERS = True
     # Share of the patches left above which a region is rejected as "all the rest" [1.0: never].
     cfg.MASKS.RULES.MAX_LIVE_SHARE = 0.95
     # A rejected region does not come back: it is removed like a mask [False].
@@ -164,6 +163,12 @@ register_rules(
         "MASKS.MIN_AREA": SHARE,
         "MASKS.MAX_AREA": SHARE,
         "MASKS.MAX_CORNERS": integer(0, 5),
+        "MASKS.RULES.LIVE_SEEDS": flag(),
+        "MASKS.RULES.CHECK_FIRST_AREA": flag(),
+        "MASKS.RULES.MEASURE_NEW_PATCHES": flag(),
+        "MASKS.RULES.REJECT_CORNERS": flag(),
+        "MASKS.RULES.MAX_LIVE_SHARE": SHARE,
+        "MASKS.RULES.REMOVE_REJECTED": flag(),
         "MASKS.VOTE.TAUS": several(number(-1, 1), at_least=1),
         "MASKS.VOTE.NUM_GROUPS": several(integer(2), at_least=1),
         "MASKS.VOTE.MIN_IOU": SHARE,

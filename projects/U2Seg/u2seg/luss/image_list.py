@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
-from u2seg.checkpoint import load_weights
+from u2seg.checkpoint import AtomicCheckpointer
 from u2seg.luss.data.image_batches import iter_image_batches
 from u2seg.luss.data.semantic_mapper import read_for
 from u2seg.utils.files import list_digest
@@ -89,7 +89,7 @@ def load_model(cfg: CfgNode, architecture: str) -> nn.Module:
 
     Raises:
         ValueError: no weights are named.
-        FileNotFoundError, CheckpointError: see :func:`u2seg.checkpoint.load_weights`.
+        FileNotFoundError, CheckpointError: see :func:`u2seg.checkpoint.read_checkpoint`.
     """
     if not cfg.MODEL.WEIGHTS:
         raise ValueError(
@@ -99,5 +99,6 @@ def load_model(cfg: CfgNode, architecture: str) -> nn.Module:
     cfg.defrost()
     cfg.MODEL.META_ARCHITECTURE = architecture
     model = build_model(cfg)
-    load_weights(model, cfg, cfg.MODEL.WEIGHTS)
+    # Not all weights must be there: a pretrained network has no pixel attention yet.
+    AtomicCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     return model.eval()

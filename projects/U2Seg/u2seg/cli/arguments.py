@@ -1,9 +1,8 @@
 """Arguments that several subcommands share."""
 
 import argparse
-from collections.abc import Callable
 
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,16 +32,4 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
         default=default_argument_parser().get_default("dist_url"),
         metavar="URL",
         help="where the processes meet, as torch.distributed takes it (default: a free port of this machine)",
-    )
-
-
-def launch_processes(function: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
-    """Calls a function in one process for each GPU, as the arguments of :func:`add_launch_arguments` say."""
-    launch(
-        function,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
     )

@@ -8,7 +8,9 @@ and started again it goes on where it was.
 
 import argparse
 
-from u2seg.cli.arguments import add_config_arguments, add_launch_arguments, launch_processes
+from detectron2.engine import launch
+
+from u2seg.cli.arguments import add_config_arguments, add_launch_arguments
 from u2seg.engine import run_self_training
 
 
@@ -22,5 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Starts one process for each GPU."""
-    launch_processes(run_self_training, args)
+    launch(
+        run_self_training,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
     return 0

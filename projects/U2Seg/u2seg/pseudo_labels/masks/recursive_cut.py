@@ -110,12 +110,12 @@ class RecursiveCut(MaskGenerator):
     def _halves(self, affinity: BinaryAffinity, index: int, region: np.ndarray) -> list[np.ndarray]:
         """Returns the two sides of the best cut of a region, or nothing where it holds together."""
         nodes = torch.from_numpy(np.flatnonzero(region)).to(affinity.device)
-        unpainted = torch.zeros((1, len(nodes)), dtype=torch.bool, device=affinity.device)
+        none_removed = torch.zeros((1, len(nodes)), dtype=torch.bool, device=affinity.device)
         graph = affinity.subgraph(index, nodes)
         if len(nodes) <= EXACT_BELOW:
-            cut_value, vector = exact_second_eigenvector(graph, unpainted, self.eps)
+            cut_value, vector = exact_second_eigenvector(graph, none_removed, self.eps)
         else:
-            cut = second_eigenvectors(graph, unpainted, self.eps)
+            cut = second_eigenvectors(graph, none_removed, self.eps)
             cut_value, vector = float(cut.cut_values[0]), cut.vectors[0]
         if cut_value >= self.max_cut:
             return []

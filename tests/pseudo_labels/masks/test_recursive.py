@@ -91,9 +91,9 @@ def test_a_subgraph_agrees_with_the_whole_and_both_solvers_with_one_another():
     distances = torch.cdist(features[1].T, features[1].T)
     torch.testing.assert_close(affinity.dense(1), (distances < 2.0).double())
 
-    unpainted = torch.zeros(1, 30, dtype=torch.bool)
-    value, vector = exact_second_eigenvector(part, unpainted, 1e-5)
-    iterated = second_eigenvectors(part, unpainted, 1e-5)
+    none_removed = torch.zeros(1, 30, dtype=torch.bool)
+    value, vector = exact_second_eigenvector(part, none_removed, 1e-5)
+    iterated = second_eigenvectors(part, none_removed, 1e-5)
     assert abs(value - float(iterated.cut_values[0])) < 1e-9
     aligned = iterated.vectors[0] * torch.sign(iterated.vectors[0] @ vector)
     torch.testing.assert_close(aligned, vector, atol=1e-5, rtol=0)

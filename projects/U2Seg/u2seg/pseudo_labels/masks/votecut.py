@@ -73,10 +73,10 @@ class VoteCut(MaskGenerator):
         """Returns the masks of each image, at most ``max_masks``, most votes first; see the base class."""
         batch, _, rows, columns = features.shape
         prepared = prepare_features(features, self.center_features)
-        unpainted = torch.zeros((batch, rows * columns), dtype=torch.bool, device=features.device)
+        none_removed = torch.zeros((batch, rows * columns), dtype=torch.bool, device=features.device)
         candidates: list[list[tuple[np.ndarray, float]]] = [[] for _ in range(batch)]
         for tau in self.taus:
-            cuts = second_eigenvectors(BinaryAffinity(prepared, tau), unpainted, self.eps)
+            cuts = second_eigenvectors(BinaryAffinity(prepared, tau), none_removed, self.eps)
             for found, vector, value in zip(candidates, cuts.vectors.cpu().numpy(), cuts.cut_values.tolist()):
                 if value < 1:
                     found += [(mask, value) for mask in self._candidates(vector.reshape(rows, columns))]

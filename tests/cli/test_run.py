@@ -1,6 +1,7 @@
 """``u2seg run`` as a newcomer types it: photos in, everything else chosen; nothing but progress and results on the screen."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 from tiny_scenes import render_scenes
-from u2seg.cli.main import main
+from u2seg.cli.main import main, parse_arguments
 from u2seg.engine.photo_run import run_features
 from u2seg.utils.files import read_json
 
@@ -56,7 +57,11 @@ def test_photos_alone_give_labels_a_model_predictions_and_a_page(scenes, tmp_pat
     for noise in ("meshgrid", "Running with full config", "faiss", "Warning"):
         assert noise not in screen.out + screen.err
     assert "Running with full config" in (output / "log.txt").read_text()
-    assert "6 labeled" in screen.out and "u2seg predict --config-file" in screen.out and "PQ" in screen.out
+    assert "6 labeled" in screen.out and "PQ" in screen.out
+    # The next command is one that can be typed as it stands.
+    advice = next(line for line in screen.out.splitlines() if "u2seg predict" in line)
+    _, args = parse_arguments(shlex.split(advice)[1:])
+    assert args.images == ["OTHER_PHOTOS"] and args.opts[0] == "MODEL.WEIGHTS" and Path(args.opts[1]).is_file()
     masks = read_json(output / "labels" / "masks" / "manifest.json")["counts"]["masks"]
     chosen = yaml.safe_load((output / "config.yaml").read_text())
     assert 1 <= chosen["CLUSTERS"]["NUM_CLUSTERS"] <= max(masks, 1)

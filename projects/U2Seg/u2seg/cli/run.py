@@ -104,7 +104,7 @@ def _print_result(plan: RunPlan, counts: RunCounts, page: Path) -> None:
     print(f"predictions  {output / 'predictions' / 'visualizations'}")
     print("\nPredict on other photos:")
     print(
-        f"  u2seg predict --config-file {plan.config_file} --input OTHER_PHOTOS --output {output / 'other'} "
+        f"  u2seg predict OTHER_PHOTOS --config-file {plan.config_file} --output {output / 'other'} "
         f"MODEL.WEIGHTS {output / 'model' / 'model_final.pth'}"
     )
 

@@ -29,6 +29,9 @@ COMMANDS = {
     "doctor": "check the installation, devices, weights and datasets",
 }
 
+# What these say concerns their own developers: which build of FAISS was loaded, which tracer Detectron2 asks for.
+_NOISY_LOGGERS = ("faiss.loader", "torch.fx._symbolic_trace")
+
 # What a wrong input, a missing file or a full disk raises; anything else is a defect of this program and keeps its traceback.
 EXPECTED_ERRORS = (
     OSError,
@@ -52,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     command, args = parse_arguments(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in _NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         return command.run(args) or 0
     except EXPECTED_ERRORS as error:

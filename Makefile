@@ -17,8 +17,11 @@ demo: $(STAMP)
 demo-supervised: $(STAMP)
 	$(VENV)/bin/u2seg demo --output output/demo --supervised
 
+# One thread each: a process that starts more threads than there are cores is several times slower. A file stays in one process,
+# because its tests share what is slow to make.
+WORKERS ?= 2
 test: $(STAMP)
-	OMP_NUM_THREADS=2 $(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Every Python from 3.10 to 3.13 that is installed, each in an environment of its own below output/pythons.
 test-pythons:

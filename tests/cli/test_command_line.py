@@ -4,9 +4,9 @@ import importlib
 import re
 
 import pytest
-from u2seg.cli import doctor, installation, luss, train
+from u2seg.cli import arguments, doctor, installation, luss
 from u2seg.cli.installation import Check
-from u2seg.cli.main import COMMANDS, main
+from u2seg.cli.main import COMMANDS, main, parse_arguments
 from u2seg.data.benchmarks import PREPARE
 from u2seg.data.datasets import label_splits
 from u2seg.version import __version__
@@ -50,6 +50,27 @@ def test_settings_on_both_sides_of_an_argument_keep_their_order(recipe_runs):
     assert stages == luss.STAGES
 
 
+@pytest.mark.parametrize(
+    ("words", "pairs", "others"),
+    [
+        (["SOLVER.MAX_ITER", "9", "photos"], ["SOLVER.MAX_ITER", "9"], ["photos"]),
+        (["photos", "--resume", "A.B.c.D_2", "-1", "--x"], ["A.B.c.D_2", "-1"], ["photos", "--resume", "--x"]),
+        (["A.B", "C.D", "E.F"], ["A.B", "C.D"], ["E.F"]),
+        (["SEED", "3", "photo.JPG", "Model.PTH", "x"], [], ["SEED", "3", "photo.JPG", "Model.PTH", "x"]),
+        (["README.MD", "x"], [], ["README.MD", "x"]),
+    ],
+)
+def test_pairs_are_known_by_their_key(words, pairs, others, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.MD").touch()
+    assert arguments.split_overrides(words) == (pairs, others)
+
+
+def test_settings_may_stand_before_what_a_command_reads():
+    _, args = parse_arguments(["run", "SOLVER.MAX_ITER", "9", "photos", "--minutes", "5"])
+    assert args.opts == ["SOLVER.MAX_ITER", "9"] and str(args.photos) == "photos"
+
+
 @pytest.mark.parametrize("stages", ["pretrain,labels", "pretrain, labels"])
 def test_stages_are_a_comma_separated_list(stages, recipe_runs):
     main(["luss", "run", "--configs", "p", "--output", "o", "--stages", stages])
@@ -63,7 +84,7 @@ def test_an_unknown_stage_lists_those_there_are(capsys):
 
 def test_training_gets_its_flags_and_settings(monkeypatch):
     given = []
-    monkeypatch.setattr(train, "launch", lambda function, num_gpus, args, **others: given.append((num_gpus, *args)))
+    monkeypatch.setattr(arguments, "launch", lambda function, num_gpus, args, **others: given.append((num_gpus, *args)))
     main(["train", "--config-file", "f.yaml", "MODEL.WEIGHTS", "w.pth", "--eval-only", "--num-gpus", "2"])
     [(num_gpus, args)] = given
     assert num_gpus == 2
@@ -86,7 +107,7 @@ def test_training_gets_its_flags_and_settings(monkeypatch):
     ],
 )
 def test_wrong_command_lines_exit_with_2_and_say_why(words, told, capsys, monkeypatch):
-    monkeypatch.setattr(train, "launch", lambda *args, **others: pytest.fail("a wrong command line was run"))
+    monkeypatch.setattr(arguments, "launch", lambda *args, **others: pytest.fail("a wrong command line was run"))
     monkeypatch.setattr(luss, "export_backbone", lambda *args: pytest.fail("a wrong command line was run"))
     code, out, err = exit_of(capsys, *words)
     assert code == 2 and out == ""

@@ -1,8 +1,14 @@
 """Arguments that several subcommands share."""
 
 import argparse
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from detectron2.engine import default_argument_parser
+from detectron2.engine import default_argument_parser, launch
+
+# A key of a section, such as SOLVER.MAX_ITER or DATASETS.BY_PATH.mine.ROOT.
+_SECTION_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.\w+)*\.[A-Z][A-Z0-9_]*")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,3 +39,42 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="where the processes meet, as torch.distributed takes it (default: a free port of this machine)",
     )
+
+
+def launch_processes(function: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
+    """Calls ``function(args)`` in one process for each GPU, by Detectron2's launcher.
+
+    Args:
+        function: what each process runs.
+        args: the parsed command line, with the arguments of :func:`add_launch_arguments`.
+    """
+    launch(
+        function,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Takes the KEY VALUE pairs that are known by their key out of a command line, so that none is taken for a file.
+
+    Args:
+        words: the command line.
+
+    Returns:
+        The pairs, flat, and the other words, both in their order. A key without a section (``SEED``), a key without a value
+        and a word that names a file stay among the other words.
+    """
+    pairs: list[str] = []
+    others: list[str] = []
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        if waiting and _SECTION_KEY.fullmatch(word) and not Path(word).exists():
+            pairs += [word, waiting.pop(0)]
+        else:
+            others.append(word)
+    return pairs, others

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
+from u2seg.cli.arguments import split_overrides
 from u2seg.features.vit_weights import WeightsError
 from u2seg.utils.manifest import TooManyFailuresError
 from u2seg.version import __version__
@@ -96,10 +97,11 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModuleType, argparse.Namespace
             subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         else:
             subparsers.add_parser(name, help=summary)
-    args, words = parser.parse_known_args(argv)
+    pairs, others = split_overrides(argv)
+    args, words = parser.parse_known_args(others)
     if command is None:
         parser.error(f"choose a command: {', '.join(COMMANDS)}")
-    _take_overrides(args, words, subparser)
+    _take_overrides(args, [*pairs, *words], subparser)
     return command, args
 
 

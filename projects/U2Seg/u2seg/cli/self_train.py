@@ -8,9 +8,7 @@ and started again it goes on where it was.
 
 import argparse
 
-from detectron2.engine import launch
-
-from u2seg.cli.arguments import add_config_arguments, add_launch_arguments
+from u2seg.cli.arguments import add_config_arguments, add_launch_arguments, launch_processes
 from u2seg.engine import run_self_training
 
 
@@ -24,12 +22,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Starts one process for each GPU."""
-    launch(
-        run_self_training,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    launch_processes(run_self_training, args)
     return 0

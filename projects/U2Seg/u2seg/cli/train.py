@@ -9,9 +9,7 @@ on from its last checkpoint.
 
 import argparse
 
-from detectron2.engine import launch
-
-from u2seg.cli.arguments import add_config_arguments, add_launch_arguments
+from u2seg.cli.arguments import add_config_arguments, add_launch_arguments, launch_processes
 from u2seg.engine import run_training
 
 
@@ -25,12 +23,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Starts one process for each GPU."""
-    launch(
-        run_training,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    launch_processes(run_training, args)
     return 0

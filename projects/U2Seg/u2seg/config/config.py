@@ -5,7 +5,6 @@ from pathlib import Path
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
-from detectron2.utils.registry import Registry
 
 from u2seg.config.config_file import ConfigFileError, read_config_file
 from u2seg.config.data import add_data_config
@@ -23,8 +22,9 @@ from u2seg.config.shipped import get_config_file
 from u2seg.config.solver import add_solver_config
 from u2seg.config.test import add_test_config
 from u2seg.config.validation import check_config
+from u2seg.utils.registry import NamedRegistry
 
-CONFIG_REGISTRY = Registry("CONFIG")
+CONFIG_REGISTRY = NamedRegistry("CONFIG")
 CONFIG_REGISTRY.__doc__ = """
 Functions that add keys to a configuration: each is called as ``(cfg)`` by :func:`add_u2seg_config`. A method with keys of its own,
 such as LUSS, registers its function here.

@@ -1,4 +1,4 @@
-"""What several rooms' tests share."""
+"""Fixtures that several packages' tests share."""
 
 import json
 from pathlib import Path

@@ -56,7 +56,7 @@ def slow_quality(pairs, classes, things):
 
 
 def slow_semantics(pairs, classes):
-    """mIoU over the classes that occur in the truth or in the prediction, and accuracy; void in either map is left out."""
+    """mIoU over the classes that occur in the ground truth or in the prediction, and accuracy; void in either map is left out."""
     kept = [(p, t) for predicted, gt in pairs for p, t in zip(predicted, gt) if 255 not in (p, t)]
     ious = []
     for c in classes:

@@ -30,13 +30,13 @@ SPACE = TableSpace("toy", 3, 3, CATEGORIES, ("panoptic", "box", "mask", "semanti
 
 # Ground truth: rows 0-3 sky, rows 4-7 grass; a cat of 4 x 3 = 12 pixels at rows 0-3, columns 0-2; a dog of 4 x 3 at rows 4-7,
 # columns 5-7. So sky has 32 - 12 = 20 pixels and grass 20.
-TRUTH = np.zeros((8, 8), np.int32)
-TRUTH[:4], TRUTH[4:] = 3, 4
-TRUTH[:4, :3], TRUTH[4:, 5:] = 1, 2
-TRUTH_SEGMENTS = [MapSegment(1, 0), MapSegment(2, 1), MapSegment(3, 2), MapSegment(4, 3)]
+GT_MAP = np.zeros((8, 8), np.int32)
+GT_MAP[:4], GT_MAP[4:] = 3, 4
+GT_MAP[:4, :3], GT_MAP[4:, 5:] = 1, 2
+GT_SEGMENTS = [MapSegment(1, 0), MapSegment(2, 1), MapSegment(3, 2), MapSegment(4, 3)]
 
 
-def tables_of(predicted_map, segments, space=SPACE, gt_map=TRUTH, gt=TRUTH_SEGMENTS):
+def tables_of(predicted_map, segments, space=SPACE, gt_map=GT_MAP, gt=GT_SEGMENTS):
     """Tables of one image whose detections are the thing segments and whose semantic head agrees with the map."""
     labels = label_map_of(predicted_map, segments)
     head = np.where(labels >= space.num_things, labels - space.num_things + 1, 0)
@@ -60,7 +60,7 @@ def toy():
 
     Sky cut in two: columns 3-6 (16 pixels) by cluster 3, column 7 (4 pixels) by cluster 5.
     """
-    predicted = TRUTH.copy()
+    predicted = GT_MAP.copy()
     predicted[4:7, 5:], predicted[7, 5:] = 5, 6
     predicted[:4, 7] = 7
     segments = [
@@ -105,7 +105,7 @@ def test_hungarian_an_unmatched_cluster_is_false_positive_and_miss(toy):
 
 
 def test_hungarian_a_confident_unmatched_detection_costs_precision():
-    predicted = TRUTH.copy()
+    predicted = GT_MAP.copy()
     predicted[7, 5:] = 6
     segments = [MapSegment(1, 1, 0.9), MapSegment(2, 2, 0.5), MapSegment(6, 0, 0.7), MapSegment(3, 3), MapSegment(4, 4)]
     # dog: cluster 0's false one (0.7) precedes the 9-pixel true one (0.5): precision 1/2 at 6 thresholds: AP 0.3.
@@ -114,7 +114,7 @@ def test_hungarian_a_confident_unmatched_detection_costs_precision():
 
 def test_a_thing_cluster_that_covers_only_stuff_is_charged_there():
     # Cluster 0 is a thing of 16 pixels in the sky: no thing category has a pixel of it.
-    predicted = TRUTH.copy()
+    predicted = GT_MAP.copy()
     predicted[:4, 4:] = 9
     segments = [MapSegment(1, 1), MapSegment(2, 2), MapSegment(3, 3), MapSegment(4, 4), MapSegment(9, 0, 0.7)]
     tables = tables_of(predicted, segments)
@@ -130,7 +130,7 @@ def test_a_thing_cluster_that_covers_only_stuff_is_charged_there():
 
 def test_a_thing_cluster_that_only_detections_show_is_charged_where_it_overlaps():
     segments = [MapSegment(1, 1, 0.9), MapSegment(2, 2, 0.5), MapSegment(3, 3), MapSegment(4, 4)]
-    tables = tables_of(TRUTH, segments)
+    tables = tables_of(GT_MAP, segments)
     # A detection of cluster 0 on the dog's box, not in the panoptic map.
     extra = tables.detections[1:2].copy()
     extra["label"], extra["score"] = 0, 0.95
@@ -158,7 +158,7 @@ def test_cups_left_over_clusters_go_to_their_best_category(toy):
 
 def test_majority_merges_as_cups_does_here_but_without_one_to_one_first():
     # Clusters 0 and 1 both lie on the cat, 0 more so (8 of its 8 pixels; 1 has 4 there and 2 on the dog).
-    predicted = TRUTH.copy()
+    predicted = GT_MAP.copy()
     predicted[:4, 2] = 5
     predicted[6, 6:] = 6
     segments = [
@@ -192,7 +192,7 @@ def test_u2seg_paper_votes(toy):
 
 
 def test_u2seg_paper_unmatched_stuff_is_wrong_and_with_the_releases_faults_it_vanishes():
-    predicted = TRUTH.copy()
+    predicted = GT_MAP.copy()
     predicted[4, 0], predicted[0, 3] = 7, 7  # cluster 5 has one pixel of grass and one of sky: IoU 1 / 21 with either
     segments = [MapSegment(1, 0), MapSegment(2, 1), MapSegment(3, 3), MapSegment(4, 4), MapSegment(7, 5)]
     tables = tables_of(predicted, segments)
@@ -214,11 +214,11 @@ def test_aliasing_rewrites_what_was_just_written():
 
 def test_u2seg_release_votes_for_every_object_and_for_crowds():
     # The dog's box again as a second object, a crowd of the category cat, one column wider: 4 x 4 = 16 pixels.
-    gt_map = TRUTH.copy()
+    gt_map = GT_MAP.copy()
     gt_map[4:, 4] = 9
     gt = [MapSegment(1, 0), MapSegment(2, 1), MapSegment(3, 2), MapSegment(4, 3), MapSegment(9, 0, crowd=True)]
     segments = [MapSegment(1, 1, 0.9), MapSegment(2, 2, 0.9), MapSegment(3, 3), MapSegment(4, 4)]
-    tables = tables_of(TRUTH, segments, gt_map=gt_map, gt=gt)
+    tables = tables_of(GT_MAP, segments, gt_map=gt_map, gt=gt)
     crowd = tables.objects["crowd"]
     tables.objects["box_xywh"][crowd] = [4, 4, 4, 4]
     new = tables.ious[:1].copy()
@@ -251,7 +251,7 @@ def test_identity_needs_the_categories_own_counts(toy):
     with pytest.raises(ValueError, match="the categories' own 2 things and 2 stuff classes, got 3 and 3"):
         build_protocol("identity").fit(toy)
     space = TableSpace("toy", 2, 2, CATEGORIES, SPACE.tasks)
-    tables = tables_of(TRUTH, [MapSegment(i + 1, i) for i in range(4)], space)
+    tables = tables_of(GT_MAP, [MapSegment(i + 1, i) for i in range(4)], space)
     assert row(tables, "identity")["PQ"] == 100
 
 
@@ -277,12 +277,12 @@ def test_a_saved_label_map_scores_as_the_fit_did(toy, tmp_path):
 
 def test_fitting_on_another_split_uses_that_splits_counts(toy, tmp_path):
     # The other split: cat and dog clusters exchanged.
-    swapped = tables_of(TRUTH, [MapSegment(1, 2), MapSegment(2, 1), MapSegment(3, 3), MapSegment(4, 4)])
+    swapped = tables_of(GT_MAP, [MapSegment(1, 2), MapSegment(2, 1), MapSegment(3, 3), MapSegment(4, 4)])
     save_tables(tmp_path / "other.npz", swapped)
     got = row(toy, "hungarian", fit_on=tmp_path / "other.npz")
     assert got["PQ_th"] == 0 and row(toy, "hungarian")["PQ_th"] == 75
     different = tables_of(
-        TRUTH, [MapSegment(i + 1, i) for i in range(4)], TableSpace("toy", 2, 2, CATEGORIES, SPACE.tasks)
+        GT_MAP, [MapSegment(i + 1, i) for i in range(4)], TableSpace("toy", 2, 2, CATEGORIES, SPACE.tasks)
     )
     save_tables(tmp_path / "different.npz", different)
     with pytest.raises(ValueError, match="num_things is 3 here and 2 there"):

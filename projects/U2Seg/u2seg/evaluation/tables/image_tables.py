@@ -8,13 +8,13 @@ from pycocotools import mask as mask_utils
 
 from u2seg.evaluation.tables.segment_tables import (
     DETECTIONS,
+    GT,
     IMAGES,
     IOUS,
     OBJECTS,
     OVERLAPS,
     PIXELS,
     PREDICTED,
-    TRUTH,
     VOID,
     SegmentTables,
     TableSpace,
@@ -119,7 +119,7 @@ def panoptic_blocks(
     listed = (overlaps["gt"] >= 0) | (gt_ids == 0)
     both_void = (overlaps["gt"] < 0) & (overlaps["predicted"] < 0)
     return {
-        "gt": np.array(gt_rows, TRUTH),
+        "gt": np.array(gt_rows, GT),
         "predicted": np.array(predicted_rows, PREDICTED),
         "overlaps": overlaps[listed & ~both_void],
     }

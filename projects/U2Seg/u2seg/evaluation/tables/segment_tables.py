@@ -23,7 +23,7 @@ VOID = -1  # in a label or a reference: ground truth that is not to be scored, o
 
 IMAGES = np.dtype([("id", "i8"), ("height", "i4"), ("width", "i4")])
 PREDICTED = np.dtype([("image", "i4"), ("label", "i4"), ("area", "i8"), ("score", "f8")])
-TRUTH = np.dtype([("image", "i4"), ("label", "i4"), ("area", "i8"), ("crowd", "?")])
+GT = np.dtype([("image", "i4"), ("label", "i4"), ("area", "i8"), ("crowd", "?")])
 OVERLAPS = np.dtype([("gt", "i4"), ("predicted", "i4"), ("pixels", "i8")])
 DETECTIONS = np.dtype([("image", "i4"), ("label", "i4"), ("score", "f8"), ("box_xywh", "f8", 4), ("mask_area", "f8")])
 OBJECTS = np.dtype([("image", "i4"), ("label", "i4"), ("area", "f8"), ("crowd", "?"), ("box_xywh", "f8", 4)])
@@ -34,7 +34,7 @@ PIXELS = np.dtype([("image", "i4"), ("gt", "i4"), ("predicted", "i4"), ("pixels"
 BLOCKS = {
     "images": (IMAGES, {}),
     "predicted": (PREDICTED, {"image": "images"}),
-    "gt": (TRUTH, {"image": "images"}),
+    "gt": (GT, {"image": "images"}),
     "overlaps": (OVERLAPS, {"gt": "gt", "predicted": "predicted"}),
     "detections": (DETECTIONS, {"image": "images"}),
     "objects": (OBJECTS, {"image": "images"}),

@@ -262,9 +262,9 @@ class _CollapsedProblem:
         self.num_removed = removed.sum(dim=1).to(torch.float64)[:, None, None]  # m
         degrees = (1 - eps) * affinity.product(self.live) * self.live + eps * n
         self.inverse_root = self.live * degrees.rsqrt()
-        has_painted = (self.num_removed > 0).to(torch.float64)
+        has_removed = (self.num_removed > 0).to(torch.float64)
         super_degree = self.num_removed * n * eps
-        self.super_inverse_root = has_painted * (super_degree + (1 - has_painted)).rsqrt()
+        self.super_inverse_root = has_removed * (super_degree + (1 - has_removed)).rsqrt()
         top = torch.cat([self.live * degrees.sqrt(), super_degree.sqrt()], dim=1)
         self.top = top / top.norm(dim=1, keepdim=True)  # unit eigenvector of eigenvalue 1
 

@@ -2,12 +2,14 @@
 
 import math
 
+import mutate_configs
 import pytest
 from detectron2.config import CfgNode, get_cfg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from u2seg.config import add_u2seg_config, check_config, setup_cfg
 from u2seg.config.validation import choice, flag, integer, number, rules, several, text
+from u2seg.modeling import ModelSettingsError, build_model
 
 
 def flat(node: CfgNode, prefix: str = ""):
@@ -33,8 +35,7 @@ def put(cfg: CfgNode, key: str, value) -> None:
 
 def test_every_key_of_ours_has_a_rule_and_every_rule_a_key():
     theirs, all_keys = set(flat(get_cfg())), set(flat(make_cfg()))
-    # Its pairs are checked against the model's parameters, by solver.build.lr_factors.
-    assert all_keys - theirs - set(rules()) == {"SOLVER.LR_MULTIPLIERS"}
+    assert all_keys - theirs <= set(rules())
     assert set(rules()) <= all_keys
 
 
@@ -47,7 +48,7 @@ def test_the_defaults_keep_their_rules():
     [
         ("MASKS.MIN_AREA", -1e30, "a number from 0 to 1"),
         ("MASKS.MIN_AREA", math.nan, "a number from 0 to 1"),
-        ("CLUSTERS.NUM_RESTARTS", -1000, "an integer at least 1"),
+        ("CLUSTERS.NUM_RESTARTS", -1000, "an integer from 1 to 1000"),
         ("CLUSTERS.NUM_CLUSTERS", True, "an integer at least 1"),
         ("INPUT.MASK_FORMAT", "nonsense", "one of polygon, bitmask"),
         ("SOLVER.STEPS", ("a",), "a list, each an integer at least 0"),
@@ -57,7 +58,7 @@ def test_the_defaults_keep_their_rules():
         ("INPUT.COPY_PASTE.SCALE_RANGE", (1.0, 0.3), "2 values, each a number above 0 and at most 10, ascending"),
         ("LUSS.THRESHOLD", 1.5, "a number from 0 to 1"),
         ("TEST.NMS_ACROSS_CLUSTERS", 50, "a number from 0 to 1"),
-        ("TEST.BOOTSTRAP", -3, "an integer at least 0"),
+        ("TEST.BOOTSTRAP", -3, "an integer from 0 to 1000000"),
     ],
 )
 def test_what_was_accepted_in_silence_is_refused(key, value, expected):
@@ -113,3 +114,58 @@ def test_rules_at_their_bounds():
     assert several(number(), ascending=True).accepts([1, 1, 2]) and not several(number(), ascending=True).accepts(
         [2, 1]
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("MASKS: {ROUNDS: 1.5}", "MASKS.ROUNDS must be an integer from 1 to 1000, got 1.5"),
+        ("MASKS: {ROUNDS: 'many'}", "MASKS.ROUNDS must be an integer from 1 to 1000, got 'many'"),
+        ("MODEL: {FPN: {OUT_CHANNELS: 1000000000000}}", "MODEL.FPN.OUT_CHANNELS must be an integer from 1 to 65536"),
+        ("MODEL: {RPN: {IN_FEATURES: [[p2]]}}", "MODEL.RPN.IN_FEATURES must be a list of 1 or more values, each a str"),
+        ("MODEL: {PIXEL_MEAN: [1.0]}", "MODEL.PIXEL_MEAN must be 3 values, each a number, got"),
+        ("MODEL: {DEVICE: gpu}", "MODEL.DEVICE must be a device such as cpu, cuda"),
+        ("MODEL: 7", r"MODEL must be a section of keys \(.*META_ARCHITECTURE.*\), got 7"),
+        ("SOLVER: {BASE_LR_END: -3.0}", "SOLVER.BASE_LR_END must be a number at least 0, got -3.0"),
+        ("SOLVER: {BASE_LR: 0.1, BASE_LR_END: 0.2}", r"SOLVER.BASE_LR_END must be at most SOLVER.BASE_LR \(0.1\)"),
+        ("SOLVER: {LR_MULTIPLIERS: [[roi_heads]]}", "SOLVER.LR_MULTIPLIERS must be a list, each a pair of"),
+        ("MODEL: {RETINANET: {NUM_CONVS: x}}", "MODEL.RETINANET.NUM_CONVS must be a int such as 4, got 'x'"),
+        ("TEST: {EXPECTED_RESULTS: [[bbox, AP]]}", "TEST.EXPECTED_RESULTS must be a list, each .task, metric, value"),
+    ],
+)
+def test_a_wrong_value_in_a_file_is_refused_with_what_it_may_be(tmp_path, content, message):
+    (tmp_path / "a.yaml").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        setup_cfg(tmp_path / "a.yaml")
+
+
+def test_an_integer_serves_where_a_key_holds_a_float(tmp_path):
+    (tmp_path / "a.yaml").write_text("SOLVER: {BASE_LR: 1}")
+    cfg = setup_cfg(tmp_path / "a.yaml", ["MASKS.TAU", "0", "OUTPUT_DIR", "'2024'"])
+    assert (cfg.SOLVER.BASE_LR, cfg.MASKS.TAU, cfg.OUTPUT_DIR) == (1.0, 0.0, "2024")
+    assert type(cfg.SOLVER.BASE_LR) is type(cfg.MASKS.TAU) is float
+    with pytest.raises(ValueError, match="MASKS.ROUNDS must be an integer from 1 to 1000, got 2.5"):
+        setup_cfg(tmp_path / "a.yaml", ["MASKS.ROUNDS", "2.5"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("MODEL.ROI_HEADS.NAME", "Heads", "Unknown MODEL.ROI_HEADS.NAME 'Heads'; registered: .*StandardROIHeads"),
+        ("MODEL.ROI_HEADS.IN_FEATURES", ["p9"], "MODEL.ROI_HEADS.IN_FEATURES: the backbone .* has no output 'p9'"),
+        ("MODEL.RPN.CONV_DIMS", [-1, 0], "the settings under MODEL do not go together: "),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_one_line(key, value, message):
+    cfg = setup_cfg("quick_schedules/scenes.yaml", ["MODEL.DEVICE", "cpu", key, value])
+    with pytest.raises((KeyError, ModelSettingsError), match=message) as error:
+        build_model(cfg)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_wrong_values_in_shipped_configurations_are_refused_by_the_commands():
+    """The first of the mutations; ``python tests/config/mutate_configs.py`` runs 220."""
+    results = mutate_configs.run(len(mutate_configs.ALWAYS) + 3, seed=0)
+    assert [outcome for _, outcome, _ in results[: len(mutate_configs.ALWAYS)]] == ["refused"] * 5
+    assert {outcome for _, outcome, _ in results} <= {"refused", "accepted"}

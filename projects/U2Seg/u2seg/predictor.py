@@ -90,7 +90,7 @@ class Predictor:
             ValueError: no weights are named, they do not fit, or the label map belongs to other counts of clusters.
             FileNotFoundError: a file is missing.
         """
-        from detectron2.modeling import build_model
+        from u2seg.modeling import build_model
 
         self.cfg = _completed(cfg)
         self.model = build_model(self.cfg).eval()

@@ -9,6 +9,8 @@ from u2seg.config.config import CONFIG_REGISTRY, add_u2seg_config, find_config_f
 from u2seg.config.config_file import ConfigFileError
 from u2seg.config.validation import check_config, register_rules
 
+from u2seg.config import detectron2_keys as _detectron2_keys  # noqa: F401 isort:skip - registers its rules
+
 __all__ = [
     "CONFIG_REGISTRY",
     "ConfigFileError",

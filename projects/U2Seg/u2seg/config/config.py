@@ -1,5 +1,6 @@
 """How a configuration is found, read and merged; the keys themselves are in the modules beside this one."""
 
+import functools
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from u2seg.config.renamed_keys import add_renamed_keys
 from u2seg.config.shipped import get_config_file
 from u2seg.config.solver import add_solver_config
 from u2seg.config.test import add_test_config
-from u2seg.config.validation import check_config
+from u2seg.config.validation import check_config, fitted_values
 from u2seg.utils.registry import NamedRegistry
 
 CONFIG_REGISTRY = NamedRegistry("CONFIG")
@@ -74,7 +75,7 @@ def setup_cfg(config_file: str | Path, opts: list[str] | tuple = ()) -> CN:
     add_u2seg_config(cfg)
     _merge_file(cfg, find_config_file(config_file))
     _check_keys(cfg, list(opts))
-    cfg.merge_from_list(list(opts))
+    cfg.merge_from_list(_fitted_opts(cfg, list(opts)))
     check_config(cfg)
     return cfg
 
@@ -103,7 +104,7 @@ def _merge_file(cfg: CN, path: str) -> None:
         raise ConfigFileError(
             f"{path} is written for VERSION {version!r} of Detectron2's configuration, expected {cfg.VERSION}"
         )
-    cfg.merge_from_other_cfg(CN(values))
+    cfg.merge_from_other_cfg(CN(fitted_values(values, cfg)))
 
 
 def _check_keys(cfg: CN, opts: list[str]) -> None:
@@ -119,6 +120,16 @@ def _check_keys(cfg: CN, opts: list[str]) -> None:
                 hint = f"; did you mean {' or '.join(known)}?" if known else ""
                 raise KeyError(f"Unknown configuration key {key!r}: nothing is called {part!r} there{hint}")
             node = node[part]
+
+
+def _fitted_opts(cfg: CN, opts: list) -> list:
+    """Returns KEY VALUE pairs whose values fit their keys: an integer is a float where the key holds one."""
+    fitted = []
+    for key, value in zip(opts[::2], opts[1::2]):
+        section, _, leaf = key.rpartition(".")
+        node = functools.reduce(CN.__getitem__, section.split("."), cfg) if section else cfg
+        fitted += [key, fitted_values({leaf: value}, node, f"{section}." if section else "")[leaf]]
+    return fitted
 
 
 def add_u2seg_config(cfg: CN) -> None:

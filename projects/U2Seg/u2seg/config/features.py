@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode as CN
 
-from u2seg.config.validation import COUNT, NON_NEGATIVE, choice, flag, integer, number, register_rules, several, text
+from u2seg.config.validation import COUNT, choice, flag, integer, number, register_rules, several, text
 
 
 def add_features_config(cfg: CN) -> None:
@@ -55,19 +55,19 @@ register_rules(
         "FEATURES.IMAGE_SIZE": several(integer(16, 8192), count=2),
         "FEATURES.BATCH_SIZE": COUNT,
         "FEATURES.DEVICE": text(),
-        "FEATURES.HANDMADE.PATCH_SIZE": COUNT,
-        "FEATURES.HANDMADE.COLOR_WEIGHT": number(0),
-        "FEATURES.HANDMADE.TEXTURE_WEIGHT": number(0),
-        "FEATURES.RAW_PIXELS.PATCH_SIZE": COUNT,
+        "FEATURES.HANDMADE.PATCH_SIZE": integer(1, 1024),
+        "FEATURES.HANDMADE.COLOR_WEIGHT": number(0, 1e6),
+        "FEATURES.HANDMADE.TEXTURE_WEIGHT": number(0, 1e6),
+        "FEATURES.RAW_PIXELS.PATCH_SIZE": integer(1, 1024),
         "FEATURES.VIT.ARCH": text(),
         "FEATURES.VIT.WEIGHTS": text(empty=True),
-        "FEATURES.VIT.BLOCK": integer(),
+        "FEATURES.VIT.BLOCK": integer(-1000, 1000),
         "FEATURES.VIT.FACET": choice("key", "query", "value", "token"),
         "FEATURES.VIT.PRECISION": choice("float32", "bfloat16"),
         "FEATURES.RESNET.CONFIG_FILE": text(),
         "FEATURES.RESNET.WEIGHTS": text(empty=True),
         "FEATURES.RESNET.OUT_FEATURE": text(),
-        "FEATURES.RESNET.STRIDE": NON_NEGATIVE,
+        "FEATURES.RESNET.STRIDE": integer(0, 64),
         "FEATURES.RESNET.CENTER": flag(),
     }
 )

@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode as CN
 
-from u2seg.config.validation import COUNT, SHARE, flag, integer, register_rules, several, text
+from u2seg.config.validation import COUNT, SHARE, device, flag, integer, register_rules, several, text
 
 
 def add_model_config(cfg: CN) -> None:
@@ -29,20 +29,20 @@ def add_model_config(cfg: CN) -> None:
 
 register_rules(
     {
-        "MODEL.DEVICE": text(),
+        "MODEL.DEVICE": device(),
         "MODEL.META_ARCHITECTURE": text(),
         "MODEL.WEIGHTS": text(empty=True),
         "MODEL.CHANNELS_LAST": flag(),
         "MODEL.ACTIVATION_CHECKPOINTING": flag(),
-        "MODEL.ROI_HEADS.NUM_CLASSES": COUNT,
+        "MODEL.ROI_HEADS.NUM_CLASSES": integer(1, 65536),
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": COUNT,
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST": SHARE,
         "MODEL.ROI_HEADS.NMS_THRESH_TEST": SHARE,
         "MODEL.ROI_HEADS.DROP_LOSS.ENABLED": flag(),
         "MODEL.ROI_HEADS.DROP_LOSS.IOU_THRESH": SHARE,
         "MODEL.ROI_HEADS.DROP_LOSS.TARGETS": text(),
-        "MODEL.SMALL_RESNET.WIDTH": COUNT,
-        "MODEL.SMALL_RESNET.BLOCKS_PER_STAGE": COUNT,
+        "MODEL.SMALL_RESNET.WIDTH": integer(2, 8192),
+        "MODEL.SMALL_RESNET.BLOCKS_PER_STAGE": integer(1, 100),
         "MODEL.SMALL_RESNET.STRIDES": several(integer(1, 4), count=4),
     }
 )

@@ -6,6 +6,7 @@ from u2seg.config.validation import (
     COUNT,
     NON_NEGATIVE,
     POSITIVE,
+    Rule,
     choice,
     flag,
     integer,
@@ -41,15 +42,19 @@ def add_solver_config(cfg: CN) -> None:
     cfg.HOOKS = ()
 
 
+def _is_multiplier(pair: object) -> bool:
+    return isinstance(pair, (tuple, list)) and len(pair) == 2 and text().accepts(pair[0]) and POSITIVE.accepts(pair[1])
+
+
 register_rules(
     {
-        "SEED": integer(),
+        "SEED": integer(high=2**63 - 1),
         "HOOKS": several(text()),
         "SOLVER.OPTIMIZER": text(),
         "SOLVER.BASE_LR": POSITIVE,
         "SOLVER.MAX_ITER": COUNT,
         "SOLVER.STEPS": several(NON_NEGATIVE),
-        "SOLVER.IMS_PER_BATCH": COUNT,
+        "SOLVER.IMS_PER_BATCH": integer(1, 1 << 20),
         "SOLVER.MOMENTUM": number(0, 1),
         "SOLVER.WEIGHT_DECAY": number(0),
         "SOLVER.WARMUP_ITERS": NON_NEGATIVE,
@@ -59,7 +64,10 @@ register_rules(
         "SOLVER.CLIP_GRADIENTS.ENABLED": flag(),
         "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": choice("value", "norm", "full_model"),
         "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": POSITIVE,
-        "SOLVER.ACCUMULATION_STEPS": COUNT,
+        "SOLVER.LR_MULTIPLIERS": several(
+            Rule("a pair of the beginning of a parameter's name and a factor above 0", _is_multiplier)
+        ),
+        "SOLVER.ACCUMULATION_STEPS": integer(1, 1 << 20),
         "SOLVER.EMA.ENABLED": flag(),
         "SOLVER.EMA.DECAY": number(0, 1),
     }

@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode as CN
 
-from u2seg.config.validation import COUNT, NON_NEGATIVE, SHARE, flag, number, register_rules, several, text
+from u2seg.config.validation import COUNT, NON_NEGATIVE, SHARE, flag, integer, number, register_rules, several, text
 
 
 def add_test_config(cfg: CN) -> None:
@@ -35,7 +35,7 @@ register_rules(
         "TEST.LABEL_MAP.FIT_ON": text(empty=True),
         "TEST.LABEL_MAP.FILE": text(empty=True),
         "TEST.SAVE_TABLES": flag(),
-        "TEST.BOOTSTRAP": NON_NEGATIVE,
+        "TEST.BOOTSTRAP": integer(0, 1_000_000),
         "TEST.STUFF_SUPERCATEGORIES": flag(),
         "TEST.BOUNDARY_RATIO": number(0, 0.5),
         "TEST.NMS_ACROSS_CLUSTERS": SHARE,

@@ -4,6 +4,7 @@ A section registers its rules beside its defaults; :func:`check_config` reports 
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -25,11 +26,17 @@ class Rule:
 
 
 _RULES: dict[str, Rule] = {}
+_ORDERED: list[tuple[str, str]] = []
 
 
 def register_rules(rules: Mapping[str, Rule]) -> None:
     """Adds rules, by configuration key; a method with keys of its own registers theirs."""
     _RULES.update(rules)
+
+
+def register_order(low: str, high: str) -> None:
+    """Adds the rule that the number under one key may not be above that under another."""
+    _ORDERED.append((low, high))
 
 
 def rules() -> dict[str, Rule]:
@@ -46,11 +53,66 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ValueError: values break their rules; the message has a line for each, with what was expected and what came.
     """
-    wrong = []
-    for key, rule in _RULES.items():
-        found, value = _look_up(cfg, key)
-        if found and not rule.accepts(value):
-            wrong.append(f"{key} must be {rule.expected}, got {value!r}")
+    found = {key: _look_up(cfg, key) for key in _RULES}
+    _refuse([fault(key, value) for key, (is_there, value) in found.items() if is_there])
+    for low, high in _ORDERED:
+        (has_low, least), (has_high, most) = found[low], found[high]
+        if has_low and has_high and least > most:  # type: ignore[operator]  # both are numbers by their rules
+            raise ValueError(f"{low} must be at most {high} ({most!r}), got {least!r}")
+
+
+def fitted_values(values: Mapping, cfg: CfgNode, prefix: str = "") -> dict:
+    """Returns values that are to be merged into a configuration, an integer as a float where the key holds one.
+
+    The merging itself refuses another type than the default's, without saying what the key may be; so the values are checked here.
+
+    Args:
+        values: by key, sections as mappings.
+        cfg: the configuration, or the section of it, that they are merged into.
+        prefix: of the section, "SOLVER." for example.
+
+    Raises:
+        ValueError: values break their rules, or are no sections where the key is one; the message has a line for each.
+    """
+    faults: list[str] = []
+    fitted = _fitted(values, cfg, prefix, faults)
+    _refuse(faults)
+    return fitted
+
+
+def _fitted(values: Mapping, cfg: object, prefix: str, faults: list[str]) -> dict:
+    fitted = {}
+    for key, given in values.items():
+        default = cfg.get(key) if isinstance(cfg, CfgNode) else None
+        name, value = f"{prefix}{key}", CfgNode._decode_cfg_value(given)  # merging reads text as Python's literals
+        fitted[key] = given
+        if isinstance(value, Mapping):
+            fitted[key] = _fitted(value, default, f"{name}.", faults)
+        elif isinstance(default, CfgNode):
+            faults.append(f"{name} must be a section of keys ({', '.join(default)}), got {value!r}")
+        else:
+            faults.append(fault(name, value) or _type_fault(name, value, default))
+            if type(value) is int and isinstance(default, float):
+                fitted[key] = float(value)
+    return fitted
+
+
+def fault(key: str, value: object) -> str:
+    """Returns what is wrong with the value of a key; empty if nothing is, or if the key has no rule."""
+    rule = _RULES.get(key)
+    return "" if rule is None or rule.accepts(value) else f"{key} must be {rule.expected}, got {value!r}"
+
+
+def _type_fault(key: str, value: object, default: object) -> str:
+    """Returns what is wrong with the type of a value for a key without a rule."""
+    alike = [{int, float}, {list, tuple}, {type(default)}]
+    if key in _RULES or None in (value, default) or any({type(value), type(default)} <= types for types in alike):
+        return ""
+    return f"{key} must be a {type(default).__name__} such as {default!r}, got {value!r}"
+
+
+def _refuse(faults: list[str]) -> None:
+    wrong = [line for line in faults if line]
     if wrong:
         raise ValueError(
             "\n  ".join(["the configuration has impossible values:", *wrong]) if len(wrong) > 1 else wrong[0]
@@ -107,6 +169,11 @@ def choice(*names: str) -> Rule:
     return Rule(f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names)
 
 
+def optional(rule: Rule) -> Rule:
+    """Returns the rule for None, or for what another rule accepts."""
+    return Rule(f"None or {rule.expected}", lambda value: value is None or rule.accepts(value))
+
+
 def several(rule: Rule, *, count: int | None = None, at_least: int = 0, ascending: bool = False) -> Rule:
     """Returns the rule for a tuple or list.
 
@@ -132,10 +199,26 @@ def _bounds(low_word: str, low: float, high: float) -> str:
     if math.isinf(low) and math.isinf(high):
         return ""
     if math.isinf(high):
-        return f" {low_word} {low:g}"
+        return f" {low_word} {_plain(low)}"
     if math.isinf(low):
-        return f" of {high:g} at most"
-    return f" {low_word} {low:g} and at most {high:g}" if low_word == "above" else f" from {low:g} to {high:g}"
+        return f" of {_plain(high)} at most"
+    if low_word == "above":
+        return f" above {_plain(low)} and at most {_plain(high)}"
+    return f" from {_plain(low)} to {_plain(high)}"
+
+
+def _plain(bound: float) -> str:
+    return str(int(bound)) if bound == int(bound) else f"{bound:g}"
+
+
+def device() -> Rule:
+    """Returns the rule for a device's name, as torch takes it."""
+    return Rule(
+        "a device such as cpu, cuda, cuda:1 or mps",
+        lambda value: (
+            isinstance(value, str) and re.fullmatch(r"(auto|cpu|cuda|mps|xpu|npu|hpu)(:\d+)?", value) is not None
+        ),
+    )
 
 
 SHARE = number(0, 1)

@@ -23,7 +23,7 @@ from u2seg.engine import training_record
 from u2seg.engine.hooks import HOOK_REGISTRY, AveragedWeights, EMAHook, VisualizationHook
 from u2seg.engine.training_step import TrainingStep, resolve_precision
 from u2seg.evaluation import EVALUATOR_REGISTRY
-from u2seg.modeling import checkpoint_residual_blocks
+from u2seg.modeling import build_model, checkpoint_residual_blocks
 from u2seg.solver.build import build_optimizer
 from u2seg.utils.files import remove_partial_files, write_json
 from u2seg.utils.registry import get_registered
@@ -146,7 +146,8 @@ class U2SegTrainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
         """Returns the model that the configuration names, with its memory options applied."""
-        model = super().build_model(cfg)
+        model = build_model(cfg)
+        logging.getLogger(DefaultTrainer.__module__).info(f"Model:\n{model}")
         if cfg.MODEL.CHANNELS_LAST:
             model = model.to(memory_format=torch.channels_last)
         if cfg.MODEL.ACTIVATION_CHECKPOINTING:

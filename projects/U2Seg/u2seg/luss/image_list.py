@@ -5,12 +5,12 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from u2seg.checkpoint import AtomicCheckpointer
 from u2seg.luss.data.image_batches import iter_image_batches
 from u2seg.luss.data.semantic_mapper import read_for
+from u2seg.modeling import build_model
 from u2seg.utils.files import list_digest
 from u2seg.utils.image_io import ImageReadError, content_digest
 from u2seg.utils.manifest import Failure

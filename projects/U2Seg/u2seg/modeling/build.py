@@ -1,14 +1,18 @@
 """What a configuration still lacks when it has been read: datasets, class counts, and what the machine decides."""
 
+import functools
 import logging
+from typing import Any
 
 import torch
+from detectron2 import modeling
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from u2seg.config import check_config
 from u2seg.data import DatasetFilesError, register_datasets
+from u2seg.utils.registry import get_registered
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +24,57 @@ _NORM_KEYS = (
     "MODEL.ROI_BOX_HEAD.NORM",
     "MODEL.ROI_MASK_HEAD.NORM",
 )
+
+
+# What gives each name of a part its meaning; the first two are parts of every model.
+_PARTS = {
+    "MODEL.META_ARCHITECTURE": modeling.META_ARCH_REGISTRY,
+    "MODEL.BACKBONE.NAME": modeling.BACKBONE_REGISTRY,
+    "MODEL.ANCHOR_GENERATOR.NAME": modeling.ANCHOR_GENERATOR_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": modeling.PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.RPN.HEAD_NAME": modeling.RPN_HEAD_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": modeling.ROI_HEADS_REGISTRY,
+    "MODEL.ROI_BOX_HEAD.NAME": modeling.ROI_BOX_HEAD_REGISTRY,
+    "MODEL.ROI_MASK_HEAD.NAME": modeling.ROI_MASK_HEAD_REGISTRY,
+    "MODEL.SEM_SEG_HEAD.NAME": modeling.SEM_SEG_HEADS_REGISTRY,
+}
+_FEATURE_KEYS = tuple(f"MODEL.{part}.IN_FEATURES" for part in ("FPN", "RPN", "ROI_HEADS", "SEM_SEG_HEAD"))
+# What Detectron2's and torch's constructors raise on settings that do not go together; many are bare assertions.
+_BUILD_ERRORS = (AssertionError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+class ModelSettingsError(ValueError):
+    """Settings from which no model can be built; the message says which, as far as Detectron2 tells."""
+
+
+def build_model(cfg: CfgNode) -> torch.nn.Module:
+    """Returns the model of a configuration, as Detectron2's ``build_model`` does.
+
+    Raises:
+        KeyError: an unknown name of a part; the message lists those that are registered.
+        ModelSettingsError: the settings under ``MODEL`` do not go together.
+    """
+    for key, registry in _PARTS.items():
+        name = _value(cfg, key)
+        if name not in ("", "PrecomputedProposals"):  # Detectron2's names for "no head" and "read from a file"
+            get_registered(registry, name, key)
+    try:
+        return modeling.build_model(cfg)
+    except _BUILD_ERRORS as error:
+        raise ModelSettingsError(_build_fault(cfg, error)) from error
+
+
+def _build_fault(cfg: CfgNode, error: Exception) -> str:
+    if isinstance(error, KeyError):
+        keys = [key for key in _FEATURE_KEYS if error.args and error.args[0] in _value(cfg, key)]
+        if keys:
+            return f"{', '.join(keys)}: the backbone {cfg.MODEL.BACKBONE.NAME} has no output {error.args[0]!r}"
+    reason = (str(error).splitlines() or [""])[0]
+    return f"the settings under MODEL do not go together: {type(error).__name__}: {reason or 'no reason given'}"
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    return functools.reduce(CfgNode.__getitem__, key.split("."), cfg)
 
 
 def complete_config(cfg: CfgNode, eval_only: bool = False) -> CfgNode:

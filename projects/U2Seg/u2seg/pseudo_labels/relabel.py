@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from PIL import Image
 from pycocotools import mask as mask_utils
@@ -26,6 +25,7 @@ from u2seg.data.formats.coco_panoptic import (
     write_panoptic_png,
     write_stuff_png,
 )
+from u2seg.modeling import build_model
 from u2seg.pseudo_labels.panoptic.panoptic_merge import void_share
 from u2seg.pseudo_labels.panoptic.panoptic_stage import (
     PANOPTIC_DIRECTORY,

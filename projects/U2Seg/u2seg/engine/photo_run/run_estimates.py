@@ -78,7 +78,7 @@ def checkpoint_bytes(cfg: CfgNode) -> int:
     Args:
         cfg: with class counts set; nothing is loaded.
     """
-    from detectron2.modeling import build_model
+    from u2seg.modeling import build_model
 
     model = build_model(cfg)
     parameters = sum(p.numel() for p in model.parameters())

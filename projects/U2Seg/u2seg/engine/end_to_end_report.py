@@ -1,6 +1,6 @@
 """The page that shows one run of the pipeline: scores beside those of its labels and of its upper bound, losses, images."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from detectron2.data import MetadataCatalog
 from u2seg.config import setup_cfg
 from u2seg.engine.end_to_end import CURVES, METRICS, TIMES, RunDirectories
 from u2seg.evaluation import format_table
-from u2seg.predictor import Predictor
+from u2seg.predictor import Prediction, Predictor
 from u2seg.structures.label_space import LabelSpace
 from u2seg.utils.files import read_json
 from u2seg.utils.progress import Progress
@@ -24,6 +24,7 @@ _MATCHED_NAMES = (
     f"The model knows clusters by number alone. Names of categories on predictions and pseudo-labels come from matching clusters to the "
     f"ground truth afterwards (protocol {PROTOCOL}); a cluster that was matched to nothing keeps its number."
 )
+SEEDS = "seeds"  # directory of runs that differ by their seed alone
 CATEGORY_COLUMNS = ("PQ", "SQ", "RQ", "bbox_AP", "segm_AP", "IoU")
 COLUMNS = (
     ("panoptic_seg", "PQ"),
@@ -97,17 +98,35 @@ def comparison_rows(directories: RunDirectories, upper_bound: str | Path | None)
 
 
 def comparison_table(directories: RunDirectories, test_set: str, upper_bound: str | Path | None) -> Table:
-    """Returns the table that holds the run's scores beside those of its labels and of its upper bound."""
+    """Returns the table that holds the run's scores beside those of its labels, of its upper bound, and of other seeds.
+
+    Runs with other seeds are those whose output is ``seeds/NAME`` in this run's output.
+    """
     rows = [
         [name, *(scores.get(task, {}).get(PROTOCOL, {}).get(metric) for task, metric in COLUMNS)]
         for name, scores in comparison_rows(directories, upper_bound).items()
     ]
+    seeds = [read_json(path) for path in sorted((directories.root / SEEDS).glob(f"*/{METRICS}"))]
+    note = f"Dataset {test_set}; protocol {PROTOCOL}, fitted on the scored images themselves, as the literature does."
+    if seeds:
+        rows += _seed_rows([read_json(directories.root / METRICS), *seeds])
+    else:
+        note += " One run: how much the scores vary with the seed is not known here."
     return Table(
-        title="Scores",
-        header=["", *(metric.replace("_", " ") for _, metric in COLUMNS)],
-        rows=rows,
-        note=f"Dataset {test_set}; protocol {PROTOCOL}, fitted on the scored images themselves, as the literature does.",
+        title="Scores", header=["", *(metric.replace("_", " ") for _, metric in COLUMNS)], rows=rows, note=note
     )
+
+
+def _seed_rows(runs: Sequence[dict]) -> list[list]:
+    """Returns the mean, the smallest and the largest score of runs that differ by their seed."""
+    rows = []
+    for name, summary in (("mean", np.mean), ("smallest", np.min), ("largest", np.max)):
+        row: list[object] = [f"model trained on pseudo-labels, {name} of {len(runs)} seeds"]
+        for task, metric in COLUMNS:
+            values = [scores.get(task, {}).get(PROTOCOL, {}).get(metric) for scores in runs]
+            row.append(None if None in values else float(summary(values)))
+        rows.append(row)
+    return rows
 
 
 def category_table(directories: RunDirectories, test_set: str) -> Table:
@@ -139,33 +158,39 @@ def _full_table(directories: RunDirectories, test_set: str) -> Table:
 
 @dataclass(frozen=True)
 class _Shown:
-    """An image on the page: its row, and how well the prediction agrees with the reference, 0..1."""
+    """An image on the page: its row, how well the prediction agrees with the reference, 0..1, and whether that has a thing."""
 
     row: Row
     agreement: float
+    has_things: bool
 
 
-def segment_agreement(reference_map: np.ndarray, predicted_map: np.ndarray) -> float:
+def segment_agreement(
+    reference: tuple[np.ndarray, Collection[int]], prediction: tuple[np.ndarray, Collection[int]]
+) -> float:
     """Returns how well a panoptic map's segments are found again in another: 0 not at all, 1 exactly; classes do not count.
 
-    It is the mean, weighted by area, of each reference segment's best IoU with a predicted segment; 1 where there is no reference
-    segment.
+    A reference segment scores its best IoU with a predicted segment of its kind, thing or stuff. Each kind scores the mean over its
+    reference segments, large or small, and the two kinds count the same: a missed thing is not outweighed by a large wall. A kind that
+    the reference lacks is left out; 1 where there is no reference segment.
 
     Args:
-        reference_map: int (H, W), segment ids, 0 void; void pixels are left out.
-        predicted_map: int (H, W), segment ids, 0 void.
+        reference: int (H, W) segment ids, 0 void, which is left out; and the ids of the things among them.
+        prediction: the same of the prediction; its void pixels belong to no segment.
     """
+    (reference_map, reference_things), (predicted_map, predicted_things) = reference, prediction
     known = reference_map != 0
-    if not known.any():
-        return 1.0
-    references, reference = np.unique(reference_map[known], return_inverse=True)
     predictions, predicted = np.unique(predicted_map[known], return_inverse=True)
+    references, position = np.unique(reference_map[known], return_inverse=True)
     counts = np.zeros((len(references), len(predictions)), np.int64)
-    np.add.at(counts, (reference, predicted), 1)
-    areas = counts.sum(1)
-    unions = areas[:, None] + counts.sum(0)[None] - counts
+    np.add.at(counts, (position, predicted), 1)
+    unions = counts.sum(1)[:, None] + counts.sum(0)[None] - counts
     ious = np.where(predictions[None] != 0, counts / unions, 0.0)
-    return float((ious.max(1) * areas).sum() / areas.sum())
+    is_thing = np.isin(references, list(reference_things))
+    same_kind = is_thing[:, None] == np.isin(predictions, list(predicted_things))[None]
+    best = np.where(same_kind, ious, 0.0).max(1, initial=0.0)
+    means = [best[kind].mean() for kind in (is_thing, ~is_thing) if kind.any()]
+    return float(np.mean(means)) if means else 1.0
 
 
 def _rows(
@@ -184,19 +209,23 @@ def _rows(
 
 
 def _best_and_worst(shown: Sequence[_Shown], reference: str) -> list[Row]:
-    if len(shown) < 2:
+    """Returns a row each for the best and the worst image; images whose reference has a thing are preferred, as what a run is for."""
+    with_things = [item for item in shown if item.has_things]
+    ranked = sorted(with_things if len(with_things) > 1 else shown, key=lambda item: -item.agreement)
+    if len(ranked) < 2:
         return []
-    ordered = sorted(shown, key=lambda item: item.agreement)
-    images = {}
-    for name, item in (("best", ordered[-1]), ("worst", ordered[0])):
-        for caption, image in item.row.images.items():
-            if caption == "image" or caption.startswith("prediction"):
-                images[f"{name}, {caption} (agreement {item.agreement:.2f})"] = image
+    among = (
+        f"the {len(ranked)} images below whose {reference} has a thing"
+        if with_things == ranked or len(with_things) > 1
+        else f"the {len(ranked)} images below"
+    )
     return [
         Row(
-            f"The best and the worst of the {len(shown)} images below, by how well the segments of the {reference} are found again",
-            images,
+            f"The {name} of {among}, by how well the segments of the {reference} are found again, things and stuff counting the same: "
+            f"{item.agreement:.2f} of 1 ({item.row.title})",
+            item.row.images,
         )
+        for name, item in (("best", ranked[0]), ("worst", ranked[-1]))
     ]
 
 
@@ -211,7 +240,19 @@ def _training_row(annotation: dict, labels: PanopticLabels, predictor: Predictor
             "prediction": predictor.draw(image_rgb, prediction),
         },
     )
-    return _Shown(row, segment_agreement(label_map, prediction.panoptic_map))
+    return _shown(row, (label_map, _thing_ids(annotation, labels)), prediction)
+
+
+def _shown(row: Row, reference: tuple[np.ndarray, set[int]], prediction: Prediction) -> _Shown:
+    predicted_things = {segment["id"] for segment in prediction.segments_info if segment["isthing"]}
+    agreement = segment_agreement(reference, (prediction.panoptic_map, predicted_things))
+    return _Shown(row, agreement, has_things=bool(reference[1]))
+
+
+def _thing_ids(annotation: dict, labels: PanopticLabels) -> set[int]:
+    """Returns the ids of an image's thing segments."""
+    things = labels.space.thing_contiguous_ids
+    return {segment["id"] for segment in annotation["segments_info"] if segment["category_id"] in things}
 
 
 def _test_row(annotation: dict, gt: PanopticLabels, predictor: Predictor, directories: RunDirectories) -> _Shown:
@@ -227,7 +268,7 @@ def _test_row(annotation: dict, gt: PanopticLabels, predictor: Predictor, direct
     prediction = predictor(image_rgb)
     images["prediction, names by matching"] = predictor.draw(image_rgb, prediction)
     images["ground truth"] = _draw(image_rgb, gt_map, annotation, gt)
-    return _Shown(Row(f"test image {name}", images), segment_agreement(gt_map, prediction.panoptic_map))
+    return _shown(Row(f"test image {name}", images), (gt_map, _thing_ids(annotation, gt)), prediction)
 
 
 def _panoptic_gt(test_set: str) -> PanopticLabels | None:

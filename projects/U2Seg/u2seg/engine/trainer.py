@@ -6,7 +6,7 @@ import os
 import random
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from u2seg.evaluation import EVALUATOR_REGISTRY
 from u2seg.modeling import build_model, checkpoint_residual_blocks
 from u2seg.solver.build import build_optimizer
 from u2seg.utils.files import remove_partial_files, write_json
+from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
 from u2seg.version import __version__
 
@@ -207,12 +208,33 @@ class U2SegTrainer(DefaultTrainer):
         results: OrderedDict = OrderedDict()
         for index, name in enumerate(cfg.DATASETS.TEST):
             evaluator = cls.build_evaluator(cfg, name) if evaluators is None else evaluators[index]
-            scores = inference_on_dataset(model, cls.build_test_loader(cfg, name), evaluator)
+            loader = cls.build_test_loader(cfg, name)
+            scores = inference_on_dataset(model, _CountedBatches(loader), evaluator)
             results[name] = scores or {}
         return next(iter(results.values())) if len(results) == 1 else results
 
     def _last_checkpoint(self) -> str:
         return self.checkpointer.get_checkpoint_file()
+
+
+class _CountedBatches:
+    """A test loader that shows, from the main process, how many of that process's images are scored and how long the rest takes."""
+
+    def __init__(self, loader: torch.utils.data.DataLoader):
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        if not comm.is_main_process():
+            yield from self._loader
+            return
+        share = -(-len(self._loader.dataset) // comm.get_world_size())
+        with Progress(share, "scoring") as bar:
+            for batch in self._loader:
+                yield batch
+                bar.update(len(batch))
 
 
 def train_and_record(cfg: CfgNode, resume: bool) -> OrderedDict:

@@ -3,8 +3,9 @@
 Source: CutLER, section 3.3 and its README (thresholds, IoU rule); U2Seg, figure 2, which draws the loop without describing it.
 """
 
+import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from PIL import Image
 from pycocotools import mask as mask_utils
-from tqdm import tqdm
 
 from u2seg.checkpoint import load_weights
 from u2seg.data import build_mapper, label_space_of
@@ -37,6 +37,7 @@ from u2seg.pseudo_labels.panoptic.panoptic_stage import (
 from u2seg.structures import IGNORE_LABEL, LabelSpace, pairwise_mask_iou
 from u2seg.utils.files import confined_path, list_digest, read_json, write_json
 from u2seg.utils.manifest import is_complete, open_stage, shard_path, shard_slices
+from u2seg.utils.progress import Progress
 from u2seg.utils.registry import NamedRegistry, get_registered
 
 LABEL_MERGE_REGISTRY = NamedRegistry("LABEL_MERGE")
@@ -124,8 +125,13 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
             old_files=files_of(name, cfg.DATASETS.BY_PATH[name]),
             directory=directory,
         )
-    for index in tqdm(mine, desc="self-training labels", unit="shards", disable=not comm.is_main_process()):
-        write_json(parts[index], relabeler.label(records[slices[index]]))
+    with contextlib.ExitStack() as stack:
+        bar = None
+        if comm.is_main_process():
+            bar = stack.enter_context(Progress(sum(len(records[slices[i]]) for i in mine), "new labels"))
+        for index in mine:
+            group = records[slices[index]]
+            write_json(parts[index], relabeler.label(group if bar is None else bar.track(group)))
     comm.synchronize()
     if comm.is_main_process():
         write_dataset(directory, [read_json(part) for part in parts], space)
@@ -195,7 +201,7 @@ class _Relabeler:
     old_files: DatasetFiles
     directory: Path
 
-    def label(self, records: list[dict]) -> dict[str, list]:
+    def label(self, records: Iterable[dict]) -> dict[str, list]:
         """Writes the PNGs of a group of images and returns its rows, as ``write_dataset`` takes them."""
         rows: dict[str, list] = {"images": [], "panoptic": [], "instances": [], "void": []}
         old_pngs = self.old_files.panoptic_directory

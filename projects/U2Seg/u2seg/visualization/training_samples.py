@@ -1,5 +1,6 @@
 """An image of what training sees: samples behind augmentation and copy-paste, with their targets drawn."""
 
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -8,11 +9,20 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
+from PIL import Image, ImageDraw
 
 from u2seg.data import build_train_loader
 from u2seg.structures.label_space import IGNORE_LABEL, THING_LABEL
-from u2seg.visualization import cluster_color, image_grid, save_image
+from u2seg.visualization.colors import Color, cluster_color
+from u2seg.visualization.image_grid import image_grid, load_font, save_image
 
+_Entry = tuple[Color, bool, str]  # color, whether its box is outlined, text
+
+_CAPTIONS = ("instances and boxes", "semantic target")
+_EXPLANATION = (
+    "Left: the augmented image; each thing has its cluster's color, box and name.",
+    "Right: what the semantic head learns for each pixel.",
+)
 _VOID_COLOR = (0, 0, 0)
 _THING_COLOR = (255, 255, 255)
 
@@ -21,7 +31,8 @@ def show_training_samples(cfg: CfgNode, path: str | Path, count: int = 8) -> Pat
     """Writes one image with ``count`` training samples, a row each, and returns its path.
 
     A row holds the image with the instances' outlines and boxes in their clusters' colors and numbers, and the semantic target:
-    white "thing", black ignored, stuff in its cluster's color. Both resized and augmented as the trainer gets them.
+    white "thing", black ignored, stuff in its cluster's color. Both resized and augmented as the trainer gets them. A legend below
+    says what the panels are and lists the classes that occur, with their colors and names.
 
     Args:
         cfg: complete.
@@ -29,9 +40,54 @@ def show_training_samples(cfg: CfgNode, path: str | Path, count: int = 8) -> Pat
         count: samples.
     """
     samples = [one for batch in islice(build_train_loader(cfg, max(cfg.SEED, 0)), count) for one in batch][:count]
-    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", [])
-    rows = [_row(sample, cfg.INPUT.FORMAT, names) for sample in samples]
-    return save_image(path, image_grid(rows, ("instances and boxes", "semantic target")))
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    things, stuff = metadata.get("thing_classes", []), metadata.get("stuff_classes", [])
+    grid = image_grid([_row(sample, cfg.INPUT.FORMAT, things) for sample in samples], _CAPTIONS)
+    return save_image(path, _with_legend(grid, legend_entries(samples, things, stuff)))
+
+
+def legend_entries(samples: Sequence[dict], thing_names: Sequence[str], stuff_names: Sequence[str]) -> list[_Entry]:
+    """Returns (color, outlined, text) of what the samples show: things by cluster, then stuff, then "thing" and ignored pixels.
+
+    Args:
+        samples: as the loader yields them.
+        thing_names: by contiguous id; empty: clusters keep their numbers.
+        stuff_names: by semantic target, entry 0 being "things"; empty: the same.
+    """
+    things = sorted({int(c) for sample in samples for c in sample["instances"].gt_classes})
+    targets = sorted({int(v) for sample in samples if "sem_seg" in sample for v in sample["sem_seg"].unique()})
+    stuff = [value for value in targets if value not in (THING_LABEL, IGNORE_LABEL)]
+    named = {value: stuff_names[value] if value < len(stuff_names) else str(value) for value in stuff}
+    entries = [
+        (cluster_color("thing", c), True, f"thing {thing_names[c] if c < len(thing_names) else c}") for c in things
+    ]
+    entries += [(cluster_color("stuff", value - 1), False, f"stuff {named[value]}") for value in stuff]
+    if THING_LABEL in targets:
+        entries.append((_THING_COLOR, False, "some thing"))
+    if IGNORE_LABEL in targets:
+        entries.append((_VOID_COLOR, False, "ignored: no loss"))
+    return entries
+
+
+def _with_legend(grid: np.ndarray, entries: Sequence[_Entry]) -> np.ndarray:
+    """Returns the image with a legend below it, uint8 (H', W, 3)."""
+    font, line, pad, box = load_font(13), 20, 8, 12
+    height, width = grid.shape[:2]
+    widest = max((font.getlength(text) for *_, text in entries), default=0) + 2 * box + pad
+    columns = max(1, int((width - pad) // widest))
+    lines = [*_EXPLANATION, *[""] * -(-len(entries) // columns)]
+    canvas = Image.new("RGB", (width, height + len(lines) * line + pad), (255, 255, 255))
+    canvas.paste(Image.fromarray(grid), (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for index, text in enumerate(_EXPLANATION):
+        draw.text((pad, height + index * line), text, (25, 25, 25), font=font)
+    top = height + len(_EXPLANATION) * line
+    for index, (color, outlined, text) in enumerate(entries):
+        x, y = pad + round(index % columns * widest), top + index // columns * line
+        outline = (0, 0, 0) if outlined else (170, 170, 170)
+        draw.rectangle((x, y, x + box, y + box), fill=color, outline=outline, width=2 if outlined else 1)
+        draw.text((x + round(1.5 * box), y - 2), text, (25, 25, 25), font=font)
+    return np.array(canvas)
 
 
 def _row(sample: dict, image_format: str, names: list[str]) -> list[np.ndarray]:

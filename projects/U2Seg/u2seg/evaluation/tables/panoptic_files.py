@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from u2seg.evaluation.tables.ground_truth import PanopticGroundTruth
 from u2seg.evaluation.tables.image_tables import (
@@ -17,6 +16,7 @@ from u2seg.evaluation.tables.image_tables import (
     regions_of_map,
 )
 from u2seg.evaluation.tables.segment_tables import VOID, SegmentTables, TableSpace, concatenate_tables
+from u2seg.utils.progress import Progress
 
 TASKS = ("panoptic", "box", "mask", "semantic")
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def tables_from_panoptic_files(
 ) -> SegmentTables:
     """Returns the segment tables of predictions, or pseudo-labels, that lie in COCO's panoptic format.
 
-    Thing segments serve as detections (score: the segment's ``score`` if it has one, else 1) and thing segments of the ground
+    Thing segments serve as detections (score: the segment's ``score`` if it has one, else 1) and thing segments of the
     ground truth as objects, so that AP and AR can be computed too; the map's labels serve as the semantic head's.
 
     Args:
@@ -54,8 +54,11 @@ def tables_from_panoptic_files(
     space = TableSpace(
         dataset or Path(gt_json).stem, predicted.space.num_things, predicted.space.num_stuff, gt.space, TASKS
     )
-    images = tqdm(sorted(partner), desc="tables", unit="image", disable=not progress)
-    parts = [_tables_of(space, gt, predicted, image_id, partner[image_id]) for image_id in images]
+    if progress:
+        with Progress(len(partner), "scoring maps") as bar:
+            parts = [_tables_of(space, gt, predicted, one, partner[one]) for one in bar.track(sorted(partner))]
+    else:
+        parts = [_tables_of(space, gt, predicted, one, partner[one]) for one in sorted(partner)]
     if not parts:
         raise ValueError(f"{gt_json} lists no image; there is nothing to score")
     return concatenate_tables(parts)

@@ -12,12 +12,12 @@ from u2seg.features import feature_settings
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path, read_json, short_file_digest, write_json
 from u2seg.utils.kmeans import CENTROIDS, assign, kmeans, l2_normalize
-from u2seg.utils.manifest import MANIFEST, close_stage, is_complete, open_stage, settings_digest
+from u2seg.utils.manifest import MANIFEST, close_stage, is_complete, open_stage, settings_digest, shard_slices
 from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
 
-# From the images of a shard to the vectors that are clustered, float32 (masks, C).
-Vectors = Callable[[list[ImageMasks]], np.ndarray]
+# From the images of a shard to the vectors that are clustered, float32 (masks, C); counts the images.
+Vectors = Callable[[list[ImageMasks], Progress], np.ndarray]
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +55,14 @@ def make_clusters(cfg: CfgNode, images: Path, masks: Path, output: Path) -> Path
         return output
     embed = get_registered(MASK_EMBEDDING_REGISTRY, cfg.CLUSTERS.EMBEDDING, "CLUSTERS.EMBEDDING")(cfg, images, output)
 
-    def vectors_of(records: list[ImageMasks]) -> np.ndarray:
-        vectors = embed(records)
+    def vectors_of(records: list[ImageMasks], bar: Progress) -> np.ndarray:
+        parts = []
+        for piece in shard_slices(len(records), cfg.FEATURES.BATCH_SIZE):
+            parts.append(embed(records[piece]))
+            bar.update(len(records[piece]))
+        # An image without a mask may have vectors of another width.
+        filled = [part for part in parts if len(part)] or parts
+        vectors = np.concatenate(filled)
         return l2_normalize(vectors) if cfg.CLUSTERS.NORMALIZE else vectors
 
     shards = sorted(Path(masks).glob("shard-*.parquet"))
@@ -69,15 +75,15 @@ def make_clusters(cfg: CfgNode, images: Path, masks: Path, output: Path) -> Path
             np.save(temporary, centroids)
     centroids = np.load(output / CENTROIDS)
     counts = np.zeros(cfg.CLUSTERS.NUM_CLUSTERS, np.int64)
-    with Progress(_num_images(masks), "clusters") as bar:
-        for shard in shards:
-            if not (output / shard.name).is_file():
-                records = read_shard(shard)
-                _write_assignments(output / shard.name, records, *assign(vectors_of(records), centroids))
-            assigned = _read_assignments(output / shard.name)
-            for clusters in assigned:
-                counts += np.bincount(clusters, minlength=len(counts))
-            bar.update(len(assigned))
+    missing = [shard for shard in shards if not (output / shard.name).is_file()]
+    done = sum(len(_read_assignments(output / shard.name)) for shard in shards if shard not in missing)
+    with Progress(_num_images(masks), "clusters", initial=done) as bar:
+        for shard in missing:
+            records = read_shard(shard)
+            _write_assignments(output / shard.name, records, *assign(vectors_of(records, bar), centroids))
+    for shard in shards:
+        for clusters in _read_assignments(output / shard.name):
+            counts += np.bincount(clusters, minlength=len(counts))
     write_json(output / HISTOGRAM, {"masks_per_cluster": counts.tolist(), "empty_clusters": int((counts == 0).sum())})
     close_stage(output, {"masks": int(counts.sum()), "non_empty_clusters": int((counts > 0).sum())})
     return output
@@ -154,9 +160,8 @@ def _training_sample(masks: Path, vectors_of: Vectors, limit: int, seed: int) ->
     with Progress(_num_images(masks), "embedding masks", transient=True) as bar:
         for shard in shards:
             records = read_shard(shard)
-            vectors = vectors_of(records)
+            vectors = vectors_of(records, bar)
             chosen.append(vectors if share == 1 else vectors[rng.random(len(vectors)) < share])
-            bar.update(len(records))
     chosen = [vectors for vectors in chosen if len(vectors)]
     return np.concatenate(chosen) if chosen else np.zeros((0, 1), np.float32)
 

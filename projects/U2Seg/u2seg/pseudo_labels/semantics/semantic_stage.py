@@ -10,7 +10,15 @@ from u2seg.features import feature_settings
 from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_REGISTRY
 from u2seg.structures.label_space import MAX_STUFF
 from u2seg.utils.files import read_json, short_file_digest
-from u2seg.utils.manifest import MANIFEST, close_stage, is_complete, open_stage, settings_digest, shard_path
+from u2seg.utils.manifest import (
+    MANIFEST,
+    close_stage,
+    is_complete,
+    open_stage,
+    settings_digest,
+    shard_path,
+    shard_slices,
+)
 from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
 
@@ -37,13 +45,19 @@ def make_semantics(cfg: CfgNode, images: Path, masks: Path, output: Path) -> Pat
         return output
     provider = make_provider(cfg, images, masks, output)
     provider.fit()
-    num_images = 0
-    with Progress(read_json(masks / MANIFEST)["counts"]["images"], "semantic maps") as bar:
+    num_images, total = 0, read_json(masks / MANIFEST)["counts"]["images"]
+    done = sum(len(records) for i, records in enumerate(iter_shards(masks)) if shard_path(output, i).is_file())
+    with Progress(total, "semantic maps", initial=done) as bar:
         for index, records in enumerate(iter_shards(masks)):
             path = shard_path(output, index)
+            readable = [record for record in records if record.error is None]
             if not path.is_file():
-                write_semantic_shard(path, provider.label(records))
-            num_images += sum(record.error is None for record in records)
-            bar.update(len(records))
+                maps = {}
+                for piece in shard_slices(len(readable), cfg.FEATURES.BATCH_SIZE):
+                    maps.update(provider.label(readable[piece]))
+                    bar.update(len(readable[piece]))
+                write_semantic_shard(path, maps)
+                bar.update(len(records) - len(readable))
+            num_images += len(readable)
     close_stage(output, {"images": num_images})
     return output

@@ -264,6 +264,33 @@ def test_stages_can_be_run_one_by_one(labels, photos, cfg, tmp_path):
     assert snapshot(tmp_path / "labels") == snapshot(labels)
 
 
+def test_workers_in_any_order_give_the_same_bytes(labels, photos, tmp_path):
+    output = tmp_path / "labels"
+    command = ["labels", str(photos), "--config-file", "quick_schedules/scenes.yaml", "--output", str(output)]
+    for worker, shards in (
+        ("2/3", {2}),
+        ("0/3", {0, 2, 3}),
+        ("2/3", {0, 2, 3}),
+    ):  # 1/3 never runs: the rest is made later
+        assert main([*command, "--worker", worker, *OPTIONS]) == 0
+        assert {int(path.stem[-6:]) for path in output.glob("masks/shard-*")} == shards
+    assert main([*command, "--max-failures", "0.5", *OPTIONS]) == 0
+    assert snapshot(output) == snapshot(labels)
+
+
+def test_two_local_processes_give_the_same_bytes(labels, photos, cfg, tmp_path):
+    output = make_pseudo_labels(cfg, photos, tmp_path / "labels", stages=["masks"], max_failures=0.5, num_workers=2)
+    assert snapshot(output / "masks") == snapshot(labels / "masks")
+
+
+@pytest.mark.parametrize("worker", ["3/3", "0/0", "1", "-1/2", "a/b"])
+def test_a_worker_that_does_not_exist_is_refused(photos, tmp_path, capsys, worker):
+    command = ["labels", str(photos), "--config-file", "quick_schedules/scenes.yaml", "--output", str(tmp_path / "o")]
+    assert main([*command, f"--worker={worker}"]) == 1
+    assert "INDEX/COUNT" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
 def test_more_clusters_than_masks_is_a_clear_error(photos, tmp_path):
     cfg = setup_cfg("quick_schedules/scenes.yaml", [*OPTIONS, "CLUSTERS.NUM_CLUSTERS", "500"])
     with pytest.raises(ValueError, match="fewer than the 500 clusters asked for"):

@@ -10,6 +10,8 @@ import argparse
 from u2seg.cli.arguments import add_config_arguments
 from u2seg.config import setup_cfg
 from u2seg.pseudo_labels import STAGES, make_pseudo_labels
+from u2seg.pseudo_labels.pipeline import make_worker_masks
+from u2seg.pseudo_labels.sharding import Worker
 from u2seg.utils.command_line import comma_separated
 from u2seg.utils.files import read_json
 from u2seg.utils.manifest import FAILURES
@@ -33,13 +35,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="share of unreadable photos, 0 to 1, that is tolerated (default MASKS.MAX_FAILURES, 0.01)",
     )
+    workers = parser.add_mutually_exclusive_group()
+    workers.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes of this machine that share the mask stage, one GPU each where there are several (default 1)",
+    )
+    workers.add_argument(
+        "--worker",
+        metavar="I/N",
+        help="make only the mask shards of worker I, 0 to N-1, of N that share --output, for a job array; when all have ended, run "
+        "the command without it for the rest",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Makes the labels and says where they are."""
     cfg = setup_cfg(args.config_file, args.opts)
     cfg.freeze()
-    output = make_pseudo_labels(cfg, args.images, args.output, stages=args.stages, max_failures=args.max_failures)
+    if args.worker:
+        output = make_worker_masks(cfg, args.images, args.output, Worker.parse(args.worker))
+        print(f"the mask shards of worker {args.worker} are in {output / STAGES[0]}")
+        return 0
+    output = make_pseudo_labels(
+        cfg,
+        args.images,
+        args.output,
+        stages=args.stages,
+        max_failures=args.max_failures,
+        num_workers=args.workers,
+    )
     failures = read_json(output / FAILURES) if (output / FAILURES).is_file() else []
     print(f"labels in {output}; {len(failures)} images could not be read ({output / FAILURES})")
     return 0

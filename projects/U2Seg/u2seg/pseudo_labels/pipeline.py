@@ -8,8 +8,10 @@ from detectron2.config import CfgNode
 from u2seg.config import check_config
 from u2seg.pseudo_labels.clusters.cluster_stage import make_clusters
 from u2seg.pseudo_labels.masks import make_masks
+from u2seg.pseudo_labels.masks.mask_stage import make_mask_shards
 from u2seg.pseudo_labels.panoptic.panoptic_stage import make_panoptic_labels
 from u2seg.pseudo_labels.semantics.semantic_stage import make_semantics
+from u2seg.pseudo_labels.sharding import Worker, run_local_workers
 from u2seg.utils.files import read_json, remove_partial_files, write_json
 from u2seg.utils.manifest import FAILURES, MANIFEST, StageMismatchError, is_complete
 from u2seg.version import __version__
@@ -24,6 +26,7 @@ def make_pseudo_labels(
     *,
     stages: Sequence[str] = STAGES,
     max_failures: float | None = None,
+    num_workers: int = 1,
 ) -> Path:
     """Returns ``output``, filled with the pseudo-labels of the photos below ``images``.
 
@@ -33,9 +36,10 @@ def make_pseudo_labels(
         output: directory to fill: one subdirectory a stage, ``manifest.json``, ``failures.json``.
         stages: which to run, a subset of ``STAGES``; what a stage needs must be there or be run with it.
         max_failures: largest share, 0..1, of photos that may be unreadable; ``MASKS.MAX_FAILURES`` if None.
+        num_workers: processes that share the mask stage, one GPU each where there are several; the labels do not depend on it.
 
     Raises:
-        ValueError: an unknown stage, or ``output`` lies in ``images``.
+        ValueError: an unknown stage, no worker, or ``output`` lies in ``images``.
         FileNotFoundError: a stage was asked for whose input is not there.
         u2seg.utils.manifest.StageMismatchError: ``output`` was made with other settings.
         u2seg.utils.manifest.TooManyFailuresError: too many photos could not be read.
@@ -44,15 +48,16 @@ def make_pseudo_labels(
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
         raise ValueError(f"unknown stages {unknown}; choose from {', '.join(STAGES)}")
+    if num_workers < 1:
+        raise ValueError(f"num_workers must be at least 1, got {num_workers}")
     images, output = Path(images), Path(output)
-    if output.resolve().is_relative_to(images.resolve()):
-        raise ValueError(
-            f"the output directory {output} lies in the image directory {images}; its images would be taken for photos"
-        )
+    _require_apart(images, output)
     _check_root(output)
     masks, clusters, semantics, panoptic = (output / stage for stage in STAGES)
     remove_partial_files(output)
 
+    if "masks" in stages and num_workers > 1 and not is_complete(masks):
+        run_local_workers(make_mask_shards, cfg, images, masks, num_workers)
     if "masks" in stages:
         try:
             make_masks(cfg, images, masks, max_failures=max_failures)
@@ -71,6 +76,34 @@ def make_pseudo_labels(
         make_panoptic_labels(cfg, masks, clusters, semantics, panoptic)
     _write_summary(output)
     return output
+
+
+def make_worker_masks(cfg: CfgNode, images: str | Path, output: str | Path, worker: Worker) -> Path:
+    """Returns ``output``, in which one worker's share of the mask stage is made; :func:`make_pseudo_labels` then does the rest.
+
+    Args:
+        cfg: a configuration with this project's keys.
+        images: directory tree of photos; all workers must see the same.
+        output: directory of the labels, which the workers share.
+        worker: whose shards are made.
+
+    Raises:
+        ValueError: ``output`` lies in ``images``.
+        u2seg.utils.manifest.StageMismatchError: ``output`` was made with other settings.
+    """
+    check_config(cfg)
+    images, output = Path(images), Path(output)
+    _require_apart(images, output)
+    _check_root(output)
+    make_mask_shards(cfg, images, output / STAGES[0], worker)
+    return output
+
+
+def _require_apart(images: Path, output: Path) -> None:
+    if output.resolve().is_relative_to(images.resolve()):
+        raise ValueError(
+            f"the output directory {output} lies in the image directory {images}; its images would be taken for photos"
+        )
 
 
 def _check_root(output: Path) -> None:

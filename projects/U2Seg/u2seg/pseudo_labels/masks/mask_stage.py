@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from u2seg.data.formats.mask_shards import failures_of, iter_records, write_shard
 from u2seg.features import FeatureExtractor
 from u2seg.pseudo_labels.masks.automatic import AutomaticMaskGenerator, CoarseMasks, PreparedImage, prepare_image
+from u2seg.pseudo_labels.sharding import Worker
 from u2seg.structures import ImageMasks
 from u2seg.utils.files import list_digest, short_file_digest
 from u2seg.utils.image_io import ImageReadError, content_digest, image_ids, list_images, read_image_rgb
@@ -46,13 +47,38 @@ def make_masks(cfg: CfgNode, images: str | Path, output: str | Path, *, max_fail
     output = open_stage(output, "masks", _settings(cfg, Path(images), names))
     max_failures = cfg.MASKS.MAX_FAILURES if max_failures is None else max_failures
     if not is_complete(output):
-        slices = shard_slices(len(names), cfg.MASKS.SHARD_SIZE)
-        missing = [index for index in range(len(slices)) if not shard_path(output, index).is_file()]
-        if missing:
-            _make_shards(cfg, Path(images), names, output, slices, missing)
+        _make_missing_shards(cfg, Path(images), names, output, Worker())
         close_stage(output, _counts(output))
     report_failures(output, failures_of(iter_records(output)), len(names), max_failures)
     return output
+
+
+def make_mask_shards(cfg: CfgNode, images: str | Path, output: str | Path, worker: Worker) -> None:
+    """Makes one worker's share of the shards of a mask stage that :func:`make_masks` closes later.
+
+    Several workers may run at once on machines that share ``output``; a finished shard is not made again.
+
+    Args:
+        cfg: as for :func:`make_masks`.
+        images: directory of images; all workers must see the same.
+        output: directory to make or to go on with.
+        worker: whose shards are made.
+
+    Raises:
+        FileNotFoundError: ``images`` is not a directory or holds no image.
+        StageMismatchError: ``output`` was made with other settings or from other images.
+    """
+    names = list_images(images)
+    output = open_stage(output, "masks", _settings(cfg, Path(images), names))
+    _make_missing_shards(cfg, Path(images), names, output, worker)
+
+
+def _make_missing_shards(cfg: CfgNode, images: Path, names: list[str], output: Path, worker: Worker) -> None:
+    slices = dict(enumerate(shard_slices(len(names), cfg.MASKS.SHARD_SIZE)))
+    own = {index: piece for index, piece in slices.items() if worker.takes(index)}
+    missing = [index for index in own if not shard_path(output, index).is_file()]
+    if missing:
+        _make_shards(cfg, images, names, output, own, missing)
 
 
 def _settings(cfg: CfgNode, images: Path, names: list[str]) -> dict:
@@ -76,7 +102,7 @@ def _counts(output: Path) -> dict:
 
 
 def _make_shards(
-    cfg: CfgNode, images: Path, names: list[str], output: Path, slices: list[slice], missing: list[int]
+    cfg: CfgNode, images: Path, names: list[str], output: Path, slices: dict[int, slice], missing: list[int]
 ) -> None:
     """Decodes in worker processes, computes features and cuts here, refines in threads, writes a shard when it is full."""
     generator = AutomaticMaskGenerator(cfg)
@@ -88,10 +114,10 @@ def _make_shards(
         num_workers=cfg.MASKS.NUM_WORKERS,
         collate_fn=list,
     )
-    done = sum(piece.stop - piece.start for index, piece in enumerate(slices) if index not in set(missing))
+    total = sum(piece.stop - piece.start for piece in slices.values())
     with (
         ThreadPoolExecutor(max_workers=max(1, cfg.MASKS.NUM_THREADS)) as pool,
-        Progress(len(names), "masks", initial=done) as bar,
+        Progress(total, "masks", initial=total - len(positions)) as bar,
     ):
         futures = _submit(loader, generator, pool)
         for shard, group in groupby(_in_order(futures, limit=4 * cfg.FEATURES.BATCH_SIZE), key=lambda item: item[0]):

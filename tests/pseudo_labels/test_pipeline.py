@@ -264,6 +264,38 @@ def test_stages_can_be_run_one_by_one(labels, photos, cfg, tmp_path):
     assert snapshot(tmp_path / "labels") == snapshot(labels)
 
 
+def test_a_repaired_image_is_read_and_gives_the_labels_of_a_new_run(photos, cfg, tmp_path, capsys):
+    repaired, output = tmp_path / "photos", tmp_path / "labels"
+    shutil.copytree(photos, repaired)
+    command = ["labels", str(repaired), "--config-file", "quick_schedules/scenes.yaml", "--output", str(output)]
+    command += ["--max-failures", "0.5", *OPTIONS]
+    assert main([*command, "--retry-failures"]) == 1
+    assert "no finished mask stage" in capsys.readouterr().err
+    assert main(command) == 0
+    before = snapshot(output)
+    assert main([*command, "--retry-failures"]) == 0
+    assert "0 of the unreadable images can be read now" in capsys.readouterr().out
+    assert snapshot(output) == before
+
+    shutil.copy(repaired / "b.jpg", repaired / "cut.jpg")
+    assert main(command) == 1, "without the option, other images need another directory"
+    assert main([*command, "--retry-failures"]) == 0
+    assert "1 of the unreadable images can be read now" in capsys.readouterr().out
+    assert snapshot(output) == snapshot(make_pseudo_labels(cfg, repaired, tmp_path / "new", max_failures=0.5))
+    untouched = {
+        name for name, content in before.items() if "masks/shard" in name and content == snapshot(output)[name]
+    }
+    assert len(untouched) == 3
+
+    shutil.copy(repaired / "b.jpg", repaired / "empty.jpg")
+    shutil.copy(repaired / "b.jpg", repaired / "a.jpg")
+    kept = snapshot(output)
+    capsys.readouterr()
+    assert main([*command, "--retry-failures"]) == 1
+    assert "other images of" in capsys.readouterr().err
+    assert snapshot(output) == kept
+
+
 def test_workers_in_any_order_give_the_same_bytes(labels, photos, tmp_path):
     output = tmp_path / "labels"
     command = ["labels", str(photos), "--config-file", "quick_schedules/scenes.yaml", "--output", str(output)]

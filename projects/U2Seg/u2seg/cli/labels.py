@@ -10,7 +10,7 @@ import argparse
 from u2seg.cli.arguments import add_config_arguments
 from u2seg.config import setup_cfg
 from u2seg.pseudo_labels import STAGES, make_pseudo_labels
-from u2seg.pseudo_labels.pipeline import make_worker_masks
+from u2seg.pseudo_labels.pipeline import make_worker_masks, retry_failures
 from u2seg.pseudo_labels.sharding import Worker
 from u2seg.utils.command_line import comma_separated
 from u2seg.utils.files import read_json
@@ -34,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="SHARE",
         help="share of unreadable photos, 0 to 1, that is tolerated (default MASKS.MAX_FAILURES, 0.01)",
+    )
+    parser.add_argument(
+        "--retry-failures",
+        action="store_true",
+        help="read images of failures.json that were repaired, and make what depends on them again",
     )
     workers = parser.add_mutually_exclusive_group()
     workers.add_argument(
@@ -59,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
         output = make_worker_masks(cfg, args.images, args.output, Worker.parse(args.worker))
         print(f"the mask shards of worker {args.worker} are in {output / STAGES[0]}")
         return 0
+    if args.retry_failures:
+        print(f"{retry_failures(cfg, args.images, args.output)} of the unreadable images can be read now")
     output = make_pseudo_labels(
         cfg,
         args.images,

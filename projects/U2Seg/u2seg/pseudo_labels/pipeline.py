@@ -1,5 +1,6 @@
 """The recipe: a directory of photos in, a directory of panoptic pseudo-labels out."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from detectron2.config import CfgNode
 from u2seg.config import check_config
 from u2seg.pseudo_labels.clusters.cluster_stage import make_clusters
 from u2seg.pseudo_labels.masks import make_masks
-from u2seg.pseudo_labels.masks.mask_stage import make_mask_shards
+from u2seg.pseudo_labels.masks.mask_stage import make_mask_shards, reopen_failures
 from u2seg.pseudo_labels.panoptic.panoptic_stage import make_panoptic_labels
 from u2seg.pseudo_labels.semantics.semantic_stage import make_semantics
 from u2seg.pseudo_labels.sharding import Worker, run_local_workers
@@ -76,6 +77,36 @@ def make_pseudo_labels(
         make_panoptic_labels(cfg, masks, clusters, semantics, panoptic)
     _write_summary(output)
     return output
+
+
+def retry_failures(cfg: CfgNode, images: str | Path, output: str | Path) -> int:
+    """Prepares finished labels for images that could not be read and have been repaired; :func:`make_pseudo_labels` then goes on.
+
+    Only the mask shards that hold a repaired image are made again. Clusters, semantics and panoptic labels depend on all masks and
+    are deleted, if an image was repaired at all. The labels become those of a run that could read the images from the beginning.
+
+    Args:
+        cfg: the configuration that made the labels.
+        images: directory tree of photos.
+        output: directory of the labels.
+
+    Returns:
+        How many images were repaired.
+
+    Raises:
+        FileNotFoundError: there is no finished mask stage.
+        u2seg.utils.manifest.StageMismatchError: other images changed too.
+    """
+    check_config(cfg)
+    output = Path(output)
+    _check_root(output)
+
+    def discard_later_stages() -> None:
+        for stage in STAGES[1:]:
+            if (output / stage / MANIFEST).is_file():
+                shutil.rmtree(output / stage)
+
+    return reopen_failures(cfg, images, output / STAGES[0], discard_later_stages)
 
 
 def make_worker_masks(cfg: CfgNode, images: str | Path, output: str | Path, worker: Worker) -> Path:

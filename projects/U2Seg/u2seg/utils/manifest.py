@@ -49,8 +49,7 @@ def open_stage(directory: str | Path, stage: str, settings: dict) -> Path:
         StageMismatchError: the directory holds another stage's or other settings' results; the message says what differs.
     """
     directory = Path(directory)
-    # Through JSON, so that tuples and lists compare equal to what the file gives back.
-    wanted = json.loads(json.dumps({"stage": stage, "version": __version__, "settings": settings}))
+    wanted = _manifest(stage, settings)
     path = directory / MANIFEST
     if path.is_file():
         found = read_json(path)
@@ -69,6 +68,16 @@ def open_stage(directory: str | Path, stage: str, settings: dict) -> Path:
         raise StageMismatchError(f"{directory} is not empty and has no {MANIFEST}; choose another output directory")
     write_json(path, wanted)
     return directory
+
+
+def reopen_stage(directory: str | Path, stage: str, settings: dict) -> None:
+    """Marks a stage as unfinished, and as made with other settings; the caller deletes the results that these do not give."""
+    write_json(Path(directory) / MANIFEST, _manifest(stage, settings))
+
+
+def _manifest(stage: str, settings: dict) -> dict:
+    # Through JSON, so that tuples and lists compare equal to what the file gives back.
+    return json.loads(json.dumps({"stage": stage, "version": __version__, "settings": settings}))
 
 
 def _has_results(directory: Path) -> bool:
@@ -131,7 +140,7 @@ def report_failures(directory: str | Path, failures: list[Failure], total: int, 
         raise TooManyFailuresError(
             f"{len(rows)} of {total} images could not be read, more than the {max_share:.1%} allowed "
             f"(--max-failures):\n  {listing}{more}\nThe list is in {path}. What was made is kept: "
-            "run again with a larger --max-failures to go on without them, or repair or remove them and use a new output directory."
+            "run again with a larger --max-failures to go on without them, or repair them and run again with --retry-failures."
         )
 
 

@@ -1,7 +1,7 @@
 """The mask stage: from a directory of photos to Parquet shards of class-agnostic masks."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -10,14 +10,25 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from torch.utils.data import DataLoader, Dataset
 
-from u2seg.data.formats.mask_shards import failures_of, iter_records, write_shard
+from u2seg.data.formats.mask_shards import failures_of, iter_records, iter_shards, write_shard
 from u2seg.features import FeatureExtractor
 from u2seg.pseudo_labels.masks.automatic import AutomaticMaskGenerator, CoarseMasks, PreparedImage, prepare_image
 from u2seg.pseudo_labels.sharding import Worker
 from u2seg.structures import ImageMasks
-from u2seg.utils.files import list_digest, short_file_digest
+from u2seg.utils.files import list_digest, read_json, short_file_digest
 from u2seg.utils.image_io import ImageReadError, content_digest, image_ids, list_images, read_image_rgb
-from u2seg.utils.manifest import close_stage, is_complete, open_stage, report_failures, shard_path, shard_slices
+from u2seg.utils.manifest import (
+    FAILURES,
+    MANIFEST,
+    StageMismatchError,
+    close_stage,
+    is_complete,
+    open_stage,
+    reopen_stage,
+    report_failures,
+    shard_path,
+    shard_slices,
+)
 from u2seg.utils.progress import Progress
 
 # Keys that say how the work is done, not what comes out; a run may go on with other ones.
@@ -44,11 +55,12 @@ def make_masks(cfg: CfgNode, images: str | Path, output: str | Path, *, max_fail
         TooManyFailuresError: at the end, when everything readable has been written.
     """
     names = list_images(images)
-    output = open_stage(output, "masks", _settings(cfg, Path(images), names))
+    digests = [content_digest(Path(images) / name) for name in names]
+    output = open_stage(output, "masks", _settings(cfg, names, digests))
     max_failures = cfg.MASKS.MAX_FAILURES if max_failures is None else max_failures
     if not is_complete(output):
         _make_missing_shards(cfg, Path(images), names, output, Worker())
-        close_stage(output, _counts(output))
+        close_stage(output, _counts(output, names, digests))
     report_failures(output, failures_of(iter_records(output)), len(names), max_failures)
     return output
 
@@ -69,7 +81,8 @@ def make_mask_shards(cfg: CfgNode, images: str | Path, output: str | Path, worke
         StageMismatchError: ``output`` was made with other settings or from other images.
     """
     names = list_images(images)
-    output = open_stage(output, "masks", _settings(cfg, Path(images), names))
+    digests = [content_digest(Path(images) / name) for name in names]
+    output = open_stage(output, "masks", _settings(cfg, names, digests))
     _make_missing_shards(cfg, Path(images), names, output, worker)
 
 
@@ -81,24 +94,89 @@ def _make_missing_shards(cfg: CfgNode, images: Path, names: list[str], output: P
         _make_shards(cfg, images, names, output, own, missing)
 
 
-def _settings(cfg: CfgNode, images: Path, names: list[str]) -> dict:
+def reopen_failures(
+    cfg: CfgNode, images: str | Path, output: str | Path, discard_dependents: Callable[[], None]
+) -> int:
+    """Makes a finished mask stage unfinished where images that could not be read now can; :func:`make_masks` then goes on.
+
+    The shards that hold such an image are deleted. Nothing changes if there is none.
+
+    Args:
+        cfg: as for :func:`make_masks`.
+        images: directory of images.
+        output: directory of the mask stage.
+        discard_dependents: called before anything is deleted here; deletes what was made from the stage's masks.
+
+    Returns:
+        How many images can be read now.
+
+    Raises:
+        FileNotFoundError: the stage is not finished.
+        StageMismatchError: images were added or removed, or an image changed that could be read before.
+    """
+    images, output = Path(images), Path(output)
+    if not is_complete(output):
+        raise FileNotFoundError(
+            f"no finished mask stage in {output}, so there is nothing to try again; run without it first"
+        )
+    shards = list(enumerate(iter_shards(output)))
+    failed = {record.file_name for _, records in shards for record in records if record.error is not None}
+    names = list_images(images)
+    digests = [content_digest(images / name) for name in names]
+    if _readable_digest(names, digests, failed) != read_json(output / MANIFEST)["counts"]["readable"]:
+        raise StageMismatchError(
+            f"other images of {images} than those in {output / FAILURES} were added, removed or changed; expected the same images, of "
+            "which only the unreadable ones were repaired. Choose another output directory."
+        )
+    repaired = {name for name in failed if _is_readable(images / name)}
+    if repaired:
+        discard_dependents()
+        # The manifest first: a stage that misses a shard must not look finished.
+        reopen_stage(output, "masks", _settings(cfg, names, digests))
+        for index, records in shards:
+            if any(record.file_name in repaired for record in records):
+                shard_path(output, index).unlink()
+    return len(repaired)
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        read_image_rgb(path)
+    except ImageReadError:
+        return False
+    return True
+
+
+def _readable_digest(names: list[str], digests: list[str], failed: set[str]) -> str:
+    """Returns a digest of all names, and of the contents of the images that could be read."""
+    return list_digest([name if name in failed else f"{name}\t{digest}" for name, digest in zip(names, digests)])
+
+
+def _settings(cfg: CfgNode, names: list[str], digests: list[str]) -> dict:
     # With their contents, so that another image under the same name is noticed.
-    entries = [f"{name}\t{content_digest(images / name)}" for name in names]
-    settings = {"IMAGES": {"count": len(names), "digest": list_digest(entries)}}
+    entries = [f"{name}\t{digest}" for name, digest in zip(names, digests)]
+    settings: dict = {"IMAGES": {"count": len(names), "digest": list_digest(entries)}}
     for section, left_out in _NOT_IN_MANIFEST.items():
         values = json.loads(json.dumps(cfg[section]))
         settings[section] = {key: value for key, value in values.items() if key not in left_out}
     return settings
 
 
-def _counts(output: Path) -> dict:
-    num_images = num_masks = num_failures = 0
+def _counts(output: Path, names: list[str], digests: list[str]) -> dict:
+    num_images = num_masks = 0
+    failed = set()
     for record in iter_records(output):
         num_images += 1
         num_masks += len(record.rle_counts)
-        num_failures += record.error is not None
-    contents = list_digest([short_file_digest(path) for path in sorted(output.glob("shard-*.parquet"))])
-    return {"images": num_images, "masks": num_masks, "failures": num_failures, "contents": contents}
+        if record.error is not None:
+            failed.add(record.file_name)
+    return {
+        "images": num_images,
+        "masks": num_masks,
+        "failures": len(failed),
+        "contents": list_digest([short_file_digest(path) for path in sorted(output.glob("shard-*.parquet"))]),
+        "readable": _readable_digest(names, digests, failed),
+    }
 
 
 def _make_shards(

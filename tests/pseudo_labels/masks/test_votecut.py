@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from u2seg.pseudo_labels.masks import VoteCut
-from u2seg.pseudo_labels.masks.votecut import group_by_overlap, kmeans_1d
+from u2seg.pseudo_labels.masks.votecut import VoteCutSettings, group_by_overlap, kmeans_1d
 
 SETTINGS = {
     "center_features": False,
@@ -28,7 +28,7 @@ def image_of_an_object(noise=0.0):
 
 
 def test_all_voters_find_the_object():
-    (found,) = VoteCut(**SETTINGS)(image_of_an_object())
+    (found,) = VoteCut(VoteCutSettings(**SETTINGS))(image_of_an_object())
     best = found.masks[0]
     assert best[4:8, 5:10].all()
     assert not best[:3].any()
@@ -41,15 +41,15 @@ def test_all_voters_find_the_object():
 def test_more_masks_than_asked_for_are_dropped_from_the_end():
     features = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 4, 12, 15)).astype(np.float32))
     smooth = torch.nn.functional.avg_pool2d(features, 3, stride=1, padding=1)
-    (many,) = VoteCut(**{**SETTINGS, "min_area": 0.0})(smooth)
-    (one,) = VoteCut(**{**SETTINGS, "min_area": 0.0, "max_masks": 1})(smooth)
+    (many,) = VoteCut(VoteCutSettings(**{**SETTINGS, "min_area": 0.0}))(smooth)
+    (one,) = VoteCut(VoteCutSettings(**{**SETTINGS, "min_area": 0.0, "max_masks": 1}))(smooth)
     assert len(many.masks) > 1
     assert np.array_equal(one.masks, many.masks[:1])
 
 
 def test_nothing_to_cut():
     for features in (torch.zeros(1, 3, 6, 7), torch.ones(1, 3, 6, 7)):
-        (found,) = VoteCut(**SETTINGS)(features)
+        (found,) = VoteCut(VoteCutSettings(**SETTINGS))(features)
         assert found.masks.shape == (0, 6, 7)
 
 
@@ -87,6 +87,6 @@ def test_kmeans_of_equal_values():
 
 def test_wrong_settings_have_clear_errors():
     with pytest.raises(ValueError, match=r"MASKS.VOTE.TAUS must name a threshold .*, got \(\) and \(2, 3\)"):
-        VoteCut(**{**SETTINGS, "taus": ()})
+        VoteCut(VoteCutSettings(**{**SETTINGS, "taus": ()}))
     with pytest.raises(ValueError, match=r"got \(0.15, 0.3\) and \(1,\)"):
-        VoteCut(**{**SETTINGS, "num_groups": (1,)})
+        VoteCut(VoteCutSettings(**{**SETTINGS, "num_groups": (1,)}))

@@ -105,8 +105,12 @@ def fault(key: str, value: object) -> str:
 
 def _type_fault(key: str, value: object, default: object) -> str:
     """Returns what is wrong with the type of a value for a key without a rule."""
-    alike = [{int, float}, {list, tuple}, {type(default)}]
-    if key in _RULES or None in (value, default) or any({type(value), type(default)} <= types for types in alike):
+    alike: list[set[type]] = [{int, float}, {list, tuple}, {type(default)}]
+    if (
+        key in _RULES
+        or None in (value, default)
+        or any(type(value) in types and type(default) in types for types in alike)
+    ):
         return ""
     return f"{key} must be a {type(default).__name__} such as {default!r}, got {value!r}"
 

@@ -1,5 +1,7 @@
 """VoteCut: many coarse cuts of one image are grouped by overlap, and each group votes on one mask."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
@@ -13,6 +15,45 @@ from u2seg.pseudo_labels.masks.ncut import BinaryAffinity, second_eigenvectors
 _KMEANS_ITERATIONS = 100  # a bound; one-dimensional k-means settles within a few dozen
 
 
+@dataclass(frozen=True)
+class VoteCutSettings:
+    """What VoteCut is built with: ``MASKS`` and ``MASKS.VOTE`` of the configuration.
+
+    Attributes:
+        center_features: whether the mean over patches is subtracted first.
+        taus: similarities, -1..1, at which patches are joined; one graph each, at least one.
+        num_groups: numbers, at least 2, of level groups into which each eigenvector is split.
+        eps: weight of the links between patches that are not joined.
+        min_iou: overlap, 0..1, from which two candidates are of one group.
+        min_share: share, 0..1, of a group's candidates that must hold a patch of its mask.
+        max_masks: masks per image at most.
+        max_corners: a candidate holds fewer image corners than this.
+        min_area, max_area: shares, 0..1, of the image between which a candidate's area lies.
+
+    Raises:
+        ValueError: no threshold, no number of groups, or one below 2.
+    """
+
+    center_features: bool
+    taus: tuple[float, ...]
+    num_groups: tuple[int, ...]
+    eps: float
+    min_iou: float
+    min_share: float
+    max_masks: int
+    max_corners: int
+    min_area: float
+    max_area: float
+
+    def __post_init__(self) -> None:
+        """Refuses what gives no candidates; see the class."""
+        if not self.taus or not self.num_groups or min(self.num_groups) < 2:
+            raise ValueError(
+                "MASKS.VOTE.TAUS must name a threshold and MASKS.VOTE.NUM_GROUPS a number of at least 2, "
+                f"got {tuple(self.taus)} and {tuple(self.num_groups)}"
+            )
+
+
 @MASK_GENERATOR_REGISTRY.register()
 class VoteCut(MaskGenerator):
     """Consensus of the second eigenvectors of several graphs of one image.
@@ -22,61 +63,36 @@ class VoteCut(MaskGenerator):
     """
 
     @configurable
-    def __init__(
-        self,
-        *,
-        center_features: bool,
-        taus: tuple[float, ...],
-        num_groups: tuple[int, ...],
-        eps: float,
-        min_iou: float,
-        min_share: float,
-        max_masks: int,
-        max_corners: int,
-        min_area: float,
-        max_area: float,
-    ):
-        """Takes its settings; see ``MASKS`` and ``MASKS.VOTE`` in the configuration."""
-        if not taus or not num_groups or min(num_groups) < 2:
-            raise ValueError(
-                "MASKS.VOTE.TAUS must name a threshold and MASKS.VOTE.NUM_GROUPS a number of at least 2, "
-                f"got {tuple(taus)} and {tuple(num_groups)}"
-            )
-        self.center_features = center_features
-        self.taus = tuple(taus)
-        self.num_groups = tuple(num_groups)
-        self.eps = eps
-        self.min_iou = min_iou
-        self.min_share = min_share
-        self.max_masks = max_masks
-        self.max_corners = max_corners
-        self.min_area = min_area
-        self.max_area = max_area
+    def __init__(self, settings: VoteCutSettings):
+        """Takes its settings."""
+        self.settings = settings
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments."""
-        return {
-            "center_features": cfg.MASKS.CENTER_FEATURES,
-            "taus": cfg.MASKS.VOTE.TAUS,
-            "num_groups": cfg.MASKS.VOTE.NUM_GROUPS,
-            "eps": cfg.MASKS.EPS,
-            "min_iou": cfg.MASKS.VOTE.MIN_IOU,
-            "min_share": cfg.MASKS.VOTE.MIN_SHARE,
-            "max_masks": cfg.MASKS.VOTE.MAX_MASKS,
-            "max_corners": cfg.MASKS.VOTE.MAX_CORNERS,
-            "min_area": cfg.MASKS.MIN_AREA,
-            "max_area": cfg.MASKS.MAX_AREA,
-        }
+        vote = cfg.MASKS.VOTE
+        settings = VoteCutSettings(
+            center_features=cfg.MASKS.CENTER_FEATURES,
+            taus=tuple(vote.TAUS),
+            num_groups=tuple(vote.NUM_GROUPS),
+            eps=cfg.MASKS.EPS,
+            min_iou=vote.MIN_IOU,
+            min_share=vote.MIN_SHARE,
+            max_masks=vote.MAX_MASKS,
+            max_corners=vote.MAX_CORNERS,
+            min_area=cfg.MASKS.MIN_AREA,
+            max_area=cfg.MASKS.MAX_AREA,
+        )
+        return {"settings": settings}
 
     def __call__(self, features: Tensor) -> list[PatchMasks]:
         """Returns the masks of each image, at most ``max_masks``, most votes first; see the base class."""
         batch, _, rows, columns = features.shape
-        prepared = prepare_features(features, self.center_features)
+        prepared = prepare_features(features, self.settings.center_features)
         none_removed = torch.zeros((batch, rows * columns), dtype=torch.bool, device=features.device)
         candidates: list[list[tuple[np.ndarray, float]]] = [[] for _ in range(batch)]
-        for tau in self.taus:
-            cuts = second_eigenvectors(BinaryAffinity(prepared, tau), none_removed, self.eps)
+        for tau in self.settings.taus:
+            cuts = second_eigenvectors(BinaryAffinity(prepared, tau), none_removed, self.settings.eps)
             for found, vector, value in zip(candidates, cuts.vectors.cpu().numpy(), cuts.cut_values.tolist()):
                 if value < 1:
                     found += [(mask, value) for mask in self._candidates(vector.reshape(rows, columns))]
@@ -85,7 +101,7 @@ class VoteCut(MaskGenerator):
     def _candidates(self, vector: np.ndarray) -> list[np.ndarray]:
         """Returns the connected parts of an eigenvector's level groups that may be objects."""
         masks = []
-        for count in self.num_groups:
+        for count in self.settings.num_groups:
             groups = kmeans_1d(vector, count)
             for group in range(count):
                 labels, num_parts = ndimage.label(groups == group)  # 4-connected
@@ -94,7 +110,10 @@ class VoteCut(MaskGenerator):
         return masks
 
     def _is_acceptable(self, mask: np.ndarray) -> bool:
-        return bool(self.min_area < mask.mean() <= self.max_area and count_corners(mask) < self.max_corners)
+        return bool(
+            self.settings.min_area < mask.mean() <= self.settings.max_area
+            and count_corners(mask) < self.settings.max_corners
+        )
 
     def _consensus(self, candidates: list[tuple[np.ndarray, float]], grid_size: tuple[int, int]) -> PatchMasks:
         taken = np.zeros(grid_size, bool)
@@ -102,13 +121,13 @@ class VoteCut(MaskGenerator):
         if candidates:
             stack = np.stack([mask for mask, _ in candidates])
             cut_values = np.asarray([value for _, value in candidates])
-            for members in group_by_overlap(stack, self.min_iou)[: self.max_masks]:
-                mask = (stack[members].mean(axis=0) > self.min_share) & ~taken
-                if mask.mean() > self.min_area:
+            for members in group_by_overlap(stack, self.settings.min_iou)[: self.settings.max_masks]:
+                mask = (stack[members].mean(axis=0) > self.settings.min_share) & ~taken
+                if mask.mean() > self.settings.min_area:
                     masks.append(mask)
                     values.append(cut_values[members].mean())
                     # Each graph and each number of groups has one vote; parts of one group do not overlap.
-                    scores.append(min(1.0, len(members) / (len(self.taus) * len(self.num_groups))))
+                    scores.append(min(1.0, len(members) / (len(self.settings.taus) * len(self.settings.num_groups))))
                     taken |= mask
         return PatchMasks(
             np.stack(masks) if masks else np.zeros((0, *grid_size), bool),

@@ -37,6 +37,7 @@ from PIL import Image
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "luss")]
 
 from luss_toy import make_toy
+from tiny_coco import write_coco_panoptic
 
 SECONDS, MEMORY = 90, 12 << 30  # of one trial
 NONSENSE = ("none", "nan", "text", "type")  # kinds that no key means, but for text in a key that takes any name
@@ -127,10 +128,8 @@ class Data:
 
     def __init__(self, root: Path):
         """Writes them below ``root``."""
-        from conftest import _write_coco_panoptic
-
         self.root = root
-        self.coco = _write_coco_panoptic(root / "coco", count=4, size=(64, 64))
+        self.coco = write_coco_panoptic(root / "coco", count=4, size=(64, 64))
         self.toy = make_toy(root / "toy", train=8, semi=4, val=2)
         (root / "photos").mkdir()
         rng = np.random.default_rng(0)

@@ -220,7 +220,7 @@ def device() -> Rule:
     return Rule(
         "a device such as cpu, cuda, cuda:1 or mps",
         lambda value: (
-            isinstance(value, str) and re.fullmatch(r"(auto|cpu|cuda|mps|xpu|npu|hpu)(:\d+)?", value) is not None
+            isinstance(value, str) and re.fullmatch(r"(auto|cpu|cuda|mps|xpu|npu|hpu|meta)(:\d+)?", value) is not None
         ),
     )
 

@@ -51,7 +51,8 @@ def test_photos_alone_give_labels_a_model_predictions_and_a_page(scenes, tmp_pat
     assert main(command) == 0
     screen = capfd.readouterr()
     # One lasting line a stage, on standard error; nothing of what libraries say.
-    stages = ["masks", "clusters", "semantic maps", "panoptic labels", "training", "predictions", "page"]
+    stages = ["masks", "clusters", "semantic maps", "panoptic labels"]
+    stages += ["training", "scoring", "scoring maps", "predictions", "page"]
     lasting = [line for line in screen.err.splitlines() if " in " in line and not line.startswith("warning")]
     assert [line.split("  ")[0].strip() for line in lasting] == stages
     for noise in ("meshgrid", "Running with full config", "faiss", "Warning"):
@@ -69,7 +70,8 @@ def test_photos_alone_give_labels_a_model_predictions_and_a_page(scenes, tmp_pat
     assert len(list((output / "predictions" / "visualizations").iterdir())) == 6
     page = (output / "report" / "index.html").read_text()
     for expected in (
-        "The best and the worst of the",
+        "The best of the",
+        "The worst of the",
         "The model by category",
         "names by matching",
         "knows clusters by number alone",

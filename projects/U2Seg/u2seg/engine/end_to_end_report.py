@@ -214,11 +214,9 @@ def _best_and_worst(shown: Sequence[_Shown], reference: str) -> list[Row]:
     ranked = sorted(with_things if len(with_things) > 1 else shown, key=lambda item: -item.agreement)
     if len(ranked) < 2:
         return []
-    among = (
-        f"the {len(ranked)} images below whose {reference} has a thing"
-        if with_things == ranked or len(with_things) > 1
-        else f"the {len(ranked)} images below"
-    )
+    among = f"the {len(ranked)} images below"
+    if len(with_things) > 1:
+        among += f" whose {reference} has a thing"
     return [
         Row(
             f"The {name} of {among}, by how well the segments of the {reference} are found again, things and stuff counting the same: "

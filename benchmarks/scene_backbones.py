@@ -87,7 +87,7 @@ def _by_image(path: Path) -> dict[str, list[tuple[dict, int]]]:
 
 def pretrain(scenes: Path, output: Path) -> tuple[str, float]:
     """Returns PASS's weights, learned from the training images, and the seconds that it took."""
-    command = [sys.executable, str(ROOT / "u2seg train"), "--config-file", NETWORK_CONFIG]
+    command = [sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", NETWORK_CONFIG]
     opts = ["DATASETS.BY_PATH.pass_images.ROOT", str(scenes / "train"), "OUTPUT_DIR", str(output)]
     start = time.perf_counter()
     subprocess.run([*command, *opts], check=True)

@@ -54,15 +54,16 @@ def test_settings_on_both_sides_of_an_argument_keep_their_order(recipe_runs):
     ("words", "pairs", "others"),
     [
         (["SOLVER.MAX_ITER", "9", "photos"], ["SOLVER.MAX_ITER", "9"], ["photos"]),
-        (["photos", "--resume", "A.B.c.D_2", "-1", "--x"], ["A.B.c.D_2", "-1"], ["photos", "--resume", "--x"]),
-        (["A.B", "C.D", "E.F"], ["A.B", "C.D"], ["E.F"]),
+        (["photos", "--resume", "MODEL.B.c.D_2", "-1", "--x"], ["MODEL.B.c.D_2", "-1"], ["photos", "--resume", "--x"]),
+        (["LUSS.B", "MODEL.D", "TEST.F"], ["LUSS.B", "MODEL.D"], ["TEST.F"]),
+        (["--csv", "SCORES.CSV", "photos"], [], ["--csv", "SCORES.CSV", "photos"]),
         (["SEED", "3", "photo.JPG", "Model.PTH", "x"], [], ["SEED", "3", "photo.JPG", "Model.PTH", "x"]),
-        (["README.MD", "x"], [], ["README.MD", "x"]),
+        (["TEST.MD", "x"], [], ["TEST.MD", "x"]),
     ],
 )
 def test_pairs_are_known_by_their_key(words, pairs, others, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "README.MD").touch()
+    (tmp_path / "TEST.MD").touch()
     assert arguments.split_overrides(words) == (pairs, others)
 
 

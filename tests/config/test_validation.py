@@ -129,7 +129,7 @@ def test_rules_at_their_bounds():
         ("SOLVER: {BASE_LR_END: -3.0}", "SOLVER.BASE_LR_END must be a number at least 0, got -3.0"),
         ("SOLVER: {BASE_LR: 0.1, BASE_LR_END: 0.2}", r"SOLVER.BASE_LR_END must be at most SOLVER.BASE_LR \(0.1\)"),
         ("SOLVER: {LR_MULTIPLIERS: [[roi_heads]]}", "SOLVER.LR_MULTIPLIERS must be a list, each a pair of"),
-        ("MODEL: {RETINANET: {NUM_CONVS: x}}", "MODEL.RETINANET.NUM_CONVS must be a int such as 4, got 'x'"),
+        ("MODEL: {RETINANET: {NUM_CONVS: x}}", "MODEL.RETINANET.NUM_CONVS must be of type int, such as 4, got 'x'"),
         ("TEST: {EXPECTED_RESULTS: [[bbox, AP]]}", "TEST.EXPECTED_RESULTS must be a list, each .task, metric, value"),
     ],
 )

@@ -17,7 +17,7 @@ from u2seg.cli.main import main
 from u2seg.config import setup_cfg
 from u2seg.data.formats.coco_panoptic import read_panoptic_png
 from u2seg.pseudo_labels.pipeline import make_pseudo_labels
-from u2seg.utils.manifest import StageMismatchError, TooManyFailuresError
+from u2seg.utils.manifest import StageMismatchError, TooManyFailuresError, is_complete
 
 TOOL = Path(__file__).parents[2] / "tools" / "make_pseudo_labels.py"
 OPTIONS = [
@@ -264,11 +264,17 @@ def test_stages_can_be_run_one_by_one(labels, photos, cfg, tmp_path):
     assert snapshot(tmp_path / "labels") == snapshot(labels)
 
 
-def test_a_repaired_image_is_read_and_gives_the_labels_of_a_new_run(photos, cfg, tmp_path, capsys):
+def interrupt(*args, **others):
+    raise KeyboardInterrupt
+
+
+def test_a_repaired_image_is_read_and_gives_the_labels_of_a_new_run(photos, cfg, tmp_path, capsys, monkeypatch):
     repaired, output = tmp_path / "photos", tmp_path / "labels"
     shutil.copytree(photos, repaired)
     command = ["labels", str(repaired), "--config-file", "quick_schedules/scenes.yaml", "--output", str(output)]
     command += ["--max-failures", "0.5", *OPTIONS]
+    assert main([*command, "--worker", "0/2", "--retry-failures"]) == 1
+    assert "in a run without it" in capsys.readouterr().err
     assert main([*command, "--retry-failures"]) == 1
     assert "no finished mask stage" in capsys.readouterr().err
     assert main(command) == 0
@@ -279,6 +285,10 @@ def test_a_repaired_image_is_read_and_gives_the_labels_of_a_new_run(photos, cfg,
 
     shutil.copy(repaired / "b.jpg", repaired / "cut.jpg")
     assert main(command) == 1, "without the option, other images need another directory"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", interrupt)
+        main([*command, "--retry-failures"])
+    assert not is_complete(output / "panoptic") and is_complete(output / "masks")
     assert main([*command, "--retry-failures"]) == 0
     assert "1 of the unreadable images can be read now" in capsys.readouterr().out
     assert snapshot(output) == snapshot(make_pseudo_labels(cfg, repaired, tmp_path / "new", max_failures=0.5))

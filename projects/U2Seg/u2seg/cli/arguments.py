@@ -5,7 +5,10 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, launch
+
+from u2seg.config import add_u2seg_config
 
 # A key of a section, such as SOLVER.MAX_ITER or DATASETS.BY_PATH.mine.ROOT.
 _SECTION_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.\w+)*\.[A-Z][A-Z0-9_]*")
@@ -65,15 +68,19 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
         words: the command line.
 
     Returns:
-        The pairs, flat, and the other words, both in their order. A key without a section (``SEED``), a key without a value
-        and a word that names a file stay among the other words.
+        The pairs, flat, and the other words, both in their order. A key without a section (``SEED``), a key of no section that
+        exists, a key without a value and a word that names a file stay among the other words.
     """
+    cfg = get_cfg()
+    add_u2seg_config(cfg)
+    sections = {name for name, value in cfg.items() if isinstance(value, CfgNode)}
     pairs: list[str] = []
     others: list[str] = []
     waiting = list(words)
     while waiting:
         word = waiting.pop(0)
-        if waiting and _SECTION_KEY.fullmatch(word) and not Path(word).exists():
+        is_key = _SECTION_KEY.fullmatch(word) and word.partition(".")[0] in sections
+        if waiting and is_key and not Path(word).exists():
             pairs += [word, waiting.pop(0)]
         else:
             others.append(word)

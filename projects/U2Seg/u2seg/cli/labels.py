@@ -60,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
     """Makes the labels and says where they are."""
     cfg = setup_cfg(args.config_file, args.opts)
     cfg.freeze()
+    if args.worker and args.retry_failures:
+        raise ValueError("--worker makes mask shards only; use --retry-failures in a run without it")
     if args.worker:
         output = make_worker_masks(cfg, args.images, args.output, Worker.parse(args.worker))
         print(f"the mask shards of worker {args.worker} are in {output / STAGES[0]}")

@@ -112,7 +112,7 @@ def _type_fault(key: str, value: object, default: object) -> str:
         or any(type(value) in types and type(default) in types for types in alike)
     ):
         return ""
-    return f"{key} must be a {type(default).__name__} such as {default!r}, got {value!r}"
+    return f"{key} must be of type {type(default).__name__}, such as {default!r}, got {value!r}"
 
 
 def _refuse(faults: list[str]) -> None:

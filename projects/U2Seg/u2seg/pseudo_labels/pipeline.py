@@ -1,6 +1,5 @@
 """The recipe: a directory of photos in, a directory of panoptic pseudo-labels out."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from u2seg.pseudo_labels.panoptic.panoptic_stage import make_panoptic_labels
 from u2seg.pseudo_labels.semantics.semantic_stage import make_semantics
 from u2seg.pseudo_labels.sharding import Worker, run_local_workers
 from u2seg.utils.files import read_json, remove_partial_files, write_json
-from u2seg.utils.manifest import FAILURES, MANIFEST, StageMismatchError, is_complete
+from u2seg.utils.manifest import FAILURES, MANIFEST, StageMismatchError, discard_stage, is_complete
 from u2seg.version import __version__
 
 STAGES = ("masks", "clusters", "semantics", "panoptic")
@@ -103,8 +102,7 @@ def retry_failures(cfg: CfgNode, images: str | Path, output: str | Path) -> int:
 
     def discard_later_stages() -> None:
         for stage in STAGES[1:]:
-            if (output / stage / MANIFEST).is_file():
-                shutil.rmtree(output / stage)
+            discard_stage(output / stage)
 
     return reopen_failures(cfg, images, output / STAGES[0], discard_later_stages)
 

@@ -6,6 +6,7 @@ second call with equal settings goes on where the first stopped, and one with ot
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,22 @@ def open_stage(directory: str | Path, stage: str, settings: dict) -> Path:
 def reopen_stage(directory: str | Path, stage: str, settings: dict) -> None:
     """Marks a stage as unfinished, and as made with other settings; the caller deletes the results that these do not give."""
     write_json(Path(directory) / MANIFEST, _manifest(stage, settings))
+
+
+def discard_stage(directory: str | Path) -> None:
+    """Deletes a stage's directory, if there is one; one that is left half deleted by a kill is known as unfinished, and still its own."""
+    directory = Path(directory)
+    path = directory / MANIFEST
+    if not path.is_file():
+        return
+    write_json(path, {key: value for key, value in read_json(path).items() if key != "counts"})
+    for entry in sorted(directory.iterdir()):
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry != path:
+            entry.unlink()
+    path.unlink()
+    directory.rmdir()
 
 
 def _manifest(stage: str, settings: dict) -> dict:

@@ -119,8 +119,11 @@ def reopen_failures(
         raise FileNotFoundError(
             f"no finished mask stage in {output}, so there is nothing to try again; run without it first"
         )
-    shards = list(enumerate(iter_shards(output)))
-    failed = {record.file_name for _, records in shards for record in records if record.error is not None}
+    failed_in = {
+        index: {record.file_name for record in records if record.error is not None}
+        for index, records in enumerate(iter_shards(output))
+    }
+    failed = set().union(*failed_in.values())
     names = list_images(images)
     digests = [content_digest(images / name) for name in names]
     if _readable_digest(names, digests, failed) != read_json(output / MANIFEST)["counts"]["readable"]:
@@ -133,8 +136,8 @@ def reopen_failures(
         discard_dependents()
         # The manifest first: a stage that misses a shard must not look finished.
         reopen_stage(output, "masks", _settings(cfg, names, digests))
-        for index, records in shards:
-            if any(record.file_name in repaired for record in records):
+        for index, unreadable in failed_in.items():
+            if unreadable & repaired:
                 shard_path(output, index).unlink()
     return len(repaired)
 

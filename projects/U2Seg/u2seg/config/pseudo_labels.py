@@ -81,7 +81,8 @@ def add_masks_config(cfg: CN) -> None:
     cfg.MASKS.MIN_REFINED_IOU = 0.5  # masks that the refinement changes more are dropped [MaskCut]
     # Whether an image's masks may overlap [MaskCut]; False: the smaller one keeps the pixels [ours].
     cfg.MASKS.ALLOW_OVERLAPS = True
-    cfg.MASKS.SHARD_SIZE = 64  # images in one file on disk; what a kill loses at most
+    # Images in one file on disk, what a kill loses at most; 0: 64 up to 64,000 images, then more, up to 8192.
+    cfg.MASKS.SHARD_SIZE = 0
     cfg.MASKS.NUM_WORKERS = 2  # decoding processes; 0: decode in the main one
     cfg.MASKS.NUM_THREADS = 2  # threads that refine and encode
     cfg.MASKS.MAX_FAILURES = 0.01  # share of unreadable images above which the run ends with an error
@@ -192,7 +193,7 @@ register_rules(
         "MASKS.GUIDED_FILTER.RADIUS": integer(1, 1000),
         "MASKS.GUIDED_FILTER.EPS": number(0, 1e6, above=True),
         "MASKS.MIN_REFINED_IOU": SHARE,
-        "MASKS.SHARD_SIZE": COUNT,
+        "MASKS.SHARD_SIZE": NON_NEGATIVE,
         "MASKS.NUM_WORKERS": integer(0, 1024),
         "MASKS.NUM_THREADS": integer(1, 1024),
         "MASKS.MAX_FAILURES": SHARE,

@@ -35,7 +35,7 @@ from u2seg.pseudo_labels.panoptic.panoptic_stage import (
     write_dataset,
 )
 from u2seg.structures import IGNORE_LABEL, LabelSpace, pairwise_mask_iou
-from u2seg.utils.files import confined_path, list_digest, read_json, write_json
+from u2seg.utils.files import confined_path, list_digest, write_json
 from u2seg.utils.manifest import is_complete, open_stage, shard_path, shard_slices
 from u2seg.utils.progress import Progress
 from u2seg.utils.registry import NamedRegistry, get_registered
@@ -134,7 +134,7 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
             write_json(parts[index], relabeler.label(group if bar is None else bar.track(group)))
     comm.synchronize()
     if comm.is_main_process():
-        write_dataset(directory, [read_json(part) for part in parts], space)
+        write_dataset(directory, parts, space)
         shutil.rmtree(directory / PARTS_DIRECTORY)
     comm.synchronize()
     return output

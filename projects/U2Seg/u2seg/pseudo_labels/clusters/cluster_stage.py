@@ -1,18 +1,31 @@
 """The stage that gives every mask a cluster: k-means on one vector a mask, saved centroids, assignments of all."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from detectron2.config import CfgNode
 
-from u2seg.data.formats.mask_shards import read_shard
+from u2seg.data.formats.mask_shards import count_records, mask_shards, read_shard
 from u2seg.features import feature_settings
+from u2seg.pseudo_labels.sharding import Worker
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path, read_json, short_file_digest, write_json
+from u2seg.utils.image_io import ImageSource
+from u2seg.utils.image_source import open_source
 from u2seg.utils.kmeans import CENTROIDS, assign, kmeans, l2_normalize
-from u2seg.utils.manifest import MANIFEST, close_stage, is_complete, open_stage, settings_digest, shard_slices
+from u2seg.utils.manifest import (
+    MANIFEST,
+    check_stage,
+    close_stage,
+    is_complete,
+    open_stage,
+    require_shards,
+    settings_digest,
+    shard_path,
+    shard_slices,
+)
 from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
 
@@ -22,22 +35,39 @@ Vectors = Callable[[list[ImageMasks], Progress], np.ndarray]
 logger = logging.getLogger(__name__)
 
 HISTOGRAM = "histogram.json"
+_SAMPLE = ".sample"  # begins the names of the vectors on which centroids are found, until they are
+
+Images = str | Path | ImageSource
 
 
-def make_clusters(cfg: CfgNode, images: Path, masks: Path, output: Path) -> Path:
+def make_clusters(cfg: CfgNode, images: Images, masks: Path, output: Path) -> Path:
     """Returns ``output``, filled with centroids, the cluster of every mask, and the histogram of cluster sizes.
 
     Args:
         cfg: reads ``CLUSTERS``.
-        images: the image directory, for embeddings that look at the images again.
+        images: the images, for embeddings that look at them again.
         masks: directory of the mask stage.
         output: directory to fill.
 
     Raises:
         ValueError: fewer masks than clusters; the message says how many there are.
     """
-    from u2seg.pseudo_labels.clusters.mask_embeddings import MASK_EMBEDDING_REGISTRY
+    sample_vectors(cfg, images, masks, output, Worker())
+    fit_centroids(cfg, masks, output)
+    assign_clusters(cfg, images, masks, output, Worker())
+    finish_clusters(cfg, masks, output)
+    return output
 
+
+def open_clusters(cfg: CfgNode, masks: Path, output: Path, *, clean: bool = True) -> dict:
+    """Opens the stage's directory and returns its settings.
+
+    Args:
+        cfg: reads ``CLUSTERS``.
+        masks: directory of the mask stage.
+        output: of this stage.
+        clean: see ``u2seg.utils.manifest.open_stage``.
+    """
     settings = {
         "num_clusters": cfg.CLUSTERS.NUM_CLUSTERS,
         "embedding": cfg.CLUSTERS.EMBEDDING,
@@ -50,10 +80,118 @@ def make_clusters(cfg: CfgNode, images: Path, masks: Path, output: Path) -> Path
         "features": feature_settings(cfg),
         "masks": settings_digest(masks),
     }
-    open_stage(output, "clusters", settings)
+    open_stage(output, "clusters", settings, clean=clean)
+    return settings
+
+
+def sample_vectors(cfg: CfgNode, images: Images, masks: Path, output: Path, worker: Worker) -> None:
+    """Makes one worker's share of the sample on which the centroids are found: at most ``MAX_TRAINING_SAMPLES`` vectors in all.
+
+    Args:
+        cfg: reads ``CLUSTERS``.
+        images: as for :func:`make_clusters`.
+        masks: directory of the mask stage.
+        output: of this stage.
+        worker: whose shards are sampled.
+    """
+    settings = open_clusters(cfg, masks, output, clean=False)
+    if cfg.CLUSTERS.CENTROIDS or (output / CENTROIDS).is_file():
+        return
+    shards = mask_shards(masks)
+    own = worker.share(len(shards))
+    missing = [index for index in own if not shard_path(output, index, ".npy", _SAMPLE).is_file()]
+    vectors_of = _vectors(cfg, images, output)
+    share = min(1.0, cfg.CLUSTERS.MAX_TRAINING_SAMPLES / max(read_json(masks / MANIFEST)["counts"]["masks"], 1))
+    with Progress(_count_images(shards, missing), "embedding masks", transient=True) as bar:
+        for index in missing:
+            vectors = vectors_of(read_shard(shards[index]), bar)
+            if share < 1:
+                # A generator for each shard: the sample depends neither on the order nor on the number of workers.
+                rng = np.random.default_rng([cfg.CLUSTERS.SEED, 1, index])
+                vectors = vectors[rng.random(len(vectors)) < share]
+            check_stage(output, "clusters", settings)
+            with atomic_path(shard_path(output, index, ".npy", _SAMPLE)) as temporary:
+                np.save(temporary, vectors)
+
+
+def fit_centroids(cfg: CfgNode, masks: Path, output: Path) -> None:
+    """Finds the centroids on the sample of all workers, or takes those of ``CLUSTERS.CENTROIDS``, unless they are there already.
+
+    Raises:
+        IncompleteStageError: a shard was not sampled; the message names it.
+        ValueError: fewer masks than clusters; the message says how many there are.
+    """
+    open_clusters(cfg, masks, output)
+    if not (output / CENTROIDS).is_file():
+        if cfg.CLUSTERS.CENTROIDS:
+            centroids = load_centroids(cfg.CLUSTERS.CENTROIDS, cfg.CLUSTERS.NUM_CLUSTERS, "CLUSTERS")
+        else:
+            count = len(mask_shards(masks))
+            require_shards(output, count, ".npy", _SAMPLE)
+            sample = [np.load(shard_path(output, index, ".npy", _SAMPLE)) for index in range(count)]
+            filled = [part for part in sample if len(part)]
+            centroids = _find_centroids(
+                cfg.CLUSTERS, np.concatenate(filled) if filled else np.zeros((0, 1), np.float32)
+            )
+        with atomic_path(output / CENTROIDS) as temporary:
+            np.save(temporary, centroids)
+    for path in output.glob(f"{_SAMPLE}-*.npy"):
+        path.unlink(missing_ok=True)
+
+
+def assign_clusters(cfg: CfgNode, images: Images, masks: Path, output: Path, worker: Worker) -> None:
+    """Assigns the masks of one worker's shards to the centroids that :func:`fit_centroids` left.
+
+    Args:
+        cfg: reads ``CLUSTERS``.
+        images: as for :func:`make_clusters`.
+        masks: directory of the mask stage.
+        output: of this stage.
+        worker: whose shards are assigned.
+    """
+    settings = open_clusters(cfg, masks, output, clean=False)
+    shards = mask_shards(masks)
+    own = worker.share(len(shards))
+    missing = [index for index in own if not (output / shards[index].name).is_file()]
+    if not missing:
+        return
+    centroids = np.load(output / CENTROIDS)
+    vectors_of = _vectors(cfg, images, output)
+    total = _count_images(shards, own)
+    with Progress(total, "clusters", initial=total - _count_images(shards, missing)) as bar:
+        for index in missing:
+            records = read_shard(shards[index])
+            assigned = assign(vectors_of(records, bar), centroids)
+            check_stage(output, "clusters", settings)
+            _write_assignments(output / shards[index].name, records, *assigned)
+
+
+def finish_clusters(cfg: CfgNode, masks: Path, output: Path) -> None:
+    """Closes the stage: counts the masks of every cluster.
+
+    Raises:
+        IncompleteStageError: a shard was not assigned; the message names it.
+    """
+    open_clusters(cfg, masks, output)
     if is_complete(output):
-        return output
-    embed = get_registered(MASK_EMBEDDING_REGISTRY, cfg.CLUSTERS.EMBEDDING, "CLUSTERS.EMBEDDING")(cfg, images, output)
+        return
+    shards = mask_shards(masks)
+    require_shards(output, len(shards))
+    counts = np.zeros(cfg.CLUSTERS.NUM_CLUSTERS, np.int64)
+    for shard in shards:
+        for clusters in _read_assignments(output / shard.name):
+            counts += np.bincount(clusters, minlength=len(counts))
+    write_json(output / HISTOGRAM, {"masks_per_cluster": counts.tolist(), "empty_clusters": int((counts == 0).sum())})
+    close_stage(output, {"masks": int(counts.sum()), "non_empty_clusters": int((counts > 0).sum())})
+
+
+def _vectors(cfg: CfgNode, images: Images, output: Path) -> Vectors:
+    # Here, since the registered embeddings import this module's neighbors.
+    from u2seg.pseudo_labels.clusters.mask_embeddings import MASK_EMBEDDING_REGISTRY
+
+    embed = get_registered(MASK_EMBEDDING_REGISTRY, cfg.CLUSTERS.EMBEDDING, "CLUSTERS.EMBEDDING")(
+        cfg, open_source(images), output
+    )
 
     def vectors_of(records: list[ImageMasks], bar: Progress) -> np.ndarray:
         parts = []
@@ -65,28 +203,7 @@ def make_clusters(cfg: CfgNode, images: Path, masks: Path, output: Path) -> Path
         vectors = np.concatenate(filled)
         return l2_normalize(vectors) if cfg.CLUSTERS.NORMALIZE else vectors
 
-    shards = sorted(Path(masks).glob("shard-*.parquet"))
-    if not (output / CENTROIDS).is_file():
-        if cfg.CLUSTERS.CENTROIDS:
-            centroids = load_centroids(cfg.CLUSTERS.CENTROIDS, cfg.CLUSTERS.NUM_CLUSTERS, "CLUSTERS")
-        else:
-            centroids = _find_centroids(cfg.CLUSTERS, masks, vectors_of)
-        with atomic_path(output / CENTROIDS) as temporary:
-            np.save(temporary, centroids)
-    centroids = np.load(output / CENTROIDS)
-    counts = np.zeros(cfg.CLUSTERS.NUM_CLUSTERS, np.int64)
-    missing = [shard for shard in shards if not (output / shard.name).is_file()]
-    done = sum(len(_read_assignments(output / shard.name)) for shard in shards if shard not in missing)
-    with Progress(_num_images(masks), "clusters", initial=done) as bar:
-        for shard in missing:
-            records = read_shard(shard)
-            _write_assignments(output / shard.name, records, *assign(vectors_of(records, bar), centroids))
-    for shard in shards:
-        for clusters in _read_assignments(output / shard.name):
-            counts += np.bincount(clusters, minlength=len(counts))
-    write_json(output / HISTOGRAM, {"masks_per_cluster": counts.tolist(), "empty_clusters": int((counts == 0).sum())})
-    close_stage(output, {"masks": int(counts.sum()), "non_empty_clusters": int((counts > 0).sum())})
-    return output
+    return vectors_of
 
 
 def load_centroids(path: str | Path, count: int, section: str) -> np.ndarray:
@@ -111,12 +228,11 @@ def load_centroids(path: str | Path, count: int, section: str) -> np.ndarray:
     return centroids.astype(np.float32)
 
 
-def _num_images(masks: Path) -> int:
-    return read_json(Path(masks) / MANIFEST)["counts"]["images"]
+def _count_images(shards: list[Path], chosen: Iterable[int]) -> int:
+    return sum(count_records(shards[index]) for index in chosen)
 
 
-def _find_centroids(settings: CfgNode, masks: Path, vectors_of: Vectors) -> np.ndarray:
-    sample = _training_sample(masks, vectors_of, settings.MAX_TRAINING_SAMPLES, settings.SEED)
+def _find_centroids(settings: CfgNode, sample: np.ndarray) -> np.ndarray:
     if not len(sample):
         logger.warning(
             "No mask was found in any image: the clusters of things stay empty, and the labels hold stuff alone"
@@ -139,8 +255,18 @@ def _find_centroids(settings: CfgNode, masks: Path, vectors_of: Vectors) -> np.n
 
 def iter_assigned(masks: Path, clusters: Path) -> Iterator[list[tuple[ImageMasks, np.ndarray]]]:
     """Yields, shard by shard, each image's masks with their clusters, int64 (N,)."""
-    for shard in sorted(Path(masks).glob("shard-*.parquet")):
-        yield list(zip(read_shard(shard), _read_assignments(Path(clusters) / shard.name), strict=True))
+    for shard in mask_shards(masks):
+        yield read_assigned(shard, clusters)
+
+
+def read_assigned(mask_shard: Path, clusters: Path) -> list[tuple[ImageMasks, np.ndarray]]:
+    """Returns each image's masks of one shard with their clusters, int64 (N,).
+
+    Args:
+        mask_shard: file of the mask stage.
+        clusters: directory of this stage.
+    """
+    return list(zip(read_shard(mask_shard), _read_assignments(Path(clusters) / mask_shard.name), strict=True))
 
 
 def _read_assignments(path: Path) -> list[np.ndarray]:
@@ -148,22 +274,6 @@ def _read_assignments(path: Path) -> list[np.ndarray]:
 
     rows = pq.read_table(path, columns=["clusters"]).column("clusters").to_pylist()
     return [np.asarray(row, np.int64) for row in rows]
-
-
-def _training_sample(masks: Path, vectors_of: Vectors, limit: int, seed: int) -> np.ndarray:
-    """Returns at most ``limit`` vectors, float32, drawn evenly; the shards are read one after another."""
-    shards = sorted(Path(masks).glob("shard-*.parquet"))
-    total = sum(sum(len(r.rle_counts) for r in read_shard(shard)) for shard in shards)
-    share = min(1.0, limit / max(total, 1))
-    rng = np.random.default_rng([seed, 1])
-    chosen = []
-    with Progress(_num_images(masks), "embedding masks", transient=True) as bar:
-        for shard in shards:
-            records = read_shard(shard)
-            vectors = vectors_of(records, bar)
-            chosen.append(vectors if share == 1 else vectors[rng.random(len(vectors)) < share])
-    chosen = [vectors for vectors in chosen if len(vectors)]
-    return np.concatenate(chosen) if chosen else np.zeros((0, 1), np.float32)
 
 
 def _write_assignments(path: Path, records: list[ImageMasks], labels: np.ndarray, distances: np.ndarray) -> None:

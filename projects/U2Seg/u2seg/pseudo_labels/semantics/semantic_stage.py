@@ -1,20 +1,25 @@
 """The stage that gives every pixel a semantic cluster."""
 
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 
-from u2seg.data.formats.mask_shards import iter_shards
+from u2seg.data.formats.mask_shards import count_records, mask_shards, read_shard
 from u2seg.data.formats.semantic_shards import write_semantic_shard
 from u2seg.features import feature_settings
 from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_REGISTRY
+from u2seg.pseudo_labels.sharding import Worker
 from u2seg.structures.label_space import MAX_STUFF
-from u2seg.utils.files import read_json, short_file_digest
+from u2seg.utils.files import short_file_digest
+from u2seg.utils.image_io import ImageSource
+from u2seg.utils.image_source import open_source
 from u2seg.utils.manifest import (
-    MANIFEST,
+    check_stage,
     close_stage,
     is_complete,
     open_stage,
+    require_shards,
     settings_digest,
     shard_path,
     shard_slices,
@@ -22,42 +27,145 @@ from u2seg.utils.manifest import (
 from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
 
+_FITTED = ".fitted"  # an empty file: the provider has learned
 
-def make_semantics(cfg: CfgNode, images: Path, masks: Path, output: Path) -> Path:
+Images = str | Path | ImageSource
+
+
+def make_semantics(cfg: CfgNode, images: Images, masks: Path, output: Path) -> Path:
     """Returns ``output``, filled with one semantic map for every image that the mask stage could read.
 
     Args:
         cfg: reads ``SEMANTICS`` and ``FEATURES``.
-        images: the image directory.
+        images: the images.
         masks: directory of the mask stage; gives the list of images, and where things lie.
         output: directory to fill.
+    """
+    sample_patches(cfg, images, masks, output, Worker())
+    fit_semantics(cfg, images, masks, output)
+    label_shards(cfg, images, masks, output, Worker())
+    finish_semantics(cfg, masks, output)
+    return output
+
+
+def open_semantics(cfg: CfgNode, masks: Path, output: Path, *, clean: bool = True) -> dict:
+    """Opens the stage's directory and returns its settings.
+
+    Args:
+        cfg: reads ``SEMANTICS`` and ``FEATURES``.
+        masks: directory of the mask stage.
+        output: of this stage.
+        clean: see ``u2seg.utils.manifest.open_stage``.
+
+    Raises:
+        ValueError: more clusters than an 8-bit PNG can hold.
+        KeyError: an unknown provider; the message lists those there are.
     """
     if cfg.SEMANTICS.NUM_CLUSTERS > MAX_STUFF:
         raise ValueError(
             f"SEMANTICS.NUM_CLUSTERS is {cfg.SEMANTICS.NUM_CLUSTERS}, but an 8-bit PNG holds at most {MAX_STUFF}"
         )
-    make_provider = get_registered(SEMANTIC_PROVIDER_REGISTRY, cfg.SEMANTICS.PROVIDER, "SEMANTICS.PROVIDER")
+    get_registered(SEMANTIC_PROVIDER_REGISTRY, cfg.SEMANTICS.PROVIDER, "SEMANTICS.PROVIDER")
     settings = {key.lower(): value for key, value in cfg.SEMANTICS.items()}
     settings["centroids"] = cfg.SEMANTICS.CENTROIDS and short_file_digest(cfg.SEMANTICS.CENTROIDS)
     settings["features"] = feature_settings(cfg)
-    open_stage(output, "semantics", {**settings, "masks": settings_digest(masks)})
-    if is_complete(output):
-        return output
-    provider = make_provider(cfg, images, masks, output)
-    provider.fit()
-    num_images, total = 0, read_json(masks / MANIFEST)["counts"]["images"]
-    done = sum(len(records) for i, records in enumerate(iter_shards(masks)) if shard_path(output, i).is_file())
-    with Progress(total, "semantic maps", initial=done) as bar:
-        for index, records in enumerate(iter_shards(masks)):
-            path = shard_path(output, index)
+    settings["masks"] = settings_digest(masks)
+    open_stage(output, "semantics", settings, clean=clean)
+    return settings
+
+
+def sample_patches(cfg: CfgNode, images: Images, masks: Path, output: Path, worker: Worker) -> None:
+    """Makes one worker's share of the sample from which the provider learns, if it learns from one.
+
+    Args:
+        cfg: reads ``SEMANTICS`` and ``FEATURES``.
+        images: the images.
+        masks: directory of the mask stage.
+        output: of this stage.
+        worker: whose shards are sampled.
+    """
+    open_semantics(cfg, masks, output, clean=False)
+    if is_fitted(output):
+        return
+    provider = _provider(cfg, images, masks, output)
+    if not hasattr(provider, "sample") or not provider.needs_sample():
+        return
+    shards = mask_shards(masks)
+    own = worker.share(len(shards))
+    with Progress(sum(count_records(shards[index]) for index in own), "sampling patches", transient=True) as bar:
+        for index in own:
+            records = read_shard(shards[index])
+            provider.sample(index, records)
+            bar.update(len(records))
+
+
+def fit_semantics(cfg: CfgNode, images: Images, masks: Path, output: Path) -> None:
+    """Lets the provider learn from the samples of all workers; does nothing where it has learned.
+
+    Args:
+        cfg: reads ``SEMANTICS`` and ``FEATURES``.
+        images: the images.
+        masks: directory of the mask stage.
+        output: of this stage.
+    """
+    open_semantics(cfg, masks, output)
+    if not is_fitted(output):
+        _provider(cfg, images, masks, output).fit()
+        (output / _FITTED).touch()
+
+
+def is_fitted(output: Path) -> bool:
+    """Returns whether :func:`fit_semantics` came to its end in a stage's directory."""
+    return (output / _FITTED).is_file() or is_complete(output)
+
+
+def label_shards(cfg: CfgNode, images: Images, masks: Path, output: Path, worker: Worker) -> None:
+    """Makes the maps of one worker's shards; for :class:`PatchKMeans` this is a second forward pass over every image.
+
+    Args:
+        cfg: reads ``SEMANTICS`` and ``FEATURES``.
+        images: the images.
+        masks: directory of the mask stage.
+        output: of this stage, in which the provider has learned.
+        worker: whose shards are labeled.
+    """
+    settings = open_semantics(cfg, masks, output, clean=False)
+    shards = mask_shards(masks)
+    own = worker.share(len(shards))
+    missing = [index for index in own if not shard_path(output, index).is_file()]
+    if not missing:
+        return
+    provider = _provider(cfg, images, masks, output)
+    counts = {index: count_records(shards[index]) for index in own}
+    total = sum(counts.values())
+    with Progress(total, "semantic maps", initial=total - sum(counts[index] for index in missing)) as bar:
+        for index in missing:
+            records = read_shard(shards[index])
             readable = [record for record in records if record.error is None]
-            if not path.is_file():
-                maps = {}
-                for piece in shard_slices(len(readable), cfg.FEATURES.BATCH_SIZE):
-                    maps.update(provider.label(readable[piece]))
-                    bar.update(len(readable[piece]))
-                write_semantic_shard(path, maps)
-                bar.update(len(records) - len(readable))
-            num_images += len(readable)
-    close_stage(output, {"images": num_images})
-    return output
+            maps = {}
+            for piece in shard_slices(len(readable), cfg.FEATURES.BATCH_SIZE):
+                maps.update(provider.label(readable[piece]))
+                bar.update(len(readable[piece]))
+            check_stage(output, "semantics", settings)
+            write_semantic_shard(shard_path(output, index), maps)
+            bar.update(len(records) - len(readable))
+
+
+def finish_semantics(cfg: CfgNode, masks: Path, output: Path) -> None:
+    """Closes the stage.
+
+    Raises:
+        IncompleteStageError: a shard was not labeled; the message names it.
+    """
+    open_semantics(cfg, masks, output)
+    if is_complete(output):
+        return
+    shards = mask_shards(masks)
+    require_shards(output, len(shards))
+    (output / _FITTED).unlink(missing_ok=True)
+    close_stage(output, {"images": sum(count_records(shard_path(output, index)) for index in range(len(shards)))})
+
+
+def _provider(cfg: CfgNode, images: Images, masks: Path, output: Path) -> Any:
+    make = get_registered(SEMANTIC_PROVIDER_REGISTRY, cfg.SEMANTICS.PROVIDER, "SEMANTICS.PROVIDER")
+    return make(cfg, open_source(images), masks, output)

@@ -7,6 +7,7 @@ import shutil
 import socket
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -156,7 +157,9 @@ def in_children(work, count):
     """Runs ``work(index)`` in forked processes and returns their exit statuses."""
 
     def child(index):
-        torch.set_num_threads(1)  # a forked process must not wait for its parent's threads
+        # A forked process must not wait for its parent's threads.
+        torch.set_num_threads(1)
+        faiss.omp_set_num_threads(1)
         work(index)
         os._exit(0)
 

@@ -8,6 +8,7 @@ Whoever ends or is killed is started again. Exits with status 1 if the labels di
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import shutil
@@ -50,10 +51,8 @@ def work_as(index: int, photos: Path, output: Path) -> None:
     if index == 2:
         make_pseudo_labels(cfg, photos, output)
     elif make_worker_share(cfg, photos, output, Worker(index, 2)):
-        try:
+        with contextlib.suppress(IncompleteStageError):
             finalize(cfg, photos, output)
-        except IncompleteStageError:
-            pass
 
 
 def start(index: int, photos: Path, output: Path) -> multiprocessing.process.BaseProcess:

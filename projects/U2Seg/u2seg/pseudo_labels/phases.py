@@ -33,12 +33,14 @@ class LabelRun:
         output: directory of the labels.
         stages: which are run, a subset of ``STAGES``.
         max_failures: share of unreadable images, 0..1, that is tolerated; None: ``MASKS.MAX_FAILURES``.
+        sample_patches: whether the mask stage samples patches for the semantic stage, although that is not run here.
     """
 
     images: ImageSource
     output: Path
     stages: tuple[str, ...] = STAGES
     max_failures: float | None = None
+    sample_patches: bool = False
 
     def __getitem__(self, stage: str) -> Path:
         """Returns the directory of a stage."""
@@ -90,7 +92,8 @@ def phase_named(name: str) -> Phase:
 
 
 def _make_masks(cfg: CfgNode, run: LabelRun, worker: Worker) -> None:
-    provider = SEMANTIC_PROVIDER_REGISTRY.get(cfg.SEMANTICS.PROVIDER) if "semantics" in run.stages else None
+    is_next = run.sample_patches or "semantics" in run.stages
+    provider = SEMANTIC_PROVIDER_REGISTRY.get(cfg.SEMANTICS.PROVIDER) if is_next else None
     wanted = getattr(provider, "samples_patches", False) and not cfg.SEMANTICS.CENTROIDS
     known = (run["semantics"] / CENTROIDS).is_file()
     samples = run["semantics"] if wanted and not known else None

@@ -1,6 +1,7 @@
 """The recipe: photos in, a directory of panoptic pseudo-labels out."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -27,6 +28,7 @@ def make_pseudo_labels(
     stages: Sequence[str] = STAGES,
     max_failures: float | None = None,
     num_workers: int = 1,
+    sample_patches: bool = False,
     launcher: Callable[[CfgNode, LabelRun], Launcher] | None = None,
 ) -> Path:
     """Returns ``output``, filled with the pseudo-labels of the photos in ``images``.
@@ -38,6 +40,7 @@ def make_pseudo_labels(
         stages: which to run, a subset of ``STAGES``; what a stage needs must be there or be run with it.
         max_failures: largest share, 0..1, of photos that may be unreadable; ``MASKS.MAX_FAILURES`` if None.
         num_workers: processes that share every stage, one GPU each where there are several; the labels do not depend on it.
+        sample_patches: whether the mask stage samples patches for a semantic stage that is run later; where both are run it does.
         launcher: who runs the workers, a class of ``u2seg.pseudo_labels.launchers`` with its own settings bound; None: ``num_workers``
             processes of this machine.
 
@@ -49,7 +52,7 @@ def make_pseudo_labels(
     """
     if num_workers < 1:
         raise ValueError(f"num_workers must be at least 1, got {num_workers}")
-    run = _opened_run(cfg, images, output, stages, max_failures)
+    run = replace(_opened_run(cfg, images, output, stages, max_failures), sample_patches=sample_patches)
     if launcher is None:
         launcher = Launcher if num_workers == 1 else lambda cfg, run: LocalLauncher(cfg, run, num_workers)
     with launcher(cfg, run) as launched:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import numpy as np
+import torch
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,13 @@ class KMeansResult:
 
 
 def kmeans(
-    vectors: np.ndarray, num_clusters: int, *, num_iterations: int, num_restarts: int, seed: int
+    vectors: np.ndarray,
+    num_clusters: int,
+    *,
+    num_iterations: int,
+    num_restarts: int,
+    seed: int,
+    device: torch.device | None = None,
 ) -> KMeansResult:
     """Returns the best of several Euclidean k-means runs, each started by k-means++.
 
@@ -40,6 +47,7 @@ def kmeans(
         num_iterations: most Lloyd iterations of one run; a run stops when no assignment changes.
         num_restarts: runs, with seeds drawn from ``seed``.
         seed: of everything random here.
+        device: see :func:`assign`.
 
     Raises:
         ValueError: fewer than K vectors, or one that is not finite.
@@ -54,18 +62,22 @@ def kmeans(
             f"{len(vectors)} vectors came. Ask for fewer clusters or give more images."
         )
     runs = [
-        _run(vectors, num_clusters, num_iterations, np.random.default_rng([seed, restart]))
+        _run(vectors, num_clusters, num_iterations, np.random.default_rng([seed, restart]), device)
         for restart in range(max(1, num_restarts))
     ]
     return min(runs, key=lambda run: run.inertia)
 
 
-def assign(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def assign(
+    vectors: np.ndarray, centroids: np.ndarray, device: torch.device | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the nearest centroid of each vector and the squared distance to it.
 
     Args:
         vectors: float32 (N, C).
         centroids: float32 (K, C).
+        device: a GPU, on which PyTorch computes them; else FAISS does, on the CPU. The two may differ where two centroids are
+            equally near to rounding.
 
     Returns:
         int64 (N,) in 0..K-1, the lowest index winning a tie; float32 (N,), at least 0.
@@ -77,10 +89,35 @@ def assign(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.n
         raise ValueError(
             f"vectors have {vectors.shape[1]} channels, centroids {centroids.shape[1]}: they come from other features"
         )
+    if device is not None and device.type == "cuda":
+        return nearest_by_torch(vectors, centroids, device)
     index = _faiss().IndexFlatL2(vectors.shape[1])
     index.add(np.ascontiguousarray(centroids, np.float32))
     distances, labels = index.search(vectors, 1)
     return labels[:, 0].astype(np.int64), np.maximum(distances[:, 0], 0)
+
+
+def nearest_by_torch(
+    vectors: np.ndarray, centroids: np.ndarray, device: torch.device, block: int = 1 << 16
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what :func:`assign` does, computed by PyTorch on a device, a block of vectors at a time.
+
+    Args:
+        vectors: float32 (N, C), N at least 1.
+        centroids: float32 (K, C).
+        device: that computes.
+        block: vectors that are on it at once.
+    """
+    means = torch.from_numpy(np.ascontiguousarray(centroids, np.float32)).to(device)
+    squares = means.square().sum(1)
+    found = []
+    for start in range(0, len(vectors), block):
+        part = torch.from_numpy(vectors[start : start + block]).to(device)
+        # |v - c|^2 without |v|^2, which is equal for all centroids of a vector.
+        partial, labels = torch.addmm(squares, part, means.T, alpha=-2).min(1)
+        found.append((labels, (partial + part.square().sum(1)).clamp_(min=0)))
+    labels, distances = (torch.cat(parts).cpu().numpy() for parts in zip(*found))
+    return labels.astype(np.int64), distances
 
 
 def l2_normalize(vectors: np.ndarray) -> np.ndarray:
@@ -95,11 +132,17 @@ def l2_normalize(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
 
-def _run(vectors: np.ndarray, num_clusters: int, num_iterations: int, rng: np.random.Generator) -> KMeansResult:
+def _run(
+    vectors: np.ndarray,
+    num_clusters: int,
+    num_iterations: int,
+    rng: np.random.Generator,
+    device: torch.device | None,
+) -> KMeansResult:
     centroids = _plus_plus(vectors, num_clusters, rng)
     labels = np.full(len(vectors), -1)
     for _ in range(max(1, num_iterations)):
-        new_labels, distances = assign(vectors, centroids)
+        new_labels, distances = assign(vectors, centroids, device)
         counts = np.bincount(new_labels, minlength=num_clusters)
         if np.array_equal(new_labels, labels) and counts.all():
             break
@@ -109,7 +152,7 @@ def _run(vectors: np.ndarray, num_clusters: int, num_iterations: int, rng: np.ra
         if len(empty):
             # The vectors that lie farthest from their centroids found new clusters.
             centroids[empty] = vectors[np.argsort(-distances, kind="stable")[: len(empty)]]
-    labels, distances = assign(vectors, centroids)
+    labels, distances = assign(vectors, centroids, device)
     counts = np.bincount(labels, minlength=num_clusters)
     return KMeansResult(centroids, float(distances.sum(dtype=np.float64)), counts)
 

@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from u2seg.data.formats.mask_shards import count_records, mask_shards, read_shard
-from u2seg.features import feature_settings
+from u2seg.features import feature_settings, resolve_device
 from u2seg.pseudo_labels.sharding import Worker
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path, read_json, short_file_digest, write_json
@@ -130,9 +130,7 @@ def fit_centroids(cfg: CfgNode, masks: Path, output: Path) -> None:
             require_shards(output, count, ".npy", _SAMPLE)
             sample = [np.load(shard_path(output, index, ".npy", _SAMPLE)) for index in range(count)]
             filled = [part for part in sample if len(part)]
-            centroids = _find_centroids(
-                cfg.CLUSTERS, np.concatenate(filled) if filled else np.zeros((0, 1), np.float32)
-            )
+            centroids = _find_centroids(cfg, np.concatenate(filled) if filled else np.zeros((0, 1), np.float32))
         with atomic_path(output / CENTROIDS) as temporary:
             np.save(temporary, centroids)
     for path in output.glob(f"{_SAMPLE}-*.npy"):
@@ -155,13 +153,13 @@ def assign_clusters(cfg: CfgNode, images: Images, masks: Path, output: Path, wor
     missing = [index for index in own if not (output / shards[index].name).is_file()]
     if not missing:
         return
-    centroids = np.load(output / CENTROIDS)
+    centroids, device = np.load(output / CENTROIDS), resolve_device(cfg.FEATURES.DEVICE)
     vectors_of = _vectors(cfg, images, output)
     total = _count_images(shards, own)
     with Progress(total, "clusters", initial=total - _count_images(shards, missing)) as bar:
         for index in missing:
             records = read_shard(shards[index])
-            assigned = assign(vectors_of(records, bar), centroids)
+            assigned = assign(vectors_of(records, bar), centroids, device)
             check_stage(output, "clusters", settings)
             _write_assignments(output / shards[index].name, records, *assigned)
 
@@ -232,7 +230,8 @@ def _count_images(shards: list[Path], chosen: Iterable[int]) -> int:
     return sum(count_records(shards[index]) for index in chosen)
 
 
-def _find_centroids(settings: CfgNode, sample: np.ndarray) -> np.ndarray:
+def _find_centroids(cfg: CfgNode, sample: np.ndarray) -> np.ndarray:
+    settings = cfg.CLUSTERS
     if not len(sample):
         logger.warning(
             "No mask was found in any image: the clusters of things stay empty, and the labels hold stuff alone"
@@ -249,6 +248,7 @@ def _find_centroids(settings: CfgNode, sample: np.ndarray) -> np.ndarray:
         num_iterations=settings.NUM_ITERATIONS,
         num_restarts=settings.NUM_RESTARTS,
         seed=settings.SEED,
+        device=resolve_device(cfg.FEATURES.DEVICE),
     )
     return result.centroids
 

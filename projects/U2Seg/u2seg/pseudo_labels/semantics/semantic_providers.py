@@ -95,6 +95,7 @@ class PatchKMeans:
             num_iterations=settings.NUM_ITERATIONS,
             num_restarts=settings.NUM_RESTARTS,
             seed=settings.SEED,
+            device=self._device,
         )
         return result.centroids
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "luss": "PASS: large-scale unsupervised semantic segmentation",
     "prepare": "make the annotation files of a dataset from its published ones",
     "convert": "convert published weights",
+    "release": "write a trained model for others: small weights, settings, a model card",
     "doctor": "check the installation, devices, weights and datasets",
 }
 

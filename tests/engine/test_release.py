@@ -105,7 +105,7 @@ def test_the_backbone_of_pretraining_is_written_alone_in_half_precision(
 ) -> None:
     run = make_run(tmp_path / "backbone")
     torch.save({"model": PRETRAINING}, run / "model_ema.pth")
-    assert main(["release", str(run), "--output", str(tmp_path / "release")]) == 0
+    assert main(["convert", "safetensors", str(run), "--output", str(tmp_path / "release")]) == 0
     weights = read_weights(tmp_path / "release" / "backbone" / "model.safetensors")
     assert list(weights) == ["backbone.stem.conv1.weight"]
     assert weights["backbone.stem.conv1.weight"].dtype == torch.float16
@@ -144,6 +144,16 @@ def test_averaged_weights_of_an_unfinished_training_win_over_its_own(tmp_path: P
 
 def test_two_trainings_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert (
-        main(["release", str(tmp_path / "a/model"), str(tmp_path / "b/model"), "--output", str(tmp_path / "out")]) == 1
+        main(
+            [
+                "convert",
+                "safetensors",
+                str(tmp_path / "a/model"),
+                str(tmp_path / "b/model"),
+                "--output",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 1
     )
     assert "trainings must have different names" in capsys.readouterr().err

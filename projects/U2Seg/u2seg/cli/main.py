@@ -27,8 +27,7 @@ COMMANDS = {
     "self-train": "improve a model by its own confident predictions",
     "luss": "PASS: large-scale unsupervised semantic segmentation",
     "prepare": "make the annotation files of a dataset from its published ones",
-    "convert": "convert published weights",
-    "release": "write a trained model for others: small weights, settings, a model card",
+    "convert": "convert published weights, and trained models for others",
     "doctor": "check the installation, devices, weights and datasets",
 }
 

@@ -20,7 +20,7 @@ class Names(ImageSource):
         return iter(self._names)
 
     def digest(self, name):
-        return f"digest of {name}"
+        return f"digest of {name!a}"
 
 
 def random_names(rng):
@@ -33,7 +33,7 @@ def test_ids_names_and_digest_are_those_of_the_whole_list(tmp_path, monkeypatch)
     for seed in range(60):
         names = random_names(random.Random(seed)) if seed % 3 else [f"{seed + i:04d}.jpg" for i in range(7)]
         plan = write_plan(Names(names), tmp_path / str(seed), lambda count: 2)
-        digests = [f"digest of {name}" for name in names]
+        digests = [f"digest of {name!a}" for name in names]
         expected = [PlannedImage(*row) for row in zip(image_ids(names), names, png_names(names), digests)]
         assert list(plan) == expected
         assert [image for shard in range(plan.num_shards) for image in plan.images(shard)] == expected

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
@@ -15,7 +16,7 @@ from PIL import Image
 from u2seg.cli.main import main
 from u2seg.config import setup_cfg
 from u2seg.pseudo_labels import make_pseudo_labels, phases
-from u2seg.pseudo_labels.launchers import TorchrunLauncher, on_gpu
+from u2seg.pseudo_labels.launchers import TorchrunLauncher, finish_when_visible, on_gpu
 from u2seg.pseudo_labels.masks import mask_stage
 from u2seg.pseudo_labels.pipeline import finalize, make_worker_share
 from u2seg.pseudo_labels.semantics import semantic_providers
@@ -203,6 +204,22 @@ def test_submitit_s_jobs_give_the_same_bytes(labels, photos, cfg, tmp_path):
     assert snapshot(tmp_path / "labels") == snapshot(labels)
     again = ShareJob().checkpoint(cfg, "run", "masks", Worker(1, 2))
     assert isinstance(again.function, ShareJob) and again.args == (cfg, "run", "masks", Worker(1, 2))
+
+
+def test_shards_that_a_network_shows_late_are_waited_for(cfg):
+    calls = []
+
+    def finish(cfg, run):
+        calls.append(run)
+        if len(calls) < 3:
+            raise IncompleteStageError("late")
+
+    phase = replace(phases.phase_named("masks"), finish=finish)
+    finish_when_visible(phase, cfg, None, seconds=20)
+    assert len(calls) == 3
+    calls.clear()
+    with pytest.raises(IncompleteStageError, match="late"):
+        finish_when_visible(phase, cfg, None, seconds=0)
 
 
 def test_torchrun_s_variables_are_asked_for(photos, tmp_path, capsys, monkeypatch):

@@ -7,6 +7,7 @@ process. Existing engines start the processes and watch over them; nothing here 
 import contextlib
 import multiprocessing
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +22,7 @@ from detectron2.config import CfgNode
 from u2seg.pseudo_labels.masks.mask_stage import plan_masks
 from u2seg.pseudo_labels.phases import LabelRun, Phase, phase_named
 from u2seg.pseudo_labels.sharding import Worker
+from u2seg.utils.manifest import IncompleteStageError
 
 # A barrier waits for the slowest worker of a phase, which may take days.
 _LONGEST_PHASE = timedelta(days=60)
@@ -137,7 +139,7 @@ class TorchrunLauncher(Launcher):
         """Waits for all processes, and for rank 0 to close the phase."""
         dist.barrier()
         if self.leads:
-            super().finish(phase)
+            finish_when_visible(phase, self.cfg, self.run)
         dist.barrier()
 
 
@@ -179,15 +181,18 @@ class SlurmLauncher(Launcher):
             ) from error
         self._jobs = jobs
         self._executor = submitit.AutoExecutor(folder=_job_directory(run.output) / "%j", cluster=cluster)
-        gpus = 0 if cfg.FEATURES.DEVICE == "cpu" else 1
         self._executor.update_parameters(
             name="u2seg-labels",
             timeout_min=minutes,
-            gpus_per_node=gpus,
             cpus_per_task=cfg.MASKS.NUM_WORKERS + cfg.MASKS.NUM_THREADS + 1,
         )
+        # A cluster without GPUs refuses to be asked for none.
+        if cfg.FEATURES.DEVICE != "cpu":
+            self._executor.update_parameters(gpus_per_node=1)
         if cluster == "slurm":
-            self._executor.update_parameters(slurm_partition=partition, slurm_array_parallelism=jobs)
+            self._executor.update_parameters(slurm_array_parallelism=jobs)
+            if partition:
+                self._executor.update_parameters(slurm_partition=partition)
 
     def make(self, phase: Phase) -> None:
         """Submits an array and waits for its end.
@@ -198,6 +203,10 @@ class SlurmLauncher(Launcher):
         tasks = [(self.cfg, self.run, phase.name, Worker(index, self._jobs)) for index in range(self._jobs)]
         for job in self._executor.map_array(ShareJob(), *zip(*tasks)):
             _wait_for(job, phase)
+
+    def finish(self, phase: Phase) -> None:
+        """Closes a phase whose shards other machines wrote."""
+        finish_when_visible(phase, self.cfg, self.run)
 
 
 class ShareJob:
@@ -217,6 +226,22 @@ class ShareJob:
 def make_share(cfg: CfgNode, run: LabelRun, phase_name: str, worker: Worker) -> None:
     """Makes a worker's share of a phase that is given by its name, since functions do not travel between processes."""
     phase_named(phase_name).make(cfg, run, worker)
+
+
+def finish_when_visible(phase: Phase, cfg: CfgNode, run: LabelRun, seconds: float = 60) -> None:
+    """Closes a phase, and tries again for a while if shards are missing: network file systems show new files late.
+
+    Raises:
+        IncompleteStageError: they are missing still; the message names them.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return phase.finish(cfg, run)
+        except IncompleteStageError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(0.5)
 
 
 def on_gpu(cfg: CfgNode, index: int) -> CfgNode:

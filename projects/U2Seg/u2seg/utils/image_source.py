@@ -183,10 +183,10 @@ class _OpenTar:
 def _source_at(place: str) -> ImageSource:
     if place.endswith(".tar"):
         return TarSource(place)
-    if place.endswith(LIST_SUFFIXES) and not Path(place).is_dir():
-        return ListSource(place)
     if _is_url(place):
         raise ValueError(f"{place}: only tar shards (.tar) are read by URL")
+    if place.endswith(LIST_SUFFIXES) and not Path(place).is_dir():
+        return ListSource(place)
     return DirectorySource(place)
 
 

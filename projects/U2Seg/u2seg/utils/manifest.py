@@ -7,8 +7,8 @@ second call with equal settings goes on where the first stopped, and one with ot
 import hashlib
 import json
 import shutil
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,9 +109,7 @@ def missing_shards(directory: str | Path, count: int, suffix: str = ".parquet", 
     return (index for index in range(count) if not shard_path(directory, index, suffix, prefix).is_file())
 
 
-def require_shards(
-    directory: str | Path, count: int, suffix: str = ".parquet", prefix: str = "shard", *, wait: float = 0
-) -> None:
+def require_shards(directory: str | Path, count: int, suffix: str = ".parquet", prefix: str = "shard") -> None:
     """Refuses to go on where a stage lacks shards.
 
     Args:
@@ -119,16 +117,11 @@ def require_shards(
         count: shards that it should have.
         suffix: of their names.
         prefix: of their names.
-        wait: seconds for which missing ones are looked for again: network file systems show new files late.
 
     Raises:
         IncompleteStageError: the message names the first ten that are missing.
     """
     missing = list(missing_shards(directory, count, suffix, prefix))
-    deadline = time.monotonic() + wait
-    while missing and time.monotonic() < deadline:
-        time.sleep(0.2)
-        missing = [index for index in missing if not shard_path(directory, index, suffix, prefix).is_file()]
     if missing:
         named = ", ".join(shard_path(directory, index, suffix, prefix).name for index in missing[:10])
         more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
@@ -136,6 +129,20 @@ def require_shards(
             f"{directory} lacks {len(missing)} of {count} shards: {named}{more}. Run the command again without --finalize, or the "
             "workers that did not end; only what is missing is made."
         )
+
+
+@contextmanager
+def unless_done(is_done: Callable[[], bool]) -> Iterator[None]:
+    """Passes over a missing file if, meanwhile, another run on the same directory finished what it was for.
+
+    Args:
+        is_done: whether that is so.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        if not is_done():
+            raise
 
 
 def reopen_stage(directory: str | Path, stage: str, settings: dict) -> None:

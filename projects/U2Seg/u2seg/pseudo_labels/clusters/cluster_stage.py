@@ -25,6 +25,7 @@ from u2seg.utils.manifest import (
     settings_digest,
     shard_path,
     shard_slices,
+    unless_done,
 )
 from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
@@ -122,17 +123,25 @@ def fit_centroids(cfg: CfgNode, masks: Path, output: Path) -> None:
         ValueError: fewer masks than clusters; the message says how many there are.
     """
     open_clusters(cfg, masks, output)
-    if not (output / CENTROIDS).is_file():
-        if cfg.CLUSTERS.CENTROIDS:
-            centroids = load_centroids(cfg.CLUSTERS.CENTROIDS, cfg.CLUSTERS.NUM_CLUSTERS, "CLUSTERS")
-        else:
-            count = len(mask_shards(masks))
-            require_shards(output, count, ".npy", _SAMPLE)
-            sample = [np.load(shard_path(output, index, ".npy", _SAMPLE)) for index in range(count)]
-            filled = [part for part in sample if len(part)]
-            centroids = _find_centroids(cfg, np.concatenate(filled) if filled else np.zeros((0, 1), np.float32))
-        with atomic_path(output / CENTROIDS) as temporary:
-            np.save(temporary, centroids)
+    centroids_path = output / CENTROIDS
+    if not centroids_path.is_file():
+        with unless_done(centroids_path.is_file):
+            centroids = _centroids(cfg, len(mask_shards(masks)), output)
+            with atomic_path(centroids_path) as temporary:
+                np.save(temporary, centroids)
+    _remove_sample(output)
+
+
+def _centroids(cfg: CfgNode, num_shards: int, output: Path) -> np.ndarray:
+    if cfg.CLUSTERS.CENTROIDS:
+        return load_centroids(cfg.CLUSTERS.CENTROIDS, cfg.CLUSTERS.NUM_CLUSTERS, "CLUSTERS")
+    require_shards(output, num_shards, ".npy", _SAMPLE)
+    sample = [np.load(shard_path(output, index, ".npy", _SAMPLE)) for index in range(num_shards)]
+    filled = [part for part in sample if len(part)]
+    return _find_centroids(cfg, np.concatenate(filled) if filled else np.zeros((0, 1), np.float32))
+
+
+def _remove_sample(output: Path) -> None:
     for path in output.glob(f"{_SAMPLE}-*.npy"):
         path.unlink(missing_ok=True)
 
@@ -171,6 +180,7 @@ def finish_clusters(cfg: CfgNode, masks: Path, output: Path) -> None:
         IncompleteStageError: a shard was not assigned; the message names it.
     """
     open_clusters(cfg, masks, output)
+    _remove_sample(output)  # what another run on the same directory sampled in vain
     if is_complete(output):
         return
     shards = mask_shards(masks)

@@ -38,6 +38,7 @@ from u2seg.utils.manifest import (
     settings_digest,
     shard_path,
     stage_settings,
+    unless_done,
 )
 from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
@@ -198,9 +199,10 @@ def finish_panoptic(cfg: CfgNode, masks: Path, clusters: Path, semantics: Path, 
     open_panoptic(cfg, clusters, semantics, output)
     if not is_complete(output):
         count = len(mask_shards(masks))
-        require_shards(output / PARTS_DIRECTORY, count, ".json")
-        parts = [_part_path(output, index) for index in range(count)]
-        write_dataset(output, parts, LabelSpace.of_clusters(*label_counts(clusters, semantics)))
+        with unless_done(lambda: is_complete(output)):
+            require_shards(output / PARTS_DIRECTORY, count, ".json")
+            parts = [_part_path(output, index) for index in range(count)]
+            write_dataset(output, parts, LabelSpace.of_clusters(*label_counts(clusters, semantics)))
     shutil.rmtree(output / PARTS_DIRECTORY, ignore_errors=True)
 
 

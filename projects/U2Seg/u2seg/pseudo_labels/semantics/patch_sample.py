@@ -93,7 +93,8 @@ class PatchSample:
         filled = [part for part in parts if len(part)]
         return np.concatenate(filled) if filled else np.zeros((0, 1), np.float32)
 
-    def remove(self) -> None:
-        """Deletes all samples in the directory: the centroids that were found on them are there."""
-        for path in self._directory.glob(".patches-*.npy"):
-            path.unlink(missing_ok=True)
+
+def remove_patch_samples(directory: Path) -> None:
+    """Deletes all samples in a semantic stage's directory: the centroids that were found on them are there."""
+    for path in directory.glob(".patches-*.npy"):
+        path.unlink(missing_ok=True)

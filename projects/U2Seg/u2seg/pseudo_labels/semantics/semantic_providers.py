@@ -14,13 +14,13 @@ from u2seg.data.formats.mask_shards import mask_shards, read_shard
 from u2seg.features import build_feature_extractor, resolve_device
 from u2seg.pseudo_labels.clusters.cluster_stage import load_centroids
 from u2seg.pseudo_labels.image_plan import shard_png_names
-from u2seg.pseudo_labels.semantics.patch_sample import PatchSample
+from u2seg.pseudo_labels.semantics.patch_sample import PatchSample, remove_patch_samples
 from u2seg.structures.label_space import IGNORE_LABEL
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path, read_json
 from u2seg.utils.image_io import ImageSource, read_listed_image
 from u2seg.utils.kmeans import CENTROIDS, kmeans
-from u2seg.utils.manifest import MANIFEST
+from u2seg.utils.manifest import MANIFEST, unless_done
 from u2seg.utils.registry import NamedRegistry
 
 SEMANTIC_PROVIDER_REGISTRY = NamedRegistry("SEMANTIC_PROVIDER")
@@ -69,14 +69,15 @@ class PatchKMeans:
     def fit(self) -> None:
         """Finds the centroids on a sample of patches, unless they are there already; samples the shards that are not sampled."""
         if not self._centroids_path.is_file():
-            settings = self._settings
-            if settings.CENTROIDS:
-                centroids = load_centroids(settings.CENTROIDS, settings.NUM_CLUSTERS, "SEMANTICS")
-            else:
-                centroids = self._find_centroids()
-            with atomic_path(self._centroids_path) as temporary:
-                np.save(temporary, centroids)
-        self._patches.remove()
+            with unless_done(self._centroids_path.is_file):
+                settings = self._settings
+                if settings.CENTROIDS:
+                    centroids = load_centroids(settings.CENTROIDS, settings.NUM_CLUSTERS, "SEMANTICS")
+                else:
+                    centroids = self._find_centroids()
+                with atomic_path(self._centroids_path) as temporary:
+                    np.save(temporary, centroids)
+        remove_patch_samples(self._centroids_path.parent)
 
     def _find_centroids(self) -> np.ndarray:
         settings, shards = self._settings, mask_shards(self._masks)

@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from u2seg.data.formats.mask_shards import count_records, mask_shards, read_shard
 from u2seg.data.formats.semantic_shards import write_semantic_shard
 from u2seg.features import feature_settings
+from u2seg.pseudo_labels.semantics.patch_sample import remove_patch_samples
 from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_REGISTRY
 from u2seg.pseudo_labels.sharding import Worker
 from u2seg.structures.label_space import MAX_STUFF
@@ -158,12 +159,13 @@ def finish_semantics(cfg: CfgNode, masks: Path, output: Path) -> None:
         IncompleteStageError: a shard was not labeled; the message names it.
     """
     open_semantics(cfg, masks, output)
-    if is_complete(output):
-        return
-    shards = mask_shards(masks)
-    require_shards(output, len(shards))
+    if not is_complete(output):
+        shards = mask_shards(masks)
+        require_shards(output, len(shards))
+        close_stage(output, {"images": sum(count_records(shard_path(output, index)) for index in range(len(shards)))})
+    # With what another run on the same directory sampled in vain.
+    remove_patch_samples(output)
     (output / _FITTED).unlink(missing_ok=True)
-    close_stage(output, {"images": sum(count_records(shard_path(output, index)) for index in range(len(shards)))})
 
 
 def _provider(cfg: CfgNode, images: Images, masks: Path, output: Path) -> Any:

@@ -129,7 +129,7 @@ def _walk(root: str, below: str, visited: set[tuple[int, int]]) -> Iterator[str]
 
     Entries are sorted with a slash behind directories, which is the order of whole paths: ``a-b/x`` comes before ``a/x``.
     """
-    directory = os.path.join(root, below)
+    directory = os.path.join(root, below.removesuffix("/")) if below else root
     with ExternalSort() as entries:
         try:
             status = os.stat(directory)

@@ -35,7 +35,7 @@ from u2seg.features.handmade import HandmadeDescriptor
 from u2seg.features.vit import TimmViT
 from u2seg.features.vit_weights import ARCHITECTURES
 from u2seg.pseudo_labels.masks import DenseCRF, MaskCut
-from u2seg.pseudo_labels.masks.maskcut import prepare_features, scipy_second_eigenvector
+from u2seg.pseudo_labels.masks.maskcut import MaskCutSettings, prepare_features, scipy_second_eigenvector
 from u2seg.pseudo_labels.masks.ncut import BinaryAffinity, second_eigenvectors
 from u2seg.utils.image_io import list_images, read_image_rgb
 
@@ -97,14 +97,16 @@ def median_time(device: torch.device, function, *args):
 
 def mask_cut(settings, center: bool, tau: float) -> MaskCut:
     return MaskCut(
-        center_features=center,
-        tau=tau,
-        eps=settings.EPS,
-        rounds=ROUNDS,
-        min_area=settings.MIN_AREA,
-        max_area=settings.MAX_AREA,
-        max_corners=settings.MAX_CORNERS,
-        max_previous_iou=settings.MAX_PREVIOUS_IOU,
+        MaskCutSettings(
+            center_features=center,
+            tau=tau,
+            eps=settings.EPS,
+            rounds=ROUNDS,
+            min_area=settings.MIN_AREA,
+            max_area=settings.MAX_AREA,
+            max_corners=settings.MAX_CORNERS,
+            max_previous_iou=settings.MAX_PREVIOUS_IOU,
+        )
     )
 
 

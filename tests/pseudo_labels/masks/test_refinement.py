@@ -56,7 +56,8 @@ def test_crf_settings_come_from_the_configuration(cfg):
 def test_the_crf_on_crops_sees_a_third_more_on_every_side(cfg):
     cfg.MASKS.REFINEMENT = "dense_crf_on_crops"
     refine = build_mask_refinement(cfg)
-    image = two_halves(40, 64, edge=20)
+    image = np.full((40, 64, 3), 30, np.uint8)
+    image[8:30, 22:44] = (220, 200, 40)
     mask = np.zeros((1, 40, 64), bool)
     mask[0, 10:28, 24:42] = True  # the crop is rows 4..33 and columns 18..47
     expected = DenseCRF(np.ascontiguousarray(image[4:34, 18:48])).foreground(
@@ -66,6 +67,7 @@ def test_the_crf_on_crops_sees_a_third_more_on_every_side(cfg):
     refined = refine(image, mask)
     assert np.array_equal(refined[0, 4:34, 18:48], expected)
     assert refined.sum() == expected.sum()
+    assert refined.sum() > mask.sum()
 
 
 def test_the_crf_on_crops_leaves_a_mask_that_it_would_spoil(cfg):

@@ -119,14 +119,13 @@ def test_the_best_groups_have_the_least_error_of_all_splits(values, num_groups):
     assert np.all(np.diff(groups[np.argsort(values, kind="stable")]) >= 0)
 
 
-def test_the_best_groups_of_many_values_are_found_where_one_start_fails():
+def test_the_best_groups_are_found_where_one_start_fails():
     rng = np.random.default_rng(0)
-    # Two near groups and a far one: equally spaced centers put two of three into the far group's gap.
-    values = np.concatenate([rng.normal(0, 0.01, 1500), rng.normal(0.1, 0.01, 1500), rng.normal(9, 0.4, 600)])
-    best = best_groups_1d(values.reshape(60, 60), 3)
-    assert [int((best == group).sum()) for group in range(3)] == [1500, 1500, 600] or squared_error(
-        values, best.ravel()
-    ) < squared_error(values, kmeans_1d(values, 3))
+    # Two groups far below one outlier: equally spaced centers leave the lower two together.
+    values = np.concatenate([rng.normal(0, 0.1, 1500), rng.normal(1, 0.1, 1500), [30.0]])
+    best = best_groups_1d(values, 3)
+    assert [int((best == group).sum()) for group in range(3)] == [1500, 1500, 1]
+    assert squared_error(values, best) < 0.5 * squared_error(values, kmeans_1d(values, 3))
 
 
 def strips(*pairs):
@@ -181,7 +180,7 @@ def test_pivot_groups_equal_the_slow_ones(seed):
     masks = strips(*zip(first, first + length))
     groups = [group.tolist() for group in group_around_pivots(masks, 0.55)]
     assert groups == slow_pivot_groups(masks, 0.55)
-    assert len(groups) > 3
+    assert len(groups) > 1
 
 
 def voting(**rules):
@@ -198,7 +197,7 @@ def test_each_rule_does_what_it_says():
     assert len(voting()._parts(two_parts)) == 3
     assert voting(count_group_corners=True)._parts(two_parts) == []
     # 3 patches high, but 5 wide.
-    wide = voting()._parts(two_parts)[1]
+    wide = voting()._parts(two_parts)[2]
     assert voting(min_side=5)._is_acceptable(wide)
     assert not voting(min_side=6)._is_acceptable(wide)
     assert not voting(min_side=2)._is_acceptable(voting()._parts(two_parts)[0])

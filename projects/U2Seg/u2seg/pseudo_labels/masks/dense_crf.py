@@ -105,11 +105,11 @@ class DenseCRF:
         unary = log_odds.new_zeros((self.size[0] * self.size[1], padded), dtype=torch.float32)
         unary[:, :count] = log_odds.flatten(1).T
         # With marginals q and 1 - q, the log-odds are the unary plus the kernels applied to q - (1 - q): one column a mask is enough.
-        balance = self._updated(_balance(unary), unary)
+        balance = self._updated(_balance(unary), unary, count)
         return ((1 + balance[:, :count]) / 2).T.reshape(count, *self.size)
 
-    def _updated(self, balance: Tensor, unary: Tensor) -> Tensor:
-        """Returns the balance after all mean-field updates, float32 (H * W, C)."""
+    def _updated(self, balance: Tensor, unary: Tensor, count: int) -> Tensor:
+        """Returns the balance after all mean-field updates, float32 (H * W, C); only the first ``count`` columns are masks."""
         is_tried = False
         for left in range(self.settings.num_iterations, 0, -1):
             log_odds = self._message(balance).add_(unary)
@@ -118,7 +118,7 @@ class DenseCRF:
             if bool(change.amax() < _CONVERGED):
                 break
             if not is_tried and left > _WORTHWHILE_UPDATES:
-                is_moving = ((change > _SETTLED) | (balance.abs() < 1 - _SETTLED)).any(dim=1)
+                is_moving = ((change > _SETTLED) | (balance.abs() < 1 - _SETTLED))[:, :count].any(dim=1)
                 if is_moving.float().mean() < _WORTHWHILE_SHARE:
                     is_tried = True
                     moving = torch.nonzero(is_moving).flatten()

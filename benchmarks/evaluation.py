@@ -207,9 +207,13 @@ class Sample:
         self.output = {"instances": instances, "panoptic_seg": (torch.from_numpy(panoptic), infos), "sem_seg": logits}
 
 
-def samples(options: argparse.Namespace):
+def shape_pool(options: argparse.Namespace) -> list["SyntheticImage | PhotoShapes"]:
+    """Returns the distinct images, which take 30 MB each."""
+    return photo_shapes(options.photos) if options.photos else [SyntheticImage(seed) for seed in range(POOL)]
+
+
+def samples(options: argparse.Namespace, pool: list["SyntheticImage | PhotoShapes"]):
     """Yields every image in turn; making them is not timed."""
-    pool = photo_shapes(options.photos) if options.photos else [SyntheticImage(seed) for seed in range(POOL)]
     for image_id in range(1, options.num_images + 1):
         yield Sample(pool[image_id % len(pool)], image_id, options.things, options.stuff)
 
@@ -219,7 +223,7 @@ def write_gt(directory: Path, options: argparse.Namespace) -> None:
     things = [{"id": i + 1, "name": f"thing{i}", "isthing": 1} for i in range(THING_CATEGORIES)]
     stuff = [{"id": i + 101, "name": f"stuff{i}", "isthing": 0} for i in range(STUFF_CATEGORIES)]
     images, panoptic, instances = [], [], []
-    for sample in samples(options):
+    for sample in samples(options, shape_pool(options)):
         name = f"{sample.image_id:06d}.png"
         write_panoptic_png(directory / "gt" / name, sample.gt)
         Image.fromarray(semantic_labels(sample)).save(directory / "gt" / f"semantic_{name}")
@@ -276,8 +280,9 @@ def one_pass(directory: Path, options: argparse.Namespace) -> dict:
             num_stuff=options.stuff,
             settings=ScoreSettings(("cups_dropping",)),
         )
-    before, held_before = peak_memory(), resident_memory()
-    for sample in samples(options):
+    pool = shape_pool(options)
+    held_before = resident_memory() or peak_memory()
+    for sample in samples(options, pool):
         with clock:
             evaluator.process([{"image_id": sample.image_id}], [sample.output])
     held = resident_memory() - held_before
@@ -296,7 +301,7 @@ def one_pass(directory: Path, options: argparse.Namespace) -> dict:
         "cpu_s": clock.cpu + one.cpu,
         "cpu_all_s": clock.cpu + every.cpu,
         "wall_s": clock.wall + one.wall,
-        "peak_growth_mb": peak_memory() - before,
+        "peak_growth_mb": peak_memory() - held_before,
         "held_growth_mb": held,
         "table_bytes": tables.nbytes,
         "half_table_bytes": half,
@@ -325,10 +330,11 @@ def bytes_of_first_images(tables: SegmentTables, count: int) -> int:
 def plain_way(directory: Path, options: argparse.Namespace) -> dict:
     """Files and official tools, twice over the predictions."""
     clock = Clock()
-    before = peak_memory()
+    pool = shape_pool(options)
+    held_before = resident_memory() or peak_memory()
     gt = json.loads((directory / "panoptic.json").read_text())
     clusters = {}
-    for sample in samples(options):  # first pass: what the clusters cover
+    for sample in samples(options, pool):  # first pass: what the clusters cover
         with clock:
             write_prediction(directory / "first", sample)
             encode(sample.output["instances"])
@@ -339,7 +345,7 @@ def plain_way(directory: Path, options: argparse.Namespace) -> dict:
         things = hungarian_then_best(counts[: options.things, :THING_CATEGORIES])
         stuff = hungarian_then_best(counts[options.things :, THING_CATEGORIES:])
     results, annotations, confusion = [], [], np.zeros((STUFF_CATEGORIES + 2,) * 2)
-    for sample in samples(options):  # second pass: with categories
+    for sample in samples(options, pool):  # second pass: with categories
         with clock:
             annotations.append(write_renamed(directory / "second", sample, things, stuff))
             results += detections(sample, things)
@@ -347,7 +353,13 @@ def plain_way(directory: Path, options: argparse.Namespace) -> dict:
     with clock:
         quality = official_quality(directory, gt, annotations)
         scores = official_precision(directory, results)
-    return {"cpu_s": clock.cpu, "wall_s": clock.wall, "peak_growth_mb": peak_memory() - before, "PQ": quality, **scores}
+    return {
+        "cpu_s": clock.cpu,
+        "wall_s": clock.wall,
+        "peak_growth_mb": peak_memory() - held_before,
+        "PQ": quality,
+        **scores,
+    }
 
 
 def write_prediction(directory: Path, sample: Sample) -> None:

@@ -51,19 +51,6 @@ def test_lattice_filter_is_linear():
     assert matrix.min() >= 0
 
 
-def test_a_restricted_lattice_filters_as_if_other_values_were_zero():
-    rng = np.random.default_rng(0)
-    lattice = PermutohedralLattice(torch.from_numpy(rng.uniform(0, 3, (300, 5)).astype(np.float32)))
-    lattice.scale(torch.rand(300) + 0.5, torch.rand(300) + 0.5)
-    points = torch.from_numpy(np.flatnonzero(rng.random(300) < 0.3))
-    values = torch.zeros(300, 3)
-    values[points] = torch.rand(len(points), 3)
-    torch.testing.assert_close(
-        lattice.restricted(points).filter(values[points]), lattice.filter(values)[points], atol=1e-6, rtol=1e-5
-    )
-    assert lattice.restricted(points[:0]).filter(values[:0]).shape == (0, 3)
-
-
 def test_one_point_keeps_its_own_value():
     # The point lies on a vertex a, whose simplex has two more, b and c: each axis joins two of the three. The blur takes 1 at a to
     # 1/2 at b (axis 0), to 1/4 at c (axis 1), and adds 1/8 to a (axis 2); the scale is 1 / (1 + 2^-2).
@@ -167,41 +154,6 @@ def test_equals_mean_field_over_two_labels(constants):
             marginals /= marginals.sum(1, keepdims=True)
         # Near a tie the iterations enlarge the rounding of float32.
         assert np.abs(got[index].ravel() - marginals[:, 1]).max() < 2e-3
-
-
-def plain_updates(crf, log_odds):
-    """Every update of every pixel."""
-    unary = log_odds.flatten(1).T
-    balance = torch.tanh(unary / 2)
-    for _ in range(crf.settings.num_iterations):
-        balance = torch.tanh((sum(kernel.filter(balance) for kernel in crf._kernels) + unary) / 2)
-    return ((1 + balance) / 2).T.reshape(log_odds.shape)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_pixels_held_still_change_nothing(seed, monkeypatch):
-    calls = []
-    update_some = DenseCRF._update_some
-    monkeypatch.setattr(
-        DenseCRF, "_update_some", lambda crf, *args: calls.append(len(args[3])) or update_some(crf, *args)
-    )
-    image = synthetic_photo(seed, (120, 160))
-    log_odds = torch.from_numpy(2.0 * box_masks(120, 160) - 1).float()
-    crf = DenseCRF(image)
-    got, expected = crf.foreground(log_odds), plain_updates(crf, log_odds)
-    assert calls and 0 < calls[0] < image.shape[0] * image.shape[1] / 2
-    assert (got - expected).abs().max() < 1e-3
-    assert torch.equal(got > 0.5, expected > 0.5)
-
-
-def test_what_moves_although_it_was_held_still_is_updated_in_full(monkeypatch):
-    image = synthetic_photo(0, (60, 80))
-    log_odds = torch.from_numpy(2.0 * box_masks(60, 80) - 1).float()
-    crf = DenseCRF(image)
-    expected = plain_updates(crf, log_odds)
-    # As if the pixels that were left out had moved.
-    monkeypatch.setattr(DenseCRF, "_update_some", lambda crf, balance, *_: torch.zeros_like(balance))
-    assert (crf.foreground(log_odds) - expected).abs().max() < 1e-4
 
 
 def test_number_of_masks_does_not_matter():

@@ -13,12 +13,6 @@ from torch import Tensor
 from u2seg.pseudo_labels.masks.permutohedral import COLUMNS, PermutohedralLattice
 
 _CONVERGED = 1e-6  # change of twice every marginal below which further updates cannot be seen
-# After a few updates most pixels are all but certain, and only those near the borders of masks move. From then on these alone are
-# updated, up to the last update, which is of all pixels and shows whether the others would have moved.
-_SETTLED = 1e-5  # change of a balance, and distance from certainty, below which a pixel is held still
-_MAX_DRIFT = 1e-3  # change of a balance that was held still above which that is undone
-_WORTHWHILE_SHARE = 0.4  # of moving pixels, below which updating them alone saves time
-_WORTHWHILE_UPDATES = 3  # left, above which it does
 
 
 @dataclass(frozen=True)
@@ -105,52 +99,12 @@ class DenseCRF:
         unary = log_odds.new_zeros((self.size[0] * self.size[1], padded), dtype=torch.float32)
         unary[:, :count] = log_odds.flatten(1).T
         # With marginals q and 1 - q, the log-odds are the unary plus the kernels applied to q - (1 - q): one column a mask is enough.
-        balance = self._updated(_balance(unary), unary, count)
-        return ((1 + balance[:, :count]) / 2).T.reshape(count, *self.size)
-
-    def _updated(self, balance: Tensor, unary: Tensor, count: int) -> Tensor:
-        """Returns the balance after all mean-field updates, float32 (H * W, C); only the first ``count`` columns are masks."""
-        is_tried = False
-        for left in range(self.settings.num_iterations, 0, -1):
-            log_odds = self._message(balance).add_(unary)
-            previous, balance = balance, _balance(log_odds)
-            change = (previous - balance).abs_()
-            if bool(change.amax() < _CONVERGED):
+        balance = _balance(unary)
+        for _ in range(self.settings.num_iterations):
+            previous, balance = balance, _balance(self._message(balance).add_(unary))
+            if bool(previous.sub_(balance).abs_().amax() < _CONVERGED):
                 break
-            if not is_tried and left > _WORTHWHILE_UPDATES:
-                is_moving = ((change > _SETTLED) | (balance.abs() < 1 - _SETTLED))[:, :count].any(dim=1)
-                if is_moving.float().mean() < _WORTHWHILE_SHARE:
-                    is_tried = True
-                    moving = torch.nonzero(is_moving).flatten()
-                    ahead = self._update_some(balance, previous, log_odds, moving, left - 2)
-                    final = _balance(self._message(ahead).add_(unary))
-                    # What was held still must not have moved: else all updates are done in full.
-                    drift = (final - balance).abs_().amax(dim=1)
-                    if bool(drift[~is_moving].amax() < _MAX_DRIFT):
-                        return final
-        return balance
-
-    def _update_some(
-        self, balance: Tensor, previous: Tensor, log_odds: Tensor, moving: Tensor, num_updates: int
-    ) -> Tensor:
-        """Returns the balance after more updates of some pixels, all others held still.
-
-        Args:
-            balance: float32 (H * W, C), the latest one.
-            previous: float32 (H * W, C), the one before it.
-            log_odds: float32 (H * W, C), of ``balance``: the unary plus the message of ``previous``.
-            moving: int64 (n,), ascending, the pixels to update.
-            num_updates: how often.
-        """
-        kernels = [kernel.restricted(moving) for kernel in self._kernels]
-        base, start = log_odds.index_select(0, moving), previous.index_select(0, moving)
-        latest = balance.index_select(0, moving)
-        for _ in range(num_updates):
-            # The message changes by that of the change.
-            difference = latest - start
-            message = kernels[0].filter(difference).add_(kernels[1].filter(difference))
-            latest = _balance(message.add_(base))
-        return balance.index_copy(0, moving, latest)
+        return ((1 + balance[:, :count]) / 2).T.reshape(count, *self.size)
 
     def _message(self, values: Tensor) -> Tensor:
         """Returns the weighted sum of the kernels applied to values, float32 (H * W, C)."""

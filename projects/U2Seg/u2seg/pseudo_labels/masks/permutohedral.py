@@ -4,7 +4,6 @@ Source: Adams, Baek and Davis, Fast High-Dimensional Filtering Using the Permuto
 """
 
 import math
-from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,26 +83,6 @@ class PermutohedralLattice:
             torch.index_select(whole, 0, previous_vertices, out=whole_before)
             vertices.add_(after.add_(before), alpha=0.5)
         return vertices
-
-    def restricted(self, points: Tensor) -> "PermutohedralLattice":
-        """Returns a lattice of some of the points: it filters as this one does where the values of all other points are 0.
-
-        Args:
-            points: int64 (n,), ascending, the points to keep.
-        """
-        part = copy(self)
-        part.num_points = len(points)
-        numbers = torch.full((self.num_points,), -1, dtype=torch.int32, device=self.device)
-        numbers[points] = torch.arange(len(points), dtype=torch.int32, device=self.device)
-        splat_points = numbers.index_select(0, self._splat_points)
-        is_kept = splat_points >= 0
-        part._splat_points = splat_points[is_kept]
-        part._splat_weights = self._splat_weights[is_kept]
-        part._splat_starts = F.pad(is_kept.cumsum(0, dtype=torch.int32), (1, 0)).index_select(0, self._splat_starts)
-        part._slice_vertices = self._slice_vertices.view(self.num_points, -1).index_select(0, points).flatten()
-        part._slice_weights = self._slice_weights.view(self.num_points, -1).index_select(0, points).flatten()
-        part._slice_starts = self._slice_starts[: len(points)]
-        return part
 
     def scale(self, before: Tensor, after: Tensor) -> None:
         """Turns the filter K into diag(after) K diag(before), in place.

@@ -41,6 +41,7 @@ PROTOCOL = "hungarian"
 MODEL = "model"
 WHOLE_IMAGE = [
     *("MASKS.GENERATOR", "WholeImage", "MASKS.REFINEMENT", "none", "MASKS.MAX_AREA", 1.0, "MASKS.MAX_CORNERS", 5),
+    *("SEMANTICS.SKIP_MASKED", False),  # no patch is left otherwise
 ]
 # Row -> configuration, settings, and the row whose masks it shares.
 ROWS = {

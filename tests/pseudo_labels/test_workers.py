@@ -94,7 +94,7 @@ def test_finalize_names_what_is_missing_and_closes_nothing(photos, cfg, tmp_path
     assert "closed; next: cluster samples, semantic samples" in capsys.readouterr().out
     failures = json.loads((output / "failures.json").read_text())
     assert [row["file_name"] for row in failures] == ["3.png"]
-    with pytest.raises(IncompleteStageError, match=r"\.sample-000000\.npy, \.sample-000001\.npy"):
+    with pytest.raises(IncompleteStageError, match=r"\.sample-\w{8}-000000\.npy, \.sample-\w{8}-000001\.npy"):
         finalize(cfg, photos, output)
 
 
@@ -152,6 +152,18 @@ def test_a_run_with_other_settings_beside_it_is_noticed_before_a_shard_is_writte
     with pytest.raises(StageMismatchError, match="another run with other settings took"):
         make_worker_share(cfg, photos, output, Worker(0, 2))
     assert not list(output.glob("masks/shard-*"))
+
+
+def test_samples_of_settings_that_were_given_up_are_not_used(labels, photos, cfg, tmp_path):
+    output = tmp_path / "labels"
+    make_pseudo_labels(cfg, photos, output, stages=["masks"])
+    other = setup_cfg(CONFIG, [*OPTIONS, "CLUSTERS.NORMALIZE", "True", "SEMANTICS.PROVIDER", "DirectoryOfMaps"])
+    other.SEMANTICS.DIRECTORY = str(tmp_path / "none")
+    make_worker_share(other, photos, output, Worker(0, 1), stages=["clusters"])
+    with pytest.raises(FileNotFoundError, match="no semantic map for"):
+        make_pseudo_labels(other, photos, output, stages=["semantics"])
+    make_pseudo_labels(cfg, photos, output)
+    assert snapshot(output) == snapshot(labels)
 
 
 def in_children(work, count):

@@ -192,6 +192,11 @@ def stage_settings(directory: str | Path) -> dict:
     return read_json(Path(directory) / MANIFEST)["settings"]
 
 
+def settings_key(settings: dict) -> str:
+    """Returns eight digits for the names of a stage's hidden files: other settings must not take them for their own."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def settings_digest(directory: str | Path) -> str:
     """Returns a digest of what made a finished stage's directory and of what came out, for the stages that build on it."""
     manifest = read_json(Path(directory) / MANIFEST)

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 
 from u2seg.data.formats.mask_shards import count_records, mask_shards, read_shard
 from u2seg.features import feature_settings, resolve_device
+from u2seg.pseudo_labels.clusters.mask_embeddings import MASK_EMBEDDING_REGISTRY
 from u2seg.pseudo_labels.sharding import Worker
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path, read_json, short_file_digest, write_json
@@ -23,6 +24,7 @@ from u2seg.utils.manifest import (
     open_stage,
     require_shards,
     settings_digest,
+    settings_key,
     shard_path,
     shard_slices,
     unless_done,
@@ -100,7 +102,8 @@ def sample_vectors(cfg: CfgNode, images: Images, masks: Path, output: Path, work
         return
     shards = mask_shards(masks)
     own = worker.share(len(shards))
-    missing = [index for index in own if not shard_path(output, index, ".npy", _SAMPLE).is_file()]
+    prefix = _sample_prefix(settings)
+    missing = [index for index in own if not shard_path(output, index, ".npy", prefix).is_file()]
     vectors_of = _vectors(cfg, images, output)
     share = min(1.0, cfg.CLUSTERS.MAX_TRAINING_SAMPLES / max(read_json(masks / MANIFEST)["counts"]["masks"], 1))
     with Progress(_count_images(shards, missing), "embedding masks", transient=True) as bar:
@@ -111,7 +114,7 @@ def sample_vectors(cfg: CfgNode, images: Images, masks: Path, output: Path, work
                 rng = np.random.default_rng([cfg.CLUSTERS.SEED, 1, index])
                 vectors = vectors[rng.random(len(vectors)) < share]
             check_stage(output, "clusters", settings)
-            with atomic_path(shard_path(output, index, ".npy", _SAMPLE)) as temporary:
+            with atomic_path(shard_path(output, index, ".npy", prefix)) as temporary:
                 np.save(temporary, vectors)
 
 
@@ -122,21 +125,25 @@ def fit_centroids(cfg: CfgNode, masks: Path, output: Path) -> None:
         IncompleteStageError: a shard was not sampled; the message names it.
         ValueError: fewer masks than clusters; the message says how many there are.
     """
-    open_clusters(cfg, masks, output)
+    settings = open_clusters(cfg, masks, output)
     centroids_path = output / CENTROIDS
     if not centroids_path.is_file():
         with unless_done(centroids_path.is_file):
-            centroids = _centroids(cfg, len(mask_shards(masks)), output)
+            centroids = _centroids(cfg, len(mask_shards(masks)), output, _sample_prefix(settings))
             with atomic_path(centroids_path) as temporary:
                 np.save(temporary, centroids)
     _remove_sample(output)
 
 
-def _centroids(cfg: CfgNode, num_shards: int, output: Path) -> np.ndarray:
+def _sample_prefix(settings: dict) -> str:
+    return f"{_SAMPLE}-{settings_key(settings)}"
+
+
+def _centroids(cfg: CfgNode, num_shards: int, output: Path, prefix: str) -> np.ndarray:
     if cfg.CLUSTERS.CENTROIDS:
         return load_centroids(cfg.CLUSTERS.CENTROIDS, cfg.CLUSTERS.NUM_CLUSTERS, "CLUSTERS")
-    require_shards(output, num_shards, ".npy", _SAMPLE)
-    sample = [np.load(shard_path(output, index, ".npy", _SAMPLE)) for index in range(num_shards)]
+    require_shards(output, num_shards, ".npy", prefix)
+    sample = [np.load(shard_path(output, index, ".npy", prefix)) for index in range(num_shards)]
     filled = [part for part in sample if len(part)]
     return _find_centroids(cfg, np.concatenate(filled) if filled else np.zeros((0, 1), np.float32))
 
@@ -194,9 +201,6 @@ def finish_clusters(cfg: CfgNode, masks: Path, output: Path) -> None:
 
 
 def _vectors(cfg: CfgNode, images: Images, output: Path) -> Vectors:
-    # Here, since the registered embeddings import this module's neighbors.
-    from u2seg.pseudo_labels.clusters.mask_embeddings import MASK_EMBEDDING_REGISTRY
-
     embed = get_registered(MASK_EMBEDDING_REGISTRY, cfg.CLUSTERS.EMBEDDING, "CLUSTERS.EMBEDDING")(
         cfg, open_source(images), output
     )

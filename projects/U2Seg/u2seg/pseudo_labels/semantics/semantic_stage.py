@@ -16,19 +16,22 @@ from u2seg.utils.files import short_file_digest
 from u2seg.utils.image_io import ImageSource
 from u2seg.utils.image_source import open_source
 from u2seg.utils.manifest import (
+    MANIFEST,
     check_stage,
     close_stage,
     is_complete,
     open_stage,
     require_shards,
     settings_digest,
+    settings_key,
     shard_path,
     shard_slices,
+    stage_settings,
 )
 from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
 
-_FITTED = ".fitted"  # an empty file: the provider has learned
+_FITTED = ".fitted"  # begins the name of an empty file: the provider has learned
 
 Images = str | Path | ImageSource
 
@@ -112,12 +115,16 @@ def fit_semantics(cfg: CfgNode, images: Images, masks: Path, output: Path) -> No
     open_semantics(cfg, masks, output)
     if not is_fitted(output):
         _provider(cfg, images, masks, output).fit()
-        (output / _FITTED).touch()
+        _fitted_path(output).touch()
 
 
 def is_fitted(output: Path) -> bool:
     """Returns whether :func:`fit_semantics` came to its end in a stage's directory."""
-    return (output / _FITTED).is_file() or is_complete(output)
+    return is_complete(output) or ((output / MANIFEST).is_file() and _fitted_path(output).is_file())
+
+
+def _fitted_path(output: Path) -> Path:
+    return output / f"{_FITTED}-{settings_key(stage_settings(output))}"
 
 
 def label_shards(cfg: CfgNode, images: Images, masks: Path, output: Path, worker: Worker) -> None:
@@ -165,7 +172,8 @@ def finish_semantics(cfg: CfgNode, masks: Path, output: Path) -> None:
         close_stage(output, {"images": sum(count_records(shard_path(output, index)) for index in range(len(shards)))})
     # With what another run on the same directory sampled in vain.
     remove_patch_samples(output)
-    (output / _FITTED).unlink(missing_ok=True)
+    for path in output.glob(f"{_FITTED}-*"):
+        path.unlink(missing_ok=True)
 
 
 def _provider(cfg: CfgNode, images: Images, masks: Path, output: Path) -> Any:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from u2seg.utils.kmeans import assign, kmeans, l2_normalize, nearest_by_torch
+from u2seg.utils.kmeans import _best_candidate, assign, kmeans, l2_normalize, nearest_by_torch
 
 
 def blobs(seed=0, per_blob=30):
@@ -44,6 +44,28 @@ def test_pytorch_assigns_as_faiss_does_whatever_the_blocks():
         others = nearest_by_torch(vectors, centroids, torch.device("cpu"), block)
         assert np.array_equal(labels, others[0]) and others[0].dtype == np.int64
         np.testing.assert_allclose(others[1], distances, rtol=1e-4, atol=1e-5)
+
+
+def test_the_best_candidate_is_the_one_that_leaves_the_least():
+    rng = np.random.default_rng(5)
+    sample = rng.normal(size=(30, 3)).astype(np.float32)
+    squared = ((sample[:, None].astype(np.float64) - sample[None]) ** 2).sum(2)
+    nearest, drawn = squared[:, 0], np.array([4, 9, 17, 9])
+    left = [np.minimum(nearest, squared[:, one]).sum() for one in drawn]
+    assert _best_candidate(sample, (sample.astype(np.float64) ** 2).sum(1), nearest, drawn) == drawn[np.argmin(left)]
+
+
+def test_greedy_seeding_finds_better_starts():
+    vectors = np.concatenate([blobs(seed)[0] + 40 * seed for seed in range(4)])
+
+    def inertia(candidates):
+        runs = [
+            kmeans(vectors, 16, num_iterations=1, num_restarts=1, seed=seed, num_candidates=candidates).inertia
+            for seed in range(10)
+        ]
+        return np.mean(runs)
+
+    assert inertia(0) < 0.5 * inertia(1)
 
 
 @pytest.mark.gpu

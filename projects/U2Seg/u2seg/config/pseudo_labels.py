@@ -118,6 +118,8 @@ def add_clusters_config(cfg: CN) -> None:
     cfg.CLUSTERS.NORMALIZE = True  # L2 before k-means; the paper's mode does not
     cfg.CLUSTERS.NUM_ITERATIONS = 100  # [U2Seg]
     cfg.CLUSTERS.NUM_RESTARTS = 3  # the best of so many seeded starts [ours]
+    # Vectors drawn for each starting centroid, the best of which is taken; 1: plain k-means++; 0: 2 + ln K, as scikit-learn.
+    cfg.CLUSTERS.SEEDING_CANDIDATES = 1
     cfg.CLUSTERS.MAX_TRAINING_SAMPLES = 1_000_000  # embeddings that k-means sees; all are assigned
     cfg.CLUSTERS.SEED = 0
     # centroids.npy of an earlier run's clusters/, to label new images with its clusters; "": found on these masks.
@@ -132,6 +134,7 @@ def add_semantics_config(cfg: CN) -> None:
     cfg.SEMANTICS.PATCHES_PER_IMAGE = 64  # sampled for k-means
     # Sample only where no instance mask lies, so that things found no stuff clusters [ours]
     cfg.SEMANTICS.SKIP_MASKED = True
+    cfg.SEMANTICS.SEEDING_CANDIDATES = 1  # as CLUSTERS.SEEDING_CANDIDATES
     cfg.SEMANTICS.MAX_TRAINING_SAMPLES = 1_000_000
     cfg.SEMANTICS.NUM_ITERATIONS = 50
     cfg.SEMANTICS.NUM_RESTARTS = 3
@@ -231,6 +234,7 @@ register_rules(
         "CLUSTERS.NORMALIZE": flag(),
         "CLUSTERS.NUM_ITERATIONS": integer(1, 100_000),
         "CLUSTERS.NUM_RESTARTS": integer(1, 1000),
+        "CLUSTERS.SEEDING_CANDIDATES": NON_NEGATIVE,
         "CLUSTERS.MAX_TRAINING_SAMPLES": COUNT,
         "CLUSTERS.SEED": NON_NEGATIVE,
         "CLUSTERS.CENTROIDS": text(empty=True),
@@ -238,6 +242,7 @@ register_rules(
         "SEMANTICS.NUM_CLUSTERS": integer(1, 254),
         "SEMANTICS.PATCHES_PER_IMAGE": COUNT,
         "SEMANTICS.SKIP_MASKED": flag(),
+        "SEMANTICS.SEEDING_CANDIDATES": NON_NEGATIVE,
         "SEMANTICS.MAX_TRAINING_SAMPLES": COUNT,
         "SEMANTICS.NUM_ITERATIONS": integer(1, 100_000),
         "SEMANTICS.NUM_RESTARTS": integer(1, 1000),

@@ -174,7 +174,7 @@ class _OpenTar:
                                 f"{place} holds two members named {clean!r}; an image's name must be unique"
                             )
                         self.members[clean] = (member.offset_data, member.size)
-                    archive.members = []  # tarfile would keep all headers
+                    archive.members = []  # type: ignore[attr-defined]  # tarfile would keep all headers
         except tarfile.TarError as error:
             raise ValueError(f"{place} is not a readable tar shard (uncompressed): {error}") from error
 

@@ -34,6 +34,7 @@ def kmeans(
     num_iterations: int,
     num_restarts: int,
     seed: int,
+    num_candidates: int = 1,
     device: torch.device | None = None,
 ) -> KMeansResult:
     """Returns the best of several Euclidean k-means runs, each started by k-means++.
@@ -47,6 +48,7 @@ def kmeans(
         num_iterations: most Lloyd iterations of one run; a run stops when no assignment changes.
         num_restarts: runs, with seeds drawn from ``seed``.
         seed: of everything random here.
+        num_candidates: vectors drawn for each starting centroid, of which the best is taken; 1: plain k-means++; 0: 2 + ln K.
         device: see :func:`assign`.
 
     Raises:
@@ -61,8 +63,9 @@ def kmeans(
             f"k-means needs at least as many vectors as clusters: {num_clusters} clusters were asked for, "
             f"{len(vectors)} vectors came. Ask for fewer clusters or give more images."
         )
+    candidates = num_candidates or 2 + int(np.log(num_clusters))
     runs = [
-        _run(vectors, num_clusters, num_iterations, np.random.default_rng([seed, restart]), device)
+        _run(vectors, num_clusters, num_iterations, np.random.default_rng([seed, restart]), candidates, device)
         for restart in range(max(1, num_restarts))
     ]
     return min(runs, key=lambda run: run.inertia)
@@ -137,9 +140,10 @@ def _run(
     num_clusters: int,
     num_iterations: int,
     rng: np.random.Generator,
+    num_candidates: int,
     device: torch.device | None,
 ) -> KMeansResult:
-    centroids = _plus_plus(vectors, num_clusters, rng)
+    centroids = _plus_plus(vectors, num_clusters, rng, num_candidates)
     labels = np.full(len(vectors), -1)
     for _ in range(max(1, num_iterations)):
         new_labels, distances = assign(vectors, centroids, device)
@@ -168,7 +172,7 @@ def _means(vectors: np.ndarray, labels: np.ndarray, centroids: np.ndarray) -> np
     return means
 
 
-def _plus_plus(vectors: np.ndarray, num_clusters: int, rng: np.random.Generator) -> np.ndarray:
+def _plus_plus(vectors: np.ndarray, num_clusters: int, rng: np.random.Generator, num_candidates: int) -> np.ndarray:
     """Returns starting centroids drawn with probability proportional to the squared distance to those drawn before.
 
     Source: Arthur and Vassilvitskii, k-means++, SODA 2007. Drawn from a sample of 64 vectors a cluster, so that the start costs
@@ -185,10 +189,26 @@ def _plus_plus(vectors: np.ndarray, num_clusters: int, rng: np.random.Generator)
         nearest[chosen[-1]] = 0
         total = nearest.sum()
         if total > 0:
-            chosen.append(int(np.searchsorted(np.cumsum(nearest), rng.random() * total).clip(0, len(sample) - 1)))
+            drawn = np.searchsorted(np.cumsum(nearest), rng.random(num_candidates) * total).clip(0, len(sample) - 1)
+            chosen.append(int(drawn[0] if num_candidates == 1 else _best_candidate(sample, squares, nearest, drawn)))
         else:  # fewer distinct vectors than clusters
             chosen.append(int(rng.integers(len(sample))))
     return sample[chosen].astype(np.float32)
+
+
+def _best_candidate(sample: np.ndarray, squares: np.ndarray, nearest: np.ndarray, drawn: np.ndarray) -> np.intp:
+    """Returns which of the drawn vectors leaves the smallest sum of squared distances as a further centroid.
+
+    Source: Arthur and Vassilvitskii, k-means++, SODA 2007, section 5 (greedy seeding).
+
+    Args:
+        sample: float32 (N, C).
+        squares: float64 (N,), squared lengths of the vectors.
+        nearest: float64 (N,), squared distances to the centroids so far.
+        drawn: int (T,), positions of the candidates.
+    """
+    distances = squares[:, None] - 2 * (sample @ sample[drawn].T) + squares[drawn]
+    return drawn[np.minimum(nearest[:, None], np.maximum(distances, 0)).sum(0).argmin()]
 
 
 def _checked_vectors(vectors: np.ndarray) -> np.ndarray:

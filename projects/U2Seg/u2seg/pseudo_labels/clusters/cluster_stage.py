@@ -77,6 +77,7 @@ def open_clusters(cfg: CfgNode, masks: Path, output: Path, *, clean: bool = True
         "normalize": cfg.CLUSTERS.NORMALIZE,
         "num_iterations": cfg.CLUSTERS.NUM_ITERATIONS,
         "num_restarts": cfg.CLUSTERS.NUM_RESTARTS,
+        "seeding_candidates": cfg.CLUSTERS.SEEDING_CANDIDATES,
         "max_training_samples": cfg.CLUSTERS.MAX_TRAINING_SAMPLES,
         "seed": cfg.CLUSTERS.SEED,
         "centroids": cfg.CLUSTERS.CENTROIDS and short_file_digest(cfg.CLUSTERS.CENTROIDS),
@@ -262,6 +263,7 @@ def _find_centroids(cfg: CfgNode, sample: np.ndarray) -> np.ndarray:
         num_iterations=settings.NUM_ITERATIONS,
         num_restarts=settings.NUM_RESTARTS,
         seed=settings.SEED,
+        num_candidates=settings.SEEDING_CANDIDATES,
         device=resolve_device(cfg.FEATURES.DEVICE),
     )
     return result.centroids

@@ -96,6 +96,7 @@ class PatchKMeans:
             num_iterations=settings.NUM_ITERATIONS,
             num_restarts=settings.NUM_RESTARTS,
             seed=settings.SEED,
+            num_candidates=settings.SEEDING_CANDIDATES,
             device=self._device,
         )
         return result.centroids

@@ -24,7 +24,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import faiss
 import numpy as np
+import torch
 from u2seg.config import setup_cfg
 from u2seg.pseudo_labels.launchers import Launcher
 from u2seg.pseudo_labels.phases import LabelRun, phase_named
@@ -64,6 +66,8 @@ class SyntheticSource(ImageSource):
 
 
 def run_phase(name: str, count: int, output: str, results: multiprocessing.Queue) -> None:
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
     cfg = setup_cfg("quick_schedules/scenes.yaml", OPTIONS)
     launcher = Launcher(cfg, LabelRun(SyntheticSource(count), Path(output)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -79,7 +83,8 @@ def run_phase(name: str, count: int, output: str, results: multiprocessing.Queue
 
 
 def measure(name: str, count: int, output: str) -> dict:
-    context = multiprocessing.get_context("spawn")
+    # Forked before anything was computed: a new interpreter would spend minutes on its imports where the machine is busy.
+    context = multiprocessing.get_context("fork")
     results = context.Queue()
     process = context.Process(target=run_phase, args=(name, count, output, results))
     process.start()

@@ -92,6 +92,57 @@ def read_results_json(path: str | Path, sizes: dict) -> list[dict]:
     return annotations
 
 
+def read_panoptic_categories(path: str | Path) -> list[dict]:
+    """Returns the categories of a COCO panoptic JSON; its annotations are not looked at.
+
+    Raises:
+        FileNotFoundError: with the path.
+        ValueError: the file has no such categories.
+    """
+    content = _object(path, "COCO panoptic JSON", ("categories",))
+    _categories(path, content, is_panoptic=True)
+    return content["categories"]
+
+
+def read_instance_categories(path: str | Path) -> list[dict]:
+    """Returns the categories of a COCO instances JSON; its annotations are not looked at.
+
+    Raises:
+        FileNotFoundError: with the path.
+        ValueError: the file has no such categories.
+    """
+    content = _object(path, "COCO instances JSON", ("categories",))
+    _categories(path, content, is_panoptic=False)
+    return content["categories"]
+
+
+def read_images(path: str | Path) -> list[dict]:
+    """Returns the images of a COCO JSON, see :func:`loadable_images`; its annotations are not looked at.
+
+    Raises:
+        FileNotFoundError: with the path.
+        ValueError: the file has no such images.
+    """
+    return loadable_images(path, _object(path, "COCO JSON", ("images",)))
+
+
+def loadable_images(path: str | Path, content: dict) -> list[dict]:
+    """Returns a COCO JSON's ``images``, ordered by id, each of which has an id, a size and the name of a file.
+
+    Raises:
+        ValueError: one lacks them, or an annotation is of an image that is not listed.
+    """
+    content = {"annotations": [], **content}
+    if not isinstance(content.get("images"), list):
+        raise ValueError(f"{path}: images is missing; a dataset is loaded by its list of images")
+    sizes = image_sizes(path, content)
+    for index, image in enumerate(content["images"]):
+        _Row(path, f"images[{index}]", image).field("file_name", lambda value: isinstance(value, str), "a file name")
+    for index, annotation in enumerate(content["annotations"]):
+        _Row(path, f"annotations[{index}]", annotation).known("image_id", sizes, "the images")
+    return sorted(content["images"], key=lambda image: (isinstance(image["id"], str), image["id"]))
+
+
 def image_sizes(path: str | Path, content: dict) -> dict:
     """Returns image id -> (height, width) of a COCO JSON's ``images``.
 

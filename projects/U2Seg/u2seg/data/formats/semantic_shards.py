@@ -38,6 +38,13 @@ def read_semantic_shard(path: str | Path) -> dict[str, np.ndarray]:
     return {row["file_name"]: np.asarray(Image.open(io.BytesIO(row["png"]))) for row in rows}
 
 
+def semantic_shard_names(path: str | Path) -> set[str]:
+    """Returns the file names of the images whose maps a shard holds."""
+    import pyarrow.parquet as pq
+
+    return set(pq.read_table(path, columns=["file_name"]).column("file_name").to_pylist())
+
+
 def iter_semantic_maps(directory: str | Path) -> Iterator[dict[str, np.ndarray]]:
     """Yields the maps of a semantic directory, shard by shard."""
     for path in sorted(Path(directory).glob("shard-*.parquet")):

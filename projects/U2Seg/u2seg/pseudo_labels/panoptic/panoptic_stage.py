@@ -18,7 +18,7 @@ from u2seg.data.formats.coco_panoptic import (
 )
 from u2seg.data.formats.mask_shards import iter_shards
 from u2seg.data.formats.semantic_shards import iter_semantic_maps
-from u2seg.pseudo_labels.clusters.cluster_stage import iter_assigned
+from u2seg.pseudo_labels.clusters.cluster_stage import LOST, iter_assigned
 from u2seg.pseudo_labels.panoptic.panoptic_merge import INSTANCE_SIZE_REGISTRY, merge_panoptic, void_share
 from u2seg.structures.label_space import LabelSpace
 from u2seg.structures.mask_records import ImageMasks
@@ -115,7 +115,7 @@ class PanopticRule:
 def make_panoptic_labels(cfg: CfgNode, masks: Path, clusters: Path, semantics: Path, output: Path) -> Path:
     """Returns ``output``, filled with instances JSON, panoptic JSON and PNGs, and stuff PNGs.
 
-    Every readable image appears, also those without an instance. Killed and called again, it goes
+    Every image that all stages could read appears, also those without an instance. Killed and called again, it goes
     on at the first image group that is not finished.
 
     Args:
@@ -132,6 +132,7 @@ def make_panoptic_labels(cfg: CfgNode, masks: Path, clusters: Path, semantics: P
         output, "panoptic", {**asdict(rule), "inputs": inputs, "things": space.num_things, "stuff": space.num_stuff}
     )
     if is_complete(output):
+        shutil.rmtree(output / PARTS_DIRECTORY, ignore_errors=True)  # a kill at the very end leaves it
         return output
     names_by_shard = [[record.file_name for record in shard] for shard in iter_shards(masks)]
     names = [name for shard in names_by_shard for name in shard]
@@ -164,7 +165,8 @@ def _label_group(
 ) -> dict:
     images, panoptic_rows, instance_rows, void = [], [], [], []
     for record, clusters in group:
-        if record.error is not None:
+        # One that was lost after its masks were made is in the failures of the stage that missed it.
+        if record.error is not None or record.file_name not in maps or (clusters == LOST).any():
             continue
         shape = (record.height, record.width)
         decoded = mask_utils.decode(record.rles()) if record.rle_counts else np.zeros((*shape, 0), np.uint8)

@@ -114,7 +114,7 @@ def test_errors_name_the_file(tmp_path, dicts):
     with pytest.raises(ImageReadError, match=r"nowhere\.png: no such file"):
         mapper({**dicts[0], "file_name": str(tmp_path / "nowhere.png")})
     (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(ImageReadError, match=r"broken\.png"):
+    with pytest.raises(ValueError, match=r"broken\.png is not readable as an image"):
         mapper({**dicts[0], "pan_seg_file_name": str(tmp_path / "broken.png")})
     with pytest.raises(ValueError, match=r"\(48, 64\), its annotation says \(48, 65\)"):
         mapper({**dicts[0], "width": 65})

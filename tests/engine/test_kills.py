@@ -175,7 +175,7 @@ def test_on_a_full_disk_a_training_says_so_and_goes_on(tiny_run, tmp_path, monke
         assert str(error).startswith(str(tmp_path / "cut")) and "free some space on that disk" in str(error)
         assert not list(tmp_path.rglob(PARTIAL))
 
-    assert faults.runs(lambda: train_and_record(cfg, resume=True), WriteError, check) > 15
+    assert faults.runs(lambda: train_and_record(cfg, resume=True), WriteError, check) > 12
     assert state(tmp_path / "cut") == state(tmp_path / "whole")
 
 
@@ -199,7 +199,7 @@ def test_a_directory_deleted_during_training_is_not_made_again(tiny_run, tmp_pat
     cfg = tiny_run(tmp_path / "run")
     with (
         monkeypatch.context() as patch,
-        pytest.raises(WriteError, match="was deleted or moved while it was being filled"),
+        pytest.raises(WriteError, match="was deleted or moved"),
     ):
         patch.setattr(Tiny, "forward", deleting)
         train_and_record(cfg, resume=True)

@@ -34,10 +34,10 @@ def draw(path, number):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A directory of two images."""
+    """A directory of three images."""
     root = tmp_path_factory.mktemp("faults") / "photos"
     root.mkdir()
-    for number in range(2):
+    for number in range(3):
         draw(root / f"{number}.png", number)
     return root
 
@@ -95,13 +95,13 @@ def test_a_stage_whose_directory_is_deleted_is_not_made_again_without_what_was_t
         def deleting(source, target, output=output, stage=stage):
             replace(source, target)
             if str(target).startswith(str(output / stage)) and "manifest" not in str(target):
-                shutil.rmtree(output)
+                shutil.rmtree(output / stage)
 
         with monkeypatch.context() as patch, pytest.raises(WriteError) as error:
             patch.setattr(os, "replace", deleting)
             make(output)
         assert f"{output / stage} was deleted or moved while it was being filled" in str(error.value)
-        assert not output.exists()
+        assert not (output / stage).exists()
         assert contents(make(output)) == whole
 
 
@@ -115,7 +115,7 @@ def test_an_image_lost_between_two_stages_is_recorded_and_may_be_put_back(photos
     make_pseudo_labels(cfg, copy, output, stages=before)
     data = (copy / "1.png").read_bytes()
     (copy / "1.png").unlink() if stage == "clusters" else (copy / "1.png").write_bytes(data[:90])
-    with pytest.raises(TooManyFailuresError, match="1 of 2 images could not be read"):
+    with pytest.raises(TooManyFailuresError, match="1 of 3 images could not be read"):
         make_pseudo_labels(cfg, copy, output, stages=[stage])
     # With the limit that it passes, the other image is labeled.
     shutil.copytree(output, tmp_path / "part")
@@ -126,7 +126,7 @@ def test_an_image_lost_between_two_stages_is_recorded_and_may_be_put_back(photos
     assert ("no such file" if stage == "clusters" else "truncated") in rows[0]["reason"]
     assert "get no labels" in caplog.text
     panoptic = json.loads((tmp_path / "part/panoptic/panoptic.json").read_text())
-    assert [image["file_name"] for image in panoptic["images"]] == ["0.png"]
+    assert [image["file_name"] for image in panoptic["images"]] == ["0.png", "2.png"]
     # Put back, it is read, in an unfinished stage by itself and in finished labels on demand.
     (copy / "1.png").write_bytes(data)
     make_pseudo_labels(cfg, copy, output, stages=rest)
@@ -134,3 +134,22 @@ def test_an_image_lost_between_two_stages_is_recorded_and_may_be_put_back(photos
     assert retry_failures(cfg, copy, tmp_path / "part") == 1
     make_pseudo_labels(cfg, copy, tmp_path / "part")
     assert contents(tmp_path / "part") == whole
+
+
+def test_a_damaged_or_missing_shard_is_named(labels, photos, tmp_path):
+    make, _ = labels
+    output = make(tmp_path / "o")
+    shutil.rmtree(output / "panoptic")
+    for stage in ("masks", "clusters", "semantics"):
+        shard = output / stage / "shard-000001.parquet"
+        whole = shard.read_bytes()
+        for spoil, message in (
+            (lambda shard=shard, whole=whole: shard.write_bytes(whole[:-9]), "is damaged: "),
+            (lambda shard=shard: shard.write_text("no shard"), "is damaged: "),
+            (lambda shard=shard: shard.unlink(), "its manifest.json says 3|is missing: |semantics has 2 shards"),
+        ):
+            spoil()
+            with pytest.raises(ValueError, match=message) as error:
+                make_pseudo_labels(setup_cfg(*CFG), photos, output, stages=["panoptic"])
+            assert str(shard.parent) in str(error.value) and "\n" not in str(error.value)
+        shard.write_bytes(whole)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from u2seg.cli.arguments import split_overrides
 from u2seg.features.vit_weights import WeightsError
@@ -79,6 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.debug or kind not in _names(EXPECTED_ERRORS):
             raise
         print(f"error: {message}", file=sys.stderr)
+        return 1
+    except ProcessExitedException as error:
+        if args.debug:
+            raise
+        memory = "; the machine may have run out of memory" if error.signal_name == "SIGKILL" else ""
+        print(f"error: {error}{memory}. Run the same command again: it goes on where it was", file=sys.stderr)
         return 1
 
 

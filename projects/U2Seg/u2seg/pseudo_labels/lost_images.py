@@ -4,7 +4,8 @@ import logging
 from pathlib import Path
 
 from u2seg.utils.image_io import ImageReadError, read_listed_image
-from u2seg.utils.manifest import FAILURES, Failure, report_failures
+from u2seg.utils.kmeans import CENTROIDS
+from u2seg.utils.manifest import FAILURES, Failure, TooManyFailuresError, report_failures
 
 logger = logging.getLogger(__name__)
 
@@ -20,13 +21,18 @@ def report_lost_images(images: Path, names: list[str], output: Path, total: int,
         max_share: share, 0..1, of images that may be lost.
 
     Raises:
-        TooManyFailuresError: more were lost; the stage stays unfinished, and images that are put back are read.
+        TooManyFailuresError: more were lost; the stage is to be made again, since its centroids were found without them.
     """
     if not names:
         (output / FAILURES).unlink(missing_ok=True)  # of an attempt before the images were put back
         return
     failures = [Failure(name, _reason(images, name)) for name in names]
-    report_failures(output, failures, total, max_share)
+    try:
+        report_failures(output, failures, total, max_share)
+    except TooManyFailuresError:
+        for path in (*output.glob("shard-*"), output / CENTROIDS):
+            path.unlink(missing_ok=True)
+        raise
     logger.warning("%d images were lost since their masks were made: they get no labels, see %s", len(names), output)
 
 

@@ -285,14 +285,15 @@ def _segmentation(row: _Row, size: tuple[int, int]) -> None:
     if isinstance(counts, list) and not all(map(_is_integer, counts)):
         raise row.fault("has counts that are not all integers")
     try:
-        runs = compressed_counts(counts) if isinstance(counts, str) else np.array(counts, object)
+        runs = compressed_counts(counts).tolist() if isinstance(counts, str) else counts
     except ValueError as error:
         raise row.fault(f"has {error}") from error
-    if len(runs) and min(runs) < 0:
+    if min(runs, default=0) < 0:
         raise row.fault("has a negative run length in counts")
-    if sum(runs.tolist()) != size[0] * size[1]:
+    covered = sum(runs)
+    if covered != size[0] * size[1]:
         raise row.fault(
-            f"has run lengths that cover {sum(runs.tolist())} pixels; its image has {size[0]} x {size[1]} = {size[0] * size[1]}"
+            f"has run lengths that cover {covered} pixels; its image has {size[0]} x {size[1]} = {size[0] * size[1]}"
         )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from u2seg.data.formats.mask_shards import read_shard
+from u2seg.data.formats.parquet_files import read_rows
 from u2seg.features import feature_settings
 from u2seg.pseudo_labels.lost_images import report_lost_images
 from u2seg.structures.mask_records import ImageMasks
@@ -82,7 +83,7 @@ def make_clusters(cfg: CfgNode, images: Path, masks: Path, output: Path, *, max_
             np.save(temporary, centroids)
     centroids = np.load(output / CENTROIDS)
     counts = np.zeros(cfg.CLUSTERS.NUM_CLUSTERS, np.int64)
-    missing = [shard for shard in shards if not _is_assigned(output / shard.name)]
+    missing = [shard for shard in shards if not (output / shard.name).is_file()]
     done = sum(len(_read_assignments(output / shard.name)) for shard in shards if shard not in missing)
     with Progress(_num_images(masks), "clusters", initial=done) as bar:
         for shard in missing:
@@ -130,11 +131,6 @@ def load_centroids(path: str | Path, count: int, section: str) -> np.ndarray:
     return centroids.astype(np.float32)
 
 
-def _is_assigned(shard: Path) -> bool:
-    """Returns whether a shard is there and no image of it was lost; a lost one may have been put back."""
-    return shard.is_file() and not any((clusters == LOST).any() for clusters in _read_assignments(shard))
-
-
 def _num_images(masks: Path) -> int:
     return read_json(Path(masks) / MANIFEST)["counts"]["images"]
 
@@ -168,10 +164,7 @@ def iter_assigned(masks: Path, clusters: Path) -> Iterator[list[tuple[ImageMasks
 
 
 def _read_assignments(path: Path) -> list[np.ndarray]:
-    import pyarrow.parquet as pq
-
-    rows = pq.read_table(path, columns=["clusters"]).column("clusters").to_pylist()
-    return [np.asarray(row, np.int64) for row in rows]
+    return [np.asarray(row["clusters"], np.int64) for row in read_rows(path, ["clusters"])]
 
 
 def _training_sample(masks: Path, vectors_of: Vectors, limit: int, seed: int) -> np.ndarray:

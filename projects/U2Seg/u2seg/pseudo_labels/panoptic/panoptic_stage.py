@@ -25,7 +25,15 @@ from u2seg.structures.mask_records import ImageMasks
 from u2seg.structures.segments import Segment
 from u2seg.utils.files import read_json, write_json
 from u2seg.utils.image_io import png_names
-from u2seg.utils.manifest import close_stage, is_complete, open_stage, settings_digest, shard_path, stage_settings
+from u2seg.utils.manifest import (
+    MANIFEST,
+    close_stage,
+    is_complete,
+    open_stage,
+    settings_digest,
+    shard_path,
+    stage_settings,
+)
 from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
 
@@ -136,6 +144,7 @@ def make_panoptic_labels(cfg: CfgNode, masks: Path, clusters: Path, semantics: P
         return output
     names_by_shard = [[record.file_name for record in shard] for shard in iter_shards(masks)]
     names = [name for shard in names_by_shard for name in shard]
+    _require_all(masks, semantics, len(names), len(names_by_shard))
     png_of = dict(zip(names, png_names(names)))
     parts = [shard_path(output / PARTS_DIRECTORY, index, ".json") for index in range(len(names_by_shard))]
     shards = zip(parts, iter_assigned(masks, clusters), iter_semantic_maps(semantics), strict=True)
@@ -148,6 +157,21 @@ def make_panoptic_labels(cfg: CfgNode, masks: Path, clusters: Path, semantics: P
     write_dataset(output, [read_json(part) for part in parts], space)
     shutil.rmtree(output / PARTS_DIRECTORY)
     return output
+
+
+def _require_all(masks: Path, semantics: Path, num_images: int, num_shards: int) -> None:
+    """Refuses stages of which shards were deleted after they were finished: images would be left out in silence."""
+    expected = read_json(masks / MANIFEST)["counts"]["images"]
+    if num_images != expected:
+        raise FileNotFoundError(
+            f"the shards in {masks} hold {num_images} images, its {MANIFEST} says {expected}: put back what was deleted, or delete "
+            f"{masks} and what was made from it"
+        )
+    found = len(list(semantics.glob("shard-*.parquet")))
+    if found != num_shards:
+        raise FileNotFoundError(
+            f"{semantics} has {found} shards, {masks} {num_shards}: put back what was deleted, or delete {semantics} to make it anew"
+        )
 
 
 def label_counts(clusters: Path, semantics: Path) -> tuple[int, int]:

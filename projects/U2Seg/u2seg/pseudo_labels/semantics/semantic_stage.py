@@ -59,7 +59,7 @@ def make_semantics(cfg: CfgNode, images: Path, masks: Path, output: Path, *, max
         for index, records in enumerate(iter_shards(masks)):
             path = shard_path(output, index)
             readable = [record for record in records if record.error is None]
-            if not path.is_file() or len(semantic_shard_names(path)) < len(readable):
+            if not path.is_file():
                 maps = {}
                 for piece in shard_slices(len(readable), cfg.FEATURES.BATCH_SIZE):
                     maps.update(provider.label(readable[piece]))

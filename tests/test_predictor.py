@@ -12,6 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
+from fault_injection import Faults, KilledError, contents
 from PIL import Image
 from pycocotools import mask as mask_utils
 from u2seg.cli.main import main
@@ -151,6 +152,23 @@ def test_a_killed_run_goes_on_where_it_was(predictor, tmp_path):
     photo(tmp_path / "in" / "b.png", seed=9)
     predict_files(half, [tmp_path / "in"], tmp_path / "out")
     assert len(calls) == 7
+
+
+def test_killed_at_every_file_operation_the_predictions_are_those_of_this_run(predictor, tmp_path, monkeypatch):
+    for seed, name in enumerate("ab"):
+        photo(tmp_path / "in" / f"{name}.png", 30, 40, seed=seed)
+    predict_files(
+        predictor, [tmp_path / "in"], tmp_path / "out"
+    )  # of another run, which must not be taken for this one's
+    for seed, name in enumerate("ab"):
+        photo(tmp_path / "in" / f"{name}.png", 30, 40, seed=seed + 7)
+    predict_files(predictor, [tmp_path / "in"], tmp_path / "whole")
+    faults = Faults(monkeypatch, tmp_path / "out", kill=True)
+    kills = faults.runs(
+        lambda: predict_files(predictor, [tmp_path / "in"], tmp_path / "out"), KilledError, lambda error: None
+    )
+    assert kills > 40
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_pycocotools_reads_the_results(predictor, tmp_path):

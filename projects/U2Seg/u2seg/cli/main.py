@@ -140,9 +140,10 @@ def _message(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, KeyError) and error.args:
         text = str(error.args[0])  # str() of a KeyError is its message in quotes
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        remedy = f"; {REMEDIES[error.errno]}" if error.errno in REMEDIES and error.errno != errno.ENOENT else ""
-        return f"{error.filename}: {error.strerror}{remedy}"
+    if isinstance(error, OSError) and error.strerror:
+        remedy = REMEDIES.get(error.errno) if error.errno != errno.ENOENT else None
+        named = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+        return f"{named}; {remedy}" if remedy else named
     if text.startswith("Caught ") and "Traceback (most recent call last):" in text:  # in a worker of a data loader
         return _original(text)[1]
     return text or type(error).__name__

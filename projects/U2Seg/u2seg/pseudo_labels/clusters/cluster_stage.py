@@ -98,8 +98,8 @@ def make_clusters(cfg: CfgNode, images: Path, masks: Path, output: Path, *, max_
         for clusters in assigned:
             counts += np.bincount(clusters[clusters != LOST], minlength=len(counts))
         if any((clusters == LOST).any() for clusters in assigned):
-            records = zip(read_shard(shard), assigned, strict=True)
-            lost += [record.file_name for record, clusters in records if (clusters == LOST).any()]
+            pairs = zip(read_shard(shard), assigned, strict=True)
+            lost += [record.file_name for record, clusters in pairs if (clusters == LOST).any()]
     report_lost_images(
         images, lost, output, _num_images(masks), cfg.MASKS.MAX_FAILURES if max_failures is None else max_failures
     )

@@ -15,6 +15,7 @@ from u2seg.utils.files import read_json
 
 MAX_SEGMENT_ID = (1 << 24) - 1  # three bytes of a panoptic PNG
 _REQUIRED = object()
+_IMAGE_NAME = "the name of a file below the image directory"
 
 
 def read_panoptic_json(path: str | Path) -> dict:
@@ -137,7 +138,7 @@ def loadable_images(path: str | Path, content: dict) -> list[dict]:
         raise ValueError(f"{path}: images is missing; a dataset is loaded by its list of images")
     sizes = image_sizes(path, content)
     for index, image in enumerate(content["images"]):
-        _Row(path, f"images[{index}]", image).field("file_name", lambda value: isinstance(value, str), "a file name")
+        _Row(path, f"images[{index}]", image).field("file_name", lambda value: isinstance(value, str), _IMAGE_NAME)
     for index, annotation in enumerate(content["annotations"]):
         _Row(path, f"annotations[{index}]", annotation).known("image_id", sizes, "the images")
     return sorted(content["images"], key=lambda image: (isinstance(image["id"], str), image["id"]))
@@ -154,7 +155,7 @@ def image_sizes(path: str | Path, content: dict) -> dict:
         row = _Row(path, f"images[{index}]", image)
         image_id = row.field("id", _is_id, "an integer or a string")
         row.unique("id", image_id, sizes)
-        row.field("file_name", lambda value: isinstance(value, str) and value, "a file name", default="-")
+        row.field("file_name", lambda value: isinstance(value, str) and value, _IMAGE_NAME, default="-")
         sizes[image_id] = tuple(row.field(side, _is_positive, "an integer above 0") for side in ("height", "width"))
     return sizes
 

@@ -2,7 +2,10 @@
 
 import errno
 import importlib
+import logging
+import os
 import re
+from pathlib import Path
 
 import pytest
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
@@ -279,3 +282,24 @@ def test_what_to_do_about_a_directory_that_is_read_only(monkeypatch, capsys):
     assert capsys.readouterr().err == (
         "error: /somewhere/log.txt: Permission denied; make it writable or choose another output directory\n"
     )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full on this system")
+def test_a_log_on_a_full_disk_adds_no_error_of_its_own(monkeypatch, capsys):
+    def fail(args):
+        log.write("held in memory")
+        logger.error("not written")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/dev/full")
+
+    monkeypatch.setattr(doctor, "run", fail)
+    logger = logging.getLogger("a_full_one")
+    logger.propagate = False
+    # It is closed at the end, as Detectron2 closes its logs when Python ends.
+    with Path("/dev/full").open("w") as log:
+        handler = logging.StreamHandler(log)
+        logger.addHandler(handler)
+        try:
+            assert main(["doctor"]) == 1
+        finally:
+            logger.removeHandler(handler)
+    assert capsys.readouterr().err == "error: /dev/full: No space left on device; free some space on that disk\n"

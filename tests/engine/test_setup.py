@@ -176,6 +176,22 @@ def test_a_run_that_misses_its_expected_results_fails(tiny_cfg, tmp_path, coco_r
         U2SegTrainer(cfg).train()
 
 
+def test_the_traceback_of_an_error_in_training_goes_to_the_log_alone(tiny_cfg, tmp_path, capfd, monkeypatch):
+    from u2seg.engine import run_training
+    from u2seg.luss.recipe import _close_logs
+
+    (tmp_path / "in.yaml").write_text(tiny_cfg(tmp_path / "run", "SOLVER.MAX_ITER", 1).dump())
+    monkeypatch.setattr(U2SegTrainer, "run_step", lambda self: (_ for _ in ()).throw(ValueError("of one line")))
+    try:
+        with pytest.raises(ValueError, match="of one line"):
+            run_training(SimpleNamespace(config_file=str(tmp_path / "in.yaml"), opts=[], eval_only=False, resume=False))
+    finally:
+        _close_logs()
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+    assert "Traceback" in (tmp_path / "run" / "log.txt").read_text()
+
+
 def test_eval_only_without_a_model_says_what_to_give(tiny_cfg, tmp_path):
     from u2seg.engine import run_training
 

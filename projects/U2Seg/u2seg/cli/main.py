@@ -3,6 +3,7 @@
 import argparse
 import errno
 import logging
+import os
 import re
 import sys
 import warnings
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.debug:
             raise
         print(f"error: {_message(error)}", file=sys.stderr)
+        _give_up_full_logs()
         return 1
     except ProcessRaisedException as error:  # in one of several processes
         kind, message = _original(str(error))
@@ -147,6 +149,23 @@ def _message(error: BaseException) -> str:
     if text.startswith("Caught ") and "Traceback (most recent call last):" in text:  # in a worker of a data loader
         return _original(text)[1]
     return text or type(error).__name__
+
+
+def _give_up_full_logs() -> None:
+    """Lets go of what log files on a full disk still hold in memory, or Python would end with an error about each of them."""
+    loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))]
+    for handler in {handler for logger in loggers for handler in logger.handlers}:
+        _give_up_if_full(handler)
+
+
+def _give_up_if_full(handler: logging.Handler) -> None:
+    try:
+        handler.flush()
+    except OSError:
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), handler.stream.fileno())  # type: ignore[attr-defined]  # only streams are flushed
+    except ValueError:  # it is closed already
+        return
 
 
 def _original(text: str) -> tuple[str, str]:

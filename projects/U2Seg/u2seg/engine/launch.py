@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -82,6 +83,14 @@ def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
         default_setup(cfg, args)
     # Detectron2 sets up its own loggers alone; ours says what training and scoring found.
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="u2seg")
+    # An error in training is logged with its traceback, which belongs in log.txt; on the screen the command says it in one line.
+    for handler in logging.getLogger("detectron2").handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            handler.addFilter(_has_no_traceback)
+
+
+def _has_no_traceback(record: logging.LogRecord) -> bool:
+    return record.exc_info is None
 
 
 def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:

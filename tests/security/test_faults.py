@@ -100,7 +100,7 @@ def test_a_stage_whose_directory_is_deleted_is_not_made_again_without_what_was_t
         with monkeypatch.context() as patch, pytest.raises(WriteError) as error:
             patch.setattr(os, "replace", deleting)
             make(output)
-        assert f"{output / stage} was deleted or moved while it was being filled" in str(error.value)
+        assert str(output) in str(error.value) and "was deleted or moved, wholly or in part" in str(error.value)
         assert not (output / stage).exists()
         assert contents(make(output)) == whole
 
@@ -149,7 +149,7 @@ def test_a_damaged_or_missing_shard_is_named(labels, photos, tmp_path):
             (lambda shard=shard: shard.unlink(), "its manifest.json says 3|is missing: |semantics has 2 shards"),
         ):
             spoil()
-            with pytest.raises(ValueError, match=message) as error:
+            with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
                 make_pseudo_labels(setup_cfg(*CFG), photos, output, stages=["panoptic"])
             assert str(shard.parent) in str(error.value) and "\n" not in str(error.value)
         shard.write_bytes(whole)

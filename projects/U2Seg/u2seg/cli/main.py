@@ -1,7 +1,6 @@
 """The entry point of the command ``u2seg``: finds the subcommand, parses its arguments, turns its errors into one line."""
 
 import argparse
-import errno
 import logging
 import os
 import re
@@ -143,7 +142,7 @@ def _message(error: BaseException) -> str:
     if isinstance(error, KeyError) and error.args:
         text = str(error.args[0])  # str() of a KeyError is its message in quotes
     if isinstance(error, OSError) and error.strerror:
-        remedy = REMEDIES.get(error.errno) if error.errno != errno.ENOENT else None
+        remedy = REMEDIES.get(error.errno or 0)
         named = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
         return f"{named}; {remedy}" if remedy else named
     if text.startswith("Caught ") and "Traceback (most recent call last):" in text:  # in a worker of a data loader

@@ -21,6 +21,7 @@ from u2seg.utils.manifest import (
     discard_stage,
     is_complete,
 )
+from u2seg.utils.write_errors import clear_write_errors
 from u2seg.version import __version__
 
 STAGES = ("masks", "clusters", "semantics", "panoptic")
@@ -50,6 +51,7 @@ def make_pseudo_labels(
         FileNotFoundError: a stage was asked for whose input is not there.
         u2seg.utils.manifest.StageMismatchError: ``output`` was made with other settings.
         u2seg.utils.manifest.TooManyFailuresError: too many photos could not be read.
+        u2seg.utils.write_errors.WriteError: the disk is full, or ``output`` is read-only or was deleted.
     """
     check_config(cfg)
     unknown = [stage for stage in stages if stage not in STAGES]
@@ -65,24 +67,25 @@ def make_pseudo_labels(
 
     if "masks" in stages and num_workers > 1 and not is_complete(masks):
         run_local_workers(make_mask_shards, cfg, images, masks, num_workers)
-    try:
-        if "masks" in stages:
-            make_masks(cfg, images, masks, max_failures=max_failures)
-        if "clusters" in stages:
-            _require(masks, for_stage="clusters")
-            make_clusters(cfg, images, masks, clusters, max_failures=max_failures)
-        if "semantics" in stages:
-            _require(masks, for_stage="semantics")
-            make_semantics(cfg, images, masks, semantics, max_failures=max_failures)
-    except TooManyFailuresError:
-        _write_failures(output)
-        raise
+    with clear_write_errors(output):
+        try:
+            if "masks" in stages:
+                make_masks(cfg, images, masks, max_failures=max_failures)
+            if "clusters" in stages:
+                _require(masks, for_stage="clusters")
+                make_clusters(cfg, images, masks, clusters, max_failures=max_failures)
+            if "semantics" in stages:
+                _require(masks, for_stage="semantics")
+                make_semantics(cfg, images, masks, semantics, max_failures=max_failures)
+        except TooManyFailuresError:
+            _write_failures(output)
+            raise
+        if "panoptic" in stages:
+            for needed in (masks, clusters, semantics):
+                _require(needed, for_stage="panoptic")
+            make_panoptic_labels(cfg, masks, clusters, semantics, panoptic)
     if (masks / FAILURES).is_file():
         _write_failures(output)
-    if "panoptic" in stages:
-        for needed in (masks, clusters, semantics):
-            _require(needed, for_stage="panoptic")
-        make_panoptic_labels(cfg, masks, clusters, semantics, panoptic)
     _write_summary(output)
     return output
 

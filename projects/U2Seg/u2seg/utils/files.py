@@ -13,10 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from u2seg.utils.write_errors import clear_write_errors, vanished
+from u2seg.utils.write_errors import TEMPORARY, clear_write_errors, vanished
 
-# Begins the names of files that are being written; the machine's name and the process's number follow.
-_TEMPORARY = ".u2seg-partial-"
 _LONGEST_WRITE = 24 * 3600  # seconds; a file of another machine that is older was left by a kill
 # Those of this process, by path.
 _being_written: set[str] = set()
@@ -91,7 +89,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             raise vanished(parent)
     with clear_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f"{_TEMPORARY}{_machine()}-{os.getpid()}-"
+        # By the machine's name and the process's number the next run knows whether it is still being written.
+        prefix = f"{TEMPORARY}{_machine()}-{os.getpid()}-"
         handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix[:32], dir=path.parent)
         os.close(handle)
         temporary = Path(name)
@@ -109,13 +108,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 def remove_partial_files(directory: str | Path) -> None:
     """Deletes the half-written files that killed runs left below a directory, and none that a living process still writes."""
-    for path in Path(directory).rglob(f"{_TEMPORARY}*"):
+    for path in Path(directory).rglob(f"{TEMPORARY}*"):
         if not _is_being_written(path):
             path.unlink(missing_ok=True)
 
 
 def _is_being_written(path: Path) -> bool:
-    machine, _, rest = path.name.removeprefix(_TEMPORARY).partition("-")
+    machine, _, rest = path.name.removeprefix(TEMPORARY).partition("-")
     number = rest.partition("-")[0]
     try:
         recent = time.time() - path.stat().st_mtime < _LONGEST_WRITE

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# Begins the names of files that are being written.
+TEMPORARY = ".u2seg-partial-"
+
 _OTHER_OUTPUT = "make it writable or choose another output directory"
 # What to do about an error of the operating system, by its number; others say enough by themselves.
 REMEDIES = {
@@ -19,7 +22,6 @@ REMEDIES = {
     errno.EIO: "check the disk",
     errno.ENOTDIR: "a file has the name of a directory that is needed here: move it away",
     errno.EISDIR: "a directory has the name of a file that is needed here: move it away",
-    errno.ENOENT: "its directory was deleted or moved: put it back",
 }
 
 
@@ -28,10 +30,10 @@ class WriteError(OSError):
 
 
 def vanished(directory: Path) -> WriteError:
-    """Returns the error of a directory that was deleted, or moved away, while it was being filled."""
+    """Returns the error of a directory that was deleted or moved away, wholly or in part, while it was being filled."""
     return WriteError(
-        f"{directory} was deleted or moved while it was being filled; put it back to go on where it was, or run the same command "
-        "again to make it anew"
+        f"{directory} was deleted or moved, wholly or in part, while it was being filled; put it back to go on where it was, or "
+        "run the same command again to make it anew"
     )
 
 
@@ -53,6 +55,8 @@ def clear_write_errors(path: str | Path) -> Iterator[None]:
         cause = _cause(error, path)
         if cause is None:
             raise
+        if cause == errno.ENOENT:
+            raise vanished(path) from error
         raise WriteError(
             f"{path} cannot be written: {os.strerror(cause)}; {REMEDIES[cause]}, then run the same command again"
         ) from error
@@ -64,7 +68,7 @@ def _cause(error: BaseException, path: Path) -> int | None:
     found: BaseException | None = error
     while found is not None and id(found) not in seen:
         seen.add(id(found))
-        if isinstance(found, OSError) and found.errno in REMEDIES and _concerns(found, path):
+        if isinstance(found, OSError) and found.errno in (errno.ENOENT, *REMEDIES) and _concerns(found, path):
             return found.errno
         # NumPy says how much it could write, and not why that was not all.
         if isinstance(found, OSError) and re.fullmatch(r"\d+ requested and \d+ written", str(found)):
@@ -78,4 +82,5 @@ def _concerns(error: OSError, path: Path) -> bool:
     if error.filename is None or isinstance(error.filename, int):
         return error.errno != errno.ENOENT
     named, path = Path(os.path.abspath(os.fsdecode(error.filename))), Path(os.path.abspath(path))
-    return named == path or path in named.parents or named in path.parents or named.parent == path.parent
+    is_temporary = named.parent == path.parent and named.name.startswith(TEMPORARY)
+    return is_temporary or named == path or path in named.parents or named in path.parents

@@ -89,8 +89,9 @@ def make_clusters(cfg: CfgNode, images: Path, masks: Path, output: Path, *, max_
         for shard in missing:
             records = read_shard(shard)
             vectors = vectors_of(records, bar)
-            labels, distances = assign(vectors, centroids)
-            labels[np.isnan(vectors).any(axis=1)] = LOST
+            known = ~np.isnan(vectors).any(axis=1)
+            labels, distances = np.full(len(vectors), LOST, np.int64), np.zeros(len(vectors), np.float32)
+            labels[known], distances[known] = assign(vectors[known], centroids)
             _write_assignments(output / shard.name, records, labels, distances)
     lost: list[str] = []
     for shard in shards:

@@ -66,6 +66,8 @@ def masked_crop(cfg: CfgNode, images: Path, output: Path) -> Embedding:
             if crops:
                 device = next(extractor.parameters(), torch.zeros(0)).device
                 vectors.append(extractor.embed(torch.stack(crops).to(device)).float().cpu().numpy())
+                if np.isnan(vectors[-1]).any():
+                    raise ValueError(f"the features that {cfg.FEATURES.NAME} gives hold NaN; its weights are broken")
                 crops.clear()
 
         for record in records:

@@ -197,15 +197,13 @@ def _training_records(name: str, with_instances_only: bool) -> list[dict]:
     """Returns the images of a registered dataset to train on.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or one has a class that the dataset lacks.
     """
     try:
         return get_detection_dataset_dicts([name], filter_empty=with_instances_only)
-    except AssertionError as error:  # how Detectron2 says that a dataset is empty
-        reason = "no image of it has an instance, and DATALOADER.FILTER_EMPTY_ANNOTATIONS leaves out the others"
-        raise ValueError(
-            f"{name} gives nothing to train on: {reason if with_instances_only else 'it holds no image'} ({error})"
-        ) from error
+    except AssertionError as error:  # how Detectron2 says that a dataset is empty, or has a class that it lacks
+        left_out = "; DATALOADER.FILTER_EMPTY_ANNOTATIONS leaves out images without an instance"
+        raise ValueError(f"{name} cannot be trained on: {error}{left_out if with_instances_only else ''}") from error
 
 
 def _endless_permutations(size: int, key: tuple[int, ...]) -> Iterator[int]:

@@ -10,7 +10,7 @@ from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path, confined_name
 from u2seg.utils.manifest import Failure
 
-COLUMNS = (
+_COLUMNS = (
     *("image_id", "file_name", "height", "width", "rle_counts", "scores", "cut_values", "refined_ious", "embeddings"),
     "error",
 )
@@ -46,7 +46,7 @@ def read_shard(path: str | Path) -> list[ImageMasks]:
         u2seg.utils.files.UnsafeNameError: an image's name leads out of the image directory.
         FileNotFoundError, ValueError: see :func:`u2seg.data.formats.parquet_files.read_rows`.
     """
-    return [_record(row, path) for row in read_rows(path, list(COLUMNS))]
+    return [_record(row, path) for row in read_rows(path, list(_COLUMNS))]
 
 
 def iter_shards(directory: str | Path) -> Iterator[list[ImageMasks]]:

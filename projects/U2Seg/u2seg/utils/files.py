@@ -8,7 +8,7 @@ import platform
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 def remove_partial_files(directory: str | Path) -> None:
     """Deletes the half-written files that killed runs left below a directory, and none that a living process still writes."""
-    for path in Path(directory).rglob(f"{TEMPORARY}*"):
+    _remove_partial(Path(directory).rglob(f"{TEMPORARY}*"))
+
+
+def remove_partial_files_beside(path: str | Path) -> None:
+    """Deletes the half-written files that killed runs left in the directory of a file that is going to be written."""
+    _remove_partial(Path(path).parent.glob(f"{TEMPORARY}*"))
+
+
+def _remove_partial(paths: Iterable[Path]) -> None:
+    for path in paths:
         if not _is_being_written(path):
             path.unlink(missing_ok=True)
 

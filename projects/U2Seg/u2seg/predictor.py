@@ -18,7 +18,14 @@ from u2seg.checkpoint.loading import load_weights
 from u2seg.data.formats.coco_panoptic import panoptic_annotation, write_panoptic_png
 from u2seg.structures.label_space import LabelSpace
 from u2seg.structures.segments import Segment
-from u2seg.utils.files import atomic_path, list_digest, read_json, write_json
+from u2seg.utils.files import (
+    atomic_path,
+    fill_directory,
+    list_digest,
+    read_json,
+    remove_partial_files,
+    write_json,
+)
 from u2seg.utils.image_io import ImageReadError, image_ids, list_images, png_names, read_image_rgb
 from u2seg.utils.manifest import FAILURES, MANIFEST, Failure
 from u2seg.utils.progress import Progress
@@ -182,10 +189,12 @@ def predict_files(
 
     Raises:
         FileNotFoundError: an input directory holds no image.
+        u2seg.utils.write_errors.WriteError: the disk is full, or ``output`` is read-only or was deleted.
     """
-    output = Path(output)
     files = find_images(inputs)
     names = list(files)
+    output = fill_directory(output)
+    remove_partial_files(output)
     resumed = _same_run(output, predictor, files)
     failures, images, annotations, result_files = [], [], [], []
     rows = zip(names, image_ids(names), png_names(names))
@@ -227,6 +236,9 @@ def _same_run(output: Path, predictor: Predictor, files: dict[str, Path]) -> boo
     manifest = output / MANIFEST
     if manifest.is_file() and read_json(manifest) == wanted:
         return True
+    # Before the manifest, or a kill would leave results of the other run that look like this one's.
+    for png in png_names(list(files)):
+        (output / INSTANCES / Path(png).with_suffix(".json")).unlink(missing_ok=True)
     write_json(manifest, wanted)
     return False
 

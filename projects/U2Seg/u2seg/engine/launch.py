@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from u2seg.checkpoint.loading import load_weights
 from u2seg.config import find_config_file, setup_cfg
 from u2seg.config.config import require_chosen_model
 from u2seg.engine import training_record
+from u2seg.engine.expected_results import refuse_impossible_results, verify_expected_results
 from u2seg.engine.self_training import self_train
-from u2seg.engine.trainer import U2SegTrainer, train_and_record, verify_expected_results
+from u2seg.engine.trainer import U2SegTrainer, train_and_record
 from u2seg.modeling.build import complete_config
+from u2seg.utils.write_errors import clear_write_errors
 
 logger = logging.getLogger(__name__)
 
@@ -70,14 +73,24 @@ def _complete_config(args: argparse.Namespace) -> CfgNode:
     cfg = setup_cfg(args.config_file, args.opts)
     require_chosen_model(cfg, args.config_file)
     complete_config(cfg, eval_only=args.eval_only)
+    refuse_impossible_results(cfg)
     cfg.freeze()
     return cfg
 
 
 def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
-    default_setup(cfg, args)
+    with clear_write_errors(cfg.OUTPUT_DIR):
+        default_setup(cfg, args)
     # Detectron2 sets up its own loggers alone; ours says what training and scoring found.
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="u2seg")
+    # An error in training is logged with its traceback, which belongs in log.txt; on the screen the command says it in one line.
+    for handler in logging.getLogger("detectron2").handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            handler.addFilter(_has_no_traceback)
+
+
+def _has_no_traceback(record: logging.LogRecord) -> bool:
+    return record.exc_info is None
 
 
 def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:

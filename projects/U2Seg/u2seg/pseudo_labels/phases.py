@@ -16,10 +16,9 @@ from u2seg.pseudo_labels.panoptic import panoptic_stage
 from u2seg.pseudo_labels.semantics import semantic_stage
 from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_REGISTRY
 from u2seg.pseudo_labels.sharding import Worker
-from u2seg.utils.files import read_json, write_json
 from u2seg.utils.image_io import ImageSource
 from u2seg.utils.kmeans import CENTROIDS
-from u2seg.utils.manifest import FAILURES, is_complete
+from u2seg.utils.manifest import is_complete
 
 STAGES = ("masks", "clusters", "semantics", "panoptic")
 
@@ -101,11 +100,7 @@ def _make_masks(cfg: CfgNode, run: LabelRun, worker: Worker) -> None:
 
 
 def _finish_masks(cfg: CfgNode, run: LabelRun) -> None:
-    try:
-        mask_stage.finish_masks(cfg, run["masks"], max_failures=run.max_failures)
-    finally:
-        if (run["masks"] / FAILURES).is_file():
-            write_json(run.output / FAILURES, read_json(run["masks"] / FAILURES))
+    mask_stage.finish_masks(cfg, run["masks"], max_failures=run.max_failures)
 
 
 def _finish_panoptic(cfg: CfgNode, run: LabelRun) -> None:
@@ -151,7 +146,9 @@ _ROUNDS = (
             make=lambda cfg, run, worker: cluster_stage.assign_clusters(
                 cfg, run.images, run["masks"], run["clusters"], worker
             ),
-            finish=lambda cfg, run: cluster_stage.finish_clusters(cfg, run["masks"], run["clusters"]),
+            finish=lambda cfg, run: cluster_stage.finish_clusters(
+                cfg, run.images, run["masks"], run["clusters"], max_failures=run.max_failures
+            ),
             is_done=lambda run: is_complete(run["clusters"]),
             needs=("masks",),
         ),
@@ -161,7 +158,9 @@ _ROUNDS = (
             make=lambda cfg, run, worker: semantic_stage.label_shards(
                 cfg, run.images, run["masks"], run["semantics"], worker
             ),
-            finish=lambda cfg, run: semantic_stage.finish_semantics(cfg, run["masks"], run["semantics"]),
+            finish=lambda cfg, run: semantic_stage.finish_semantics(
+                cfg, run.images, run["masks"], run["semantics"], max_failures=run.max_failures
+            ),
             is_done=lambda run: is_complete(run["semantics"]),
             needs=("masks",),
         ),

@@ -8,13 +8,21 @@ from detectron2.config import CfgNode
 
 from u2seg.config import check_config
 from u2seg.pseudo_labels.launchers import Launcher, LocalLauncher, run_phases
-from u2seg.pseudo_labels.masks.mask_stage import reopen_failures
+from u2seg.pseudo_labels.masks.mask_stage import is_readable, reopen_failures
 from u2seg.pseudo_labels.phases import STAGES, LabelRun, Phase, rounds_of
 from u2seg.pseudo_labels.sharding import Worker
 from u2seg.utils.files import read_json, remove_partial_files, write_json
 from u2seg.utils.image_io import ImageSource
 from u2seg.utils.image_source import open_source
-from u2seg.utils.manifest import MANIFEST, StageMismatchError, discard_stage, is_complete
+from u2seg.utils.manifest import (
+    FAILURES,
+    MANIFEST,
+    StageMismatchError,
+    TooManyFailuresError,
+    discard_stage,
+    is_complete,
+)
+from u2seg.utils.write_errors import clear_write_errors
 from u2seg.version import __version__
 
 Images = str | Path | ImageSource
@@ -38,7 +46,7 @@ def make_pseudo_labels(
         images: directory tree of photos, a list, or tar shards; see ``u2seg.utils.image_source.open_source``.
         output: directory to fill: one subdirectory a stage, ``manifest.json``, ``failures.json``.
         stages: which to run, a subset of ``STAGES``; what a stage needs must be there or be run with it.
-        max_failures: largest share, 0..1, of photos that may be unreadable; ``MASKS.MAX_FAILURES`` if None.
+        max_failures: largest share, 0..1, of photos that a stage may find unreadable; ``MASKS.MAX_FAILURES`` if None.
         num_workers: processes that share every stage, one GPU each where there are several; the labels do not depend on it.
         sample_patches: whether the mask stage samples patches for a semantic stage that is run later; where both are run it does.
         launcher: who runs the workers, a class of ``u2seg.pseudo_labels.launchers`` with its own settings bound; None: ``num_workers``
@@ -49,19 +57,25 @@ def make_pseudo_labels(
         FileNotFoundError: a stage was asked for whose input is not there.
         u2seg.utils.manifest.StageMismatchError: ``output`` was made with other settings.
         u2seg.utils.manifest.TooManyFailuresError: too many photos could not be read.
+        u2seg.utils.write_errors.WriteError: the disk is full, or ``output`` is read-only or was deleted.
     """
     if num_workers < 1:
         raise ValueError(f"num_workers must be at least 1, got {num_workers}")
     run = replace(_opened_run(cfg, images, output, stages, max_failures), sample_patches=sample_patches)
     if launcher is None:
         launcher = Launcher if num_workers == 1 else lambda cfg, run: LocalLauncher(cfg, run, num_workers)
-    with launcher(cfg, run) as launched:
+    with clear_write_errors(run.output), launcher(cfg, run) as launched:
         if launched.leads:
             remove_partial_files(run.output)
         launched.plan()
-        for _ in run_phases(launched, rounds_of(run)):
-            pass
+        try:
+            for _ in run_phases(launched, rounds_of(run)):
+                pass
+        except TooManyFailuresError:
+            _write_failures(run)
+            raise
         if launched.leads:
+            _write_failures(run)
             _write_summary(run.output)
     return run.output
 
@@ -130,9 +144,12 @@ def finalize(
     launcher = Launcher(cfg, run)
     if is_complete(run["masks"]) or (run["masks"] / MANIFEST).is_file():
         launcher.plan()
-    for phase in _next_round(run):
-        phase.check_inputs(run)
-        launcher.finish(phase)
+    try:
+        for phase in _next_round(run):
+            phase.check_inputs(run)
+            launcher.finish(phase)
+    finally:
+        _write_failures(run)
     _write_summary(run.output)
     return [phase.name for phase in _next_round(run)]
 
@@ -141,7 +158,8 @@ def retry_failures(cfg: CfgNode, images: Images, output: str | Path) -> int:
     """Prepares finished labels for images that could not be read and have been repaired; :func:`make_pseudo_labels` then goes on.
 
     Only the mask shards that hold a repaired image are made again. Clusters, semantics and panoptic labels depend on all masks and
-    are deleted, if an image was repaired at all. The labels become those of a run that could read the images from the beginning.
+    are deleted, if an image was repaired or put back at all. The labels become those of a run that could read the images from the
+    beginning.
 
     Args:
         cfg: the configuration that made the labels.
@@ -163,7 +181,12 @@ def retry_failures(cfg: CfgNode, images: Images, output: str | Path) -> int:
         for stage in STAGES[1:]:
             discard_stage(output / stage)
 
-    return reopen_failures(cfg, images, output / STAGES[0], discard_later_stages)
+    repaired = reopen_failures(cfg, images, output / STAGES[0], discard_later_stages)
+    lost = {row["file_name"] for stage in STAGES[1:] for row in _failures(output / stage)}
+    put_back = sum(is_readable(open_source(images), name) for name in lost)
+    if put_back:
+        discard_later_stages()
+    return repaired + put_back
 
 
 def _opened_run(
@@ -198,6 +221,22 @@ def _check_root(output: Path) -> None:
     path = output / MANIFEST
     if path.is_file() and "stages" not in read_json(path):
         raise StageMismatchError(f"{path} was not written by this command; choose another output directory")
+
+
+def _failures(stage: Path) -> list[dict]:
+    """Returns the rows of a stage's list of images that it could not read."""
+    return read_json(stage / FAILURES) if (stage / FAILURES).is_file() else []
+
+
+def _write_failures(run: LabelRun) -> None:
+    """Writes the list of all images that a stage could not read, each with the first reason, if the mask stage came so far."""
+    if not (run["masks"] / FAILURES).is_file():
+        return
+    rows: dict[str, dict] = {}
+    for stage in STAGES:
+        for row in _failures(run[stage]):
+            rows.setdefault(row["file_name"], row)
+    write_json(run.output / FAILURES, [rows[name] for name in sorted(rows)])
 
 
 def _write_summary(output: Path) -> None:

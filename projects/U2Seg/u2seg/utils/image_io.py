@@ -154,10 +154,21 @@ def _walk(root: str, below: str, visited: set[tuple[int, int]]) -> Iterator[str]
 def _add_entry(entries: ExternalSort, entry: os.DirEntry) -> None:
     if entry.name.startswith("."):
         return
-    if entry.is_dir():
+    if _is_directory(entry):
         entries.add(f"{entry.name}/")
-    elif is_image_name(entry.name) and (entry.is_file() or not os.path.exists(entry.path)):
+    elif is_image_name(entry.name) and _is_file_or_lost_link(entry):
         entries.add(entry.name)
+
+
+def _is_directory(entry: os.DirEntry) -> bool:
+    # The entry itself needs no look at the disk, but ends in an error where a link leads to itself.
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _is_file_or_lost_link(entry: os.DirEntry) -> bool:
+    if not entry.is_symlink():
+        return entry.is_file()
+    return os.path.isfile(entry.path) or not os.path.exists(entry.path)
 
 
 def shortened_path(path: str) -> str:
@@ -329,6 +340,18 @@ def read_image_rgb(path: str | Path) -> np.ndarray:
     return _decoded(path, lambda image: _to_rgb(_upright(image)))
 
 
+def read_named_rgb(path: str | Path) -> np.ndarray:
+    """Returns an image as :func:`read_image_rgb` does; the error names the file.
+
+    Raises:
+        ImageReadError: see :func:`read_image_rgb`.
+    """
+    try:
+        return read_image_rgb(path)
+    except ImageReadError as error:
+        raise ImageReadError(f"{path}: {error}") from error
+
+
 def read_stored_rgb(path: str | Path) -> np.ndarray:
     """Returns an image as uint8 (height, width, 3) in RGB as it is stored, whatever its EXIF orientation.
 
@@ -356,6 +379,21 @@ def decode_image_rgb(data: bytes) -> np.ndarray:
     except _DECODER_ERRORS as error:
         text = re.sub(r"<_io\.BytesIO[^>]*>", "in memory", (str(error).splitlines() or [type(error).__name__])[0])
         raise ImageReadError(f"not readable as an image: {text}") from error
+
+
+def read_stored_array(path: str | Path) -> np.ndarray:
+    """Returns the values of an image file as they are stored, of a map of ids for example; shape and dtype are the file's.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it cannot be read as an image; the message names it.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return _opened(path, np.asarray)
+    except ImageReadError as error:
+        raise ValueError(f"{path} is {error}" if str(error).startswith("not ") else f"{path}: {error}") from error
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

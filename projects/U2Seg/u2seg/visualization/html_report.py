@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from u2seg.utils.files import atomic_path
-from u2seg.utils.image_io import read_image_rgb
+from u2seg.utils.image_io import read_named_rgb
 from u2seg.visualization.curves import Curves, curves_svg
 from u2seg.visualization.image_grid import save_image
 
@@ -111,7 +111,7 @@ def _save_images(directory: Path, index: int, row: Row) -> list[_ImageFile]:
     """Writes a row's images; returns their names, relative to the page, and sizes in pixels."""
     files = []
     for column, (caption, image) in enumerate(row.images.items()):
-        image_rgb = image if isinstance(image, np.ndarray) else read_image_rgb(image)
+        image_rgb = image if isinstance(image, np.ndarray) else read_named_rgb(image)
         name = f"{IMAGE_DIRECTORY}/{index:04d}-{column}.jpg"
         save_image(directory / name, image_rgb)
         files.append(_ImageFile(caption, name, width=image_rgb.shape[1], height=image_rgb.shape[0]))

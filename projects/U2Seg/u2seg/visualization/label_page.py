@@ -12,7 +12,7 @@ from PIL import Image
 from u2seg.data.formats.coco_panoptic import read_panoptic_png
 from u2seg.structures.label_space import LabelSpace
 from u2seg.utils.files import confined_name, read_json
-from u2seg.utils.image_io import ImageReadError, read_image_rgb
+from u2seg.utils.image_io import ImageReadError, read_named_rgb
 from u2seg.utils.manifest import Failure
 from u2seg.utils.progress import track
 from u2seg.visualization.html_report import Row, Table, write_report
@@ -47,7 +47,7 @@ class PanopticLabels:
         Raises:
             ImageReadError: the image cannot be read, has another size than its labels, or its PNG is missing.
         """
-        image_rgb = read_image_rgb(self.image_directory / self.file_names[annotation["image_id"]])
+        image_rgb = read_named_rgb(self.image_directory / self.file_names[annotation["image_id"]])
         png = self.png_directory / annotation["file_name"]
         try:
             panoptic_map = read_panoptic_png(png)

@@ -6,9 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
+from u2seg.data.formats.parquet_files import count_rows, read_rows
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path, confined_name
 from u2seg.utils.manifest import Failure
+
+_COLUMNS = (
+    *("image_id", "file_name", "height", "width", "rle_counts", "scores", "cut_values", "refined_ious", "embeddings"),
+    "error",
+)
 
 
 def write_shard(path: str | Path, records: list[ImageMasks]) -> None:
@@ -39,10 +45,9 @@ def read_shard(path: str | Path) -> list[ImageMasks]:
 
     Raises:
         u2seg.utils.files.UnsafeNameError: an image's name leads out of the image directory.
+        FileNotFoundError, ValueError: see :func:`u2seg.data.formats.parquet_files.read_rows`.
     """
-    import pyarrow.parquet as pq
-
-    return [_record(row, path) for row in pq.read_table(path).to_pylist()]
+    return [_record(row, path) for row in read_rows(path, list(_COLUMNS))]
 
 
 def iter_shards(directory: str | Path) -> Iterator[list[ImageMasks]]:
@@ -58,9 +63,7 @@ def mask_shards(directory: str | Path) -> list[Path]:
 
 def count_records(path: str | Path) -> int:
     """Returns how many images a shard holds; only the end of the file is read."""
-    import pyarrow.parquet as pq
-
-    return pq.read_metadata(path).num_rows
+    return count_rows(path)
 
 
 def iter_records(directory: str | Path) -> Iterator[ImageMasks]:
@@ -91,13 +94,11 @@ class ShardSummary:
 
 def summarize_shard(path: str | Path) -> ShardSummary:
     """Returns what a shard holds; masks and embeddings stay on the disk."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
     # The scores are the smallest column with one entry a mask.
-    table = pq.read_table(path, columns=["file_name", "error", "scores"])
-    num_masks = pc.sum(pc.list_value_length(table["scores"])).as_py() or 0
-    return ShardSummary(table["file_name"].to_pylist(), table["error"].to_pylist(), num_masks)
+    rows = read_rows(path, ["file_name", "error", "scores"])
+    return ShardSummary(
+        [row["file_name"] for row in rows], [row["error"] for row in rows], sum(len(row["scores"]) for row in rows)
+    )
 
 
 def failures_of(records: Iterator[ImageMasks]) -> list[Failure]:

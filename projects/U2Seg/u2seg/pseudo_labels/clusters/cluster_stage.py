@@ -8,8 +8,10 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from u2seg.data.formats.mask_shards import count_records, mask_shards, read_shard
+from u2seg.data.formats.parquet_files import read_rows
 from u2seg.features import feature_settings, resolve_device
 from u2seg.pseudo_labels.clusters.mask_embeddings import MASK_EMBEDDING_REGISTRY
+from u2seg.pseudo_labels.lost_images import report_lost_images
 from u2seg.pseudo_labels.sharding import Worker
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path, read_json, short_file_digest, write_json
@@ -38,27 +40,35 @@ Vectors = Callable[[list[ImageMasks], Progress], np.ndarray]
 logger = logging.getLogger(__name__)
 
 HISTOGRAM = "histogram.json"
+# Instead of a cluster, where the image of a mask could not be read any more.
+LOST = -1
 _SAMPLE = ".sample"  # begins the names of the vectors on which centroids are found, until they are
 
 Images = str | Path | ImageSource
 
 
-def make_clusters(cfg: CfgNode, images: Images, masks: Path, output: Path) -> Path:
+def make_clusters(
+    cfg: CfgNode, images: Images, masks: Path, output: Path, *, max_failures: float | None = None
+) -> Path:
     """Returns ``output``, filled with centroids, the cluster of every mask, and the histogram of cluster sizes.
+
+    An image that was damaged or removed since its masks were made is recorded with the reason; its masks get the cluster -1.
 
     Args:
         cfg: reads ``CLUSTERS``.
         images: the images, for embeddings that look at them again.
         masks: directory of the mask stage.
         output: directory to fill.
+        max_failures: share, 0..1, of images that may be lost; ``MASKS.MAX_FAILURES`` if None.
 
     Raises:
         ValueError: fewer masks than clusters; the message says how many there are.
+        TooManyFailuresError: too many images were lost; put them back and go on.
     """
     sample_vectors(cfg, images, masks, output, Worker())
     fit_centroids(cfg, masks, output)
     assign_clusters(cfg, images, masks, output, Worker())
-    finish_clusters(cfg, masks, output)
+    finish_clusters(cfg, images, masks, output, max_failures=max_failures)
     return output
 
 
@@ -110,6 +120,7 @@ def sample_vectors(cfg: CfgNode, images: Images, masks: Path, output: Path, work
     with Progress(_count_images(shards, missing), "embedding masks", transient=True) as bar:
         for index in missing:
             vectors = vectors_of(read_shard(shards[index]), bar)
+            vectors = vectors[~np.isnan(vectors).any(axis=1)]
             if share < 1:
                 # A generator for each shard: the sample depends neither on the order nor on the number of workers.
                 rng = np.random.default_rng([cfg.CLUSTERS.SEED, 1, index])
@@ -176,16 +187,29 @@ def assign_clusters(cfg: CfgNode, images: Images, masks: Path, output: Path, wor
     with Progress(total, "clusters", initial=total - _count_images(shards, missing)) as bar:
         for index in missing:
             records = read_shard(shards[index])
-            assigned = assign(vectors_of(records, bar), centroids, device)
+            vectors = vectors_of(records, bar)
+            known = ~np.isnan(vectors).any(axis=1)
+            labels, distances = np.full(len(vectors), LOST, np.int64), np.zeros(len(vectors), np.float32)
+            labels[known], distances[known] = assign(vectors[known], centroids, device)
             check_stage(output, "clusters", settings)
-            _write_assignments(output / shards[index].name, records, *assigned)
+            _write_assignments(output / shards[index].name, records, labels, distances)
 
 
-def finish_clusters(cfg: CfgNode, masks: Path, output: Path) -> None:
-    """Closes the stage: counts the masks of every cluster.
+def finish_clusters(
+    cfg: CfgNode, images: Images, masks: Path, output: Path, *, max_failures: float | None = None
+) -> None:
+    """Closes the stage: counts the masks of every cluster, and records the images that were lost since their masks were made.
+
+    Args:
+        cfg: reads ``CLUSTERS``.
+        images: as for :func:`make_clusters`; the lost ones are read again for the reason.
+        masks: directory of the mask stage.
+        output: of this stage.
+        max_failures: as for :func:`make_clusters`.
 
     Raises:
         IncompleteStageError: a shard was not assigned; the message names it.
+        TooManyFailuresError: too many images were lost; put them back and go on.
     """
     open_clusters(cfg, masks, output)
     _remove_sample(output)  # what another run on the same directory sampled in vain
@@ -194,11 +218,19 @@ def finish_clusters(cfg: CfgNode, masks: Path, output: Path) -> None:
     shards = mask_shards(masks)
     require_shards(output, len(shards))
     counts = np.zeros(cfg.CLUSTERS.NUM_CLUSTERS, np.int64)
+    lost: list[str] = []
     for shard in shards:
-        for clusters in _read_assignments(output / shard.name):
-            counts += np.bincount(clusters, minlength=len(counts))
+        assigned = _read_assignments(output / shard.name)
+        for clusters in assigned:
+            counts += np.bincount(clusters[clusters != LOST], minlength=len(counts))
+        if any((clusters == LOST).any() for clusters in assigned):
+            pairs = zip(read_shard(shard), assigned, strict=True)
+            lost += [record.file_name for record, clusters in pairs if (clusters == LOST).any()]
+    max_failures = cfg.MASKS.MAX_FAILURES if max_failures is None else max_failures
+    report_lost_images(open_source(images), lost, output, read_json(masks / MANIFEST)["counts"]["images"], max_failures)
     write_json(output / HISTOGRAM, {"masks_per_cluster": counts.tolist(), "empty_clusters": int((counts == 0).sum())})
-    close_stage(output, {"masks": int(counts.sum()), "non_empty_clusters": int((counts > 0).sum())})
+    summary = {"masks": int(counts.sum()), "non_empty_clusters": int((counts > 0).sum())}
+    close_stage(output, {**summary, **({"lost_images": lost} if lost else {})})
 
 
 def _vectors(cfg: CfgNode, images: Images, output: Path) -> Vectors:
@@ -270,13 +302,13 @@ def _find_centroids(cfg: CfgNode, sample: np.ndarray) -> np.ndarray:
 
 
 def iter_assigned(masks: Path, clusters: Path) -> Iterator[list[tuple[ImageMasks, np.ndarray]]]:
-    """Yields, shard by shard, each image's masks with their clusters, int64 (N,)."""
+    """Yields, shard by shard, each image's masks with their clusters, int64 (N,), ``LOST`` where the image was lost."""
     for shard in mask_shards(masks):
         yield read_assigned(shard, clusters)
 
 
 def read_assigned(mask_shard: Path, clusters: Path) -> list[tuple[ImageMasks, np.ndarray]]:
-    """Returns each image's masks of one shard with their clusters, int64 (N,).
+    """Returns each image's masks of one shard with their clusters, int64 (N,), ``LOST`` where the image was lost.
 
     Args:
         mask_shard: file of the mask stage.
@@ -286,10 +318,7 @@ def read_assigned(mask_shard: Path, clusters: Path) -> list[tuple[ImageMasks, np
 
 
 def _read_assignments(path: Path) -> list[np.ndarray]:
-    import pyarrow.parquet as pq
-
-    rows = pq.read_table(path, columns=["clusters"]).column("clusters").to_pylist()
-    return [np.asarray(row, np.int64) for row in rows]
+    return [np.asarray(row["clusters"], np.int64) for row in read_rows(path, ["clusters"])]
 
 
 def _write_assignments(path: Path, records: list[ImageMasks], labels: np.ndarray, distances: np.ndarray) -> None:

@@ -189,7 +189,7 @@ def reopen_failures(cfg: CfgNode, images: Images, output: str | Path, discard_de
             f"other images of {source.description} than those in {output / FAILURES} were added, removed or changed; expected the same "
             "images, of which only the unreadable ones were repaired. Choose another output directory."
         )
-    repaired = {name for name in failed if _is_readable(source, name)}
+    repaired = {name for name in failed if is_readable(source, name)}
     if repaired:
         discard_dependents()
         # The manifest first: a stage that misses a shard must not look finished.
@@ -200,7 +200,8 @@ def reopen_failures(cfg: CfgNode, images: Images, output: str | Path, discard_de
     return len(repaired)
 
 
-def _is_readable(source: ImageSource, name: str) -> bool:
+def is_readable(source: ImageSource, name: str) -> bool:
+    """Returns whether an image of a source can be read."""
     try:
         source.read(name)
     except ImageReadError:

@@ -21,7 +21,7 @@ from u2seg.data.formats.coco_panoptic import (
 )
 from u2seg.data.formats.mask_shards import count_records, mask_shards
 from u2seg.data.formats.semantic_shards import read_semantic_shard
-from u2seg.pseudo_labels.clusters.cluster_stage import read_assigned
+from u2seg.pseudo_labels.clusters.cluster_stage import LOST, read_assigned
 from u2seg.pseudo_labels.image_plan import shard_png_names
 from u2seg.pseudo_labels.panoptic.panoptic_merge import INSTANCE_SIZE_REGISTRY, merge_panoptic, void_share
 from u2seg.pseudo_labels.sharding import Worker
@@ -30,6 +30,7 @@ from u2seg.structures.mask_records import ImageMasks
 from u2seg.structures.segments import Segment
 from u2seg.utils.files import read_json, stream_json, write_json
 from u2seg.utils.manifest import (
+    MANIFEST,
     check_stage,
     close_stage,
     is_complete,
@@ -129,7 +130,7 @@ class PanopticRule:
 def make_panoptic_labels(cfg: CfgNode, masks: Path, clusters: Path, semantics: Path, output: Path) -> Path:
     """Returns ``output``, filled with instances JSON, panoptic JSON and PNGs, and stuff PNGs.
 
-    Every readable image appears, also those without an instance. Killed and called again, it goes
+    Every image that all stages could read appears, also those without an instance. Killed and called again, it goes
     on at the first image group that is not finished.
 
     Args:
@@ -177,6 +178,7 @@ def label_groups(cfg: CfgNode, masks: Path, clusters: Path, semantics: Path, out
         return
     space, rule = LabelSpace.of_clusters(*label_counts(clusters, semantics)), PanopticRule.from_config(cfg)
     shards = mask_shards(masks)
+    _require_all(masks, semantics, sum(map(count_records, shards)), len(shards))
     own = worker.share(len(shards))
     missing = [index for index in own if not _part_path(output, index).is_file()]
     total = sum(count_records(shards[index]) for index in own)
@@ -206,6 +208,21 @@ def finish_panoptic(cfg: CfgNode, masks: Path, clusters: Path, semantics: Path, 
     shutil.rmtree(output / PARTS_DIRECTORY, ignore_errors=True)
 
 
+def _require_all(masks: Path, semantics: Path, num_images: int, num_shards: int) -> None:
+    """Refuses stages of which shards were deleted after they were finished: images would be left out in silence."""
+    expected = read_json(masks / MANIFEST)["counts"]["images"]
+    if num_images != expected:
+        raise FileNotFoundError(
+            f"the shards in {masks} hold {num_images} images, its {MANIFEST} says {expected}: put back what was deleted, or delete "
+            f"{masks} and what was made from it"
+        )
+    found = len(list(semantics.glob("shard-*.parquet")))
+    if found != num_shards:
+        raise FileNotFoundError(
+            f"{semantics} has {found} shards, {masks} {num_shards}: put back what was deleted, or delete {semantics} to make it anew"
+        )
+
+
 def _part_path(output: Path, index: int) -> Path:
     return shard_path(output / PARTS_DIRECTORY, index, ".json")
 
@@ -225,7 +242,8 @@ def _label_group(
 ) -> dict:
     images, panoptic_rows, instance_rows, void = [], [], [], []
     for record, clusters in group:
-        if record.error is not None:
+        # One that was lost after its masks were made is in the failures of the stage that missed it.
+        if record.error is not None or record.file_name not in maps or (clusters == LOST).any():
             continue
         shape = (record.height, record.width)
         decoded = mask_utils.decode(record.rles()) if record.rle_counts else np.zeros((*shape, 0), np.uint8)

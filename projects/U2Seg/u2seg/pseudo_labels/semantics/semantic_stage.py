@@ -22,6 +22,8 @@ from u2seg.utils.manifest import (
 from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
 
+_NOT_IN_MANIFEST = ("CACHE_MIB", "CHECKPOINT_PERIOD", "NUM_THREADS")
+
 
 def make_semantics(cfg: CfgNode, images: Path, masks: Path, output: Path) -> Path:
     """Returns ``output``, filled with one semantic map for every image that the mask stage could read.
@@ -39,6 +41,9 @@ def make_semantics(cfg: CfgNode, images: Path, masks: Path, output: Path) -> Pat
     make_provider = get_registered(SEMANTIC_PROVIDER_REGISTRY, cfg.SEMANTICS.PROVIDER, "SEMANTICS.PROVIDER")
     settings = {key.lower(): value for key, value in cfg.SEMANTICS.items()}
     settings["centroids"] = cfg.SEMANTICS.CENTROIDS and short_file_digest(cfg.SEMANTICS.CENTROIDS)
+    # Neither how much is kept in memory nor how often a checkpoint is written changes a map by more than rounding.
+    learned = {key.lower(): value for key, value in cfg.SEMANTICS.LEARNED.items() if key not in _NOT_IN_MANIFEST}
+    settings["learned"] = {**learned, "weights": learned["weights"] and short_file_digest(learned["weights"])}
     settings["features"] = feature_settings(cfg)
     open_stage(output, "semantics", {**settings, "masks": settings_digest(masks)})
     if is_complete(output):

@@ -16,6 +16,10 @@ def add_features_config(cfg: CN) -> None:
     cfg.FEATURES.BATCH_SIZE = 8
     cfg.FEATURES.DEVICE = "auto"  # "auto": CUDA where there is one, else the CPU
 
+    # Share of the channels that are projected out since they tell where a patch lies: the main directions of an image without content
+    # [INSID3: 500 of 1024]; 0.0: none.
+    cfg.FEATURES.POSITION_SHARE = 0.0
+
     # Hand-made descriptor: color and gradient orientations, smoothed [ours].
     cfg.FEATURES.HANDMADE = CN()
     cfg.FEATURES.HANDMADE.PATCH_SIZE = 8  # pixels
@@ -32,7 +36,7 @@ def add_features_config(cfg: CN) -> None:
     # "": the authors' file, downloaded through PathManager and checked; else a local file in the authors' format.
     cfg.FEATURES.VIT.WEIGHTS = ""
     cfg.FEATURES.VIT.BLOCK = -1  # transformer block, negative counts from the last [MaskCut]
-    cfg.FEATURES.VIT.FACET = "key"  # "key", "query", "value" or "token" [MaskCut]: key
+    cfg.FEATURES.VIT.FACET = "key"  # "key", "query", "value", "token" or "normalized_token" [MaskCut]: key
     # "float32", or "bfloat16": faster on GPUs that have it; features are float32 in either case [ours].
     cfg.FEATURES.VIT.PRECISION = "float32"
 
@@ -55,6 +59,7 @@ register_rules(
         "FEATURES.IMAGE_SIZE": several(integer(16, 8192), count=2),
         "FEATURES.BATCH_SIZE": COUNT,
         "FEATURES.DEVICE": text(),
+        "FEATURES.POSITION_SHARE": number(0, 0.99),
         "FEATURES.HANDMADE.PATCH_SIZE": integer(1, 1024),
         "FEATURES.HANDMADE.COLOR_WEIGHT": number(0, 1e6),
         "FEATURES.HANDMADE.TEXTURE_WEIGHT": number(0, 1e6),
@@ -62,7 +67,7 @@ register_rules(
         "FEATURES.VIT.ARCH": text(),
         "FEATURES.VIT.WEIGHTS": text(empty=True),
         "FEATURES.VIT.BLOCK": integer(-1000, 1000),
-        "FEATURES.VIT.FACET": choice("key", "query", "value", "token"),
+        "FEATURES.VIT.FACET": choice("key", "query", "value", "token", "normalized_token"),
         "FEATURES.VIT.PRECISION": choice("float32", "bfloat16"),
         "FEATURES.RESNET.CONFIG_FILE": text(),
         "FEATURES.RESNET.WEIGHTS": text(empty=True),

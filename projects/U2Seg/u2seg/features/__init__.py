@@ -1,13 +1,14 @@
 """Feature extractors behind one registry: a batch of images in, patch features out."""
 
+from u2seg.features.build import build_feature_extractor
 from u2seg.features.extractor import (
     FEATURE_EXTRACTOR_REGISTRY,
     FeatureExtractor,
-    build_feature_extractor,
     feature_settings,
     resolve_device,
 )
 from u2seg.features.handmade import HandmadeDescriptor, RawPixels
+from u2seg.features.position_free import PositionFreeFeatures
 from u2seg.features.resnet import ResNetFeatures
 from u2seg.features.vit import TimmViT
 
@@ -15,6 +16,7 @@ __all__ = [
     "FEATURE_EXTRACTOR_REGISTRY",
     "FeatureExtractor",
     "HandmadeDescriptor",
+    "PositionFreeFeatures",
     "RawPixels",
     "ResNetFeatures",
     "TimmViT",

@@ -26,8 +26,11 @@ def add_learned_semantics_config(cfg: CN) -> None:
     cfg.SEMANTICS.LEARNED = CN()
     # A trained head: model_final.pth of an earlier run's semantics/, or what `u2seg convert` wrote; "": trained on these images.
     cfg.SEMANTICS.LEARNED.WEIGHTS = ""
-    # (height, width) in pixels to which the training crops are resized [STEGO]; CAUSE's TR head: 320. For the maps, FEATURES.IMAGE_SIZE.
+    # (height, width) in pixels to which the training crops are resized [STEGO]; CAUSE's TR head: 320. DINOv2: multiples of 14.
     cfg.SEMANTICS.LEARNED.TRAIN_SIZE = (224, 224)
+    cfg.SEMANTICS.LEARNED.MAP_SIZE = (320, 320)  # and to which the images are resized that get a map [STEGO, CAUSE]
+    # In place of FEATURES.VIT.FACET, of the last block: masks are cut from keys, heads are trained on normalized tokens [STEGO, CAUSE].
+    cfg.SEMANTICS.LEARNED.FACET = "normalized_token"
     # Train on the four corners and the center of each image, of so much of its height and width [STEGO]; 1.0: on whole images.
     cfg.SEMANTICS.LEARNED.CROP_RATIO = 0.5
     cfg.SEMANTICS.LEARNED.BATCH_SIZE = 16  # crops [STEGO, CAUSE]
@@ -93,6 +96,8 @@ register_rules(
     {
         "SEMANTICS.LEARNED.WEIGHTS": text(empty=True),
         "SEMANTICS.LEARNED.TRAIN_SIZE": several(integer(16, 8192), count=2),
+        "SEMANTICS.LEARNED.MAP_SIZE": several(integer(16, 8192), count=2),
+        "SEMANTICS.LEARNED.FACET": choice("key", "query", "value", "token", "normalized_token"),
         "SEMANTICS.LEARNED.CROP_RATIO": number(0, 1, above=True),
         "SEMANTICS.LEARNED.BATCH_SIZE": integer(2, 65536),
         "SEMANTICS.LEARNED.CHECKPOINT_PERIOD": COUNT,

@@ -8,7 +8,7 @@ import torch
 from detectron2.config import CfgNode
 
 from u2seg.data.formats.mask_shards import iter_shards
-from u2seg.features import build_feature_extractor, resolve_device
+from u2seg.features import resolve_device
 from u2seg.pseudo_labels.semantics.learned.cause_training import train_cause
 from u2seg.pseudo_labels.semantics.learned.crops import CropFeatures, CropSet
 from u2seg.pseudo_labels.semantics.learned.semantic_head import (
@@ -16,6 +16,7 @@ from u2seg.pseudo_labels.semantics.learned.semantic_head import (
     PixelClusters,
     PixelSettings,
     SemanticHead,
+    build_head_extractor,
     load_semantic_head,
     save_semantic_head,
 )
@@ -68,7 +69,7 @@ class LearnedSemantics:
         if self._clusters is None:
             model = load_semantic_head(self._cfg, self._output / MODEL, self._provider)
             self._clusters = PixelClusters(
-                build_feature_extractor(self._cfg),
+                build_head_extractor(self._cfg, self._cfg.SEMANTICS.LEARNED.MAP_SIZE),
                 model.to(resolve_device(self._cfg.FEATURES.DEVICE)),
                 PixelSettings.of_config(self._cfg),
             )
@@ -83,18 +84,15 @@ class LearnedSemantics:
 
     def _trained(self) -> SemanticHead:
         learned = self._cfg.SEMANTICS.LEARNED
-        cfg = self._cfg.clone()
-        cfg.defrost()
-        cfg.FEATURES.IMAGE_SIZE = learned.TRAIN_SIZE
         records = [record for records in iter_shards(self._masks) for record in records if record.error is None]
         features = CropFeatures(
             CropSet(self._images, records, learned.CROP_RATIO),
-            build_feature_extractor(cfg),
+            build_head_extractor(self._cfg, learned.TRAIN_SIZE),
             batch_size=learned.BATCH_SIZE,
             cache_mib=learned.CACHE_MIB,
             num_threads=learned.NUM_THREADS,
         )
-        return self._train(cfg, features, self._output)
+        return self._train(self._cfg, features, self._output)
 
 
 @SEMANTIC_PROVIDER_REGISTRY.register("STEGO")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from u2seg.checkpoint import CheckpointError, read_weights
 from u2seg.checkpoint.checkpointer import require_finite, save_to_disk
-from u2seg.features import FeatureExtractor
+from u2seg.features import FeatureExtractor, build_feature_extractor
 from u2seg.pseudo_labels.masks.dense_crf import CRFSettings, DenseCRF
 from u2seg.pseudo_labels.semantics.learned.cluster_probe import ClusterProbe
 from u2seg.pseudo_labels.semantics.learned.code_heads import CodeHead, ConceptDecoderHead
@@ -108,6 +108,20 @@ def _head_of(weights: Mapping[str, Tensor], path: str | Path) -> nn.Module:
     rows, columns = map(int, weights["head.grid"])
     feedforward = len(weights["head.decoder.linear1.weight"])
     return ConceptDecoderHead(weights["head.codebook"], (rows, columns), dim, 0.0, feedforward)
+
+
+def build_head_extractor(cfg: CfgNode, image_size: tuple[int, int]) -> FeatureExtractor:
+    """Returns the extractor of ``FEATURES`` as heads take it: of another image size, a ViT with ``SEMANTICS.LEARNED.FACET``.
+
+    Args:
+        cfg: the configuration.
+        image_size: (height, width) to which its images are resized.
+    """
+    other = cfg.clone()
+    other.defrost()
+    other.FEATURES.IMAGE_SIZE = tuple(image_size)
+    other.FEATURES.VIT.FACET, other.FEATURES.VIT.BLOCK = cfg.SEMANTICS.LEARNED.FACET, -1
+    return build_feature_extractor(other)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from u2seg.features import FeatureExtractor, build_feature_extractor
+from u2seg.features import FeatureExtractor
 from u2seg.pseudo_labels.semantics.learned.semantic_head import (
     PixelClusters,
     PixelSettings,
     SemanticHead,
+    build_head_extractor,
     load_semantic_head,
 )
 
@@ -50,7 +51,7 @@ class SemanticHeadSegmenter(nn.Module):
         other.defrost()
         other.FEATURES.DEVICE = cfg.MODEL.DEVICE
         return {
-            "extractor": build_feature_extractor(other),
+            "extractor": build_head_extractor(other, cfg.SEMANTICS.LEARNED.MAP_SIZE),
             "model": load_semantic_head(cfg, cfg.MODEL.WEIGHTS, cfg.SEMANTICS.PROVIDER),
             "settings": PixelSettings.of_config(cfg),
             "bgr": cfg.INPUT.FORMAT == "BGR",

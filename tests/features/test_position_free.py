@@ -22,7 +22,9 @@ class Placed(FeatureExtractor):
 
 
 def test_what_tells_the_position_goes_and_the_rest_stays():
-    images = torch.rand(2, 3, 1, 1).expand(-1, -1, 8, 12)  # one color each: a patch's feature depends on its place alone
+    images = torch.rand(2, 3, 1, 1).expand(
+        -1, -1, 8, 12
+    )  # one color each: a patch's feature depends on its place alone
     found = PositionFreeFeatures(Placed(), share=0.5)
     assert found.directions.shape == (6, 3)  # the lengths vary with the place as well, and so does the constant's share
     free = found(images)

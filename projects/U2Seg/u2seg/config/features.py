@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode as CN
 
-from u2seg.config.validation import COUNT, choice, flag, integer, number, register_rules, several, text
+from u2seg.config.validation import COUNT, Rule, choice, flag, integer, number, register_rules, several, text
 
 
 def add_features_config(cfg: CN) -> None:
@@ -19,6 +19,10 @@ def add_features_config(cfg: CN) -> None:
     # Share of the channels that are projected out since they tell where a patch lies: the main directions of an image without content
     # [INSID3: 500 of 1024]; 0.0: none.
     cfg.FEATURES.POSITION_SHARE = 0.0
+
+    # Further backbones that vote in the mask generator "VoteCut", each as KEY VALUE ... below FEATURES, what is left out being as here:
+    # [["VIT.ARCH", "dinov2_vitb14", "VIT.FACET", "normalized_token", "IMAGE_SIZE", [476, 476]]] [CuVLER: six backbones].
+    cfg.FEATURES.OTHERS = ()
 
     # Hand-made descriptor: color and gradient orientations, smoothed [ours].
     cfg.FEATURES.HANDMADE = CN()
@@ -53,6 +57,8 @@ def add_features_config(cfg: CN) -> None:
     cfg.FEATURES.RESNET.CENTER = True
 
 
+_ANYTHING = Rule("a key or its value", lambda value: True)
+
 register_rules(
     {
         "FEATURES.NAME": text(),
@@ -60,6 +66,7 @@ register_rules(
         "FEATURES.BATCH_SIZE": COUNT,
         "FEATURES.DEVICE": text(),
         "FEATURES.POSITION_SHARE": number(0, 0.99),
+        "FEATURES.OTHERS": several(several(_ANYTHING, at_least=2)),
         "FEATURES.HANDMADE.PATCH_SIZE": integer(1, 1024),
         "FEATURES.HANDMADE.COLOR_WEIGHT": number(0, 1e6),
         "FEATURES.HANDMADE.TEXTURE_WEIGHT": number(0, 1e6),

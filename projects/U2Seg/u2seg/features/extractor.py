@@ -50,6 +50,14 @@ class FeatureExtractor(nn.Module):
         """
         raise NotImplementedError
 
+    def views(self, images: Tensor) -> list[Tensor]:
+        """Returns the features of one or more backbones, each on a grid of its own; the first is what :meth:`forward` returns.
+
+        Args:
+            images: as for :meth:`forward`.
+        """
+        return [self(images)]
+
     def embed(self, images: Tensor) -> Tensor:
         """Returns one vector an image, float32 (B, D): a ViT's CLS token, or the mean over patches where there is none."""
         return self(images).mean(dim=(2, 3))

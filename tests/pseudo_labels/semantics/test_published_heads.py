@@ -138,6 +138,9 @@ def test_other_files_are_refused(tmp_path):
     torch.save({"state_dict": {"layer.weight": torch.zeros(2)}}, tmp_path / "a.ckpt")
     with pytest.raises(CheckpointError, match=r"a\.ckpt is no STEGO: cluster_probe\.clusters, net\.cluster1\.0\.bias"):
         convert_stego(tmp_path / "a.ckpt", tmp_path / "out.pth")
+    torch.jit.script(torch.nn.Linear(1, 1)).save(tmp_path / "script.ckpt")
+    with pytest.raises(CheckpointError, match="is a TorchScript program"):
+        convert_stego(tmp_path / "script.ckpt", tmp_path / "out.pth")
     (tmp_path / "b.ckpt").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="is no zip archive of PyTorch's"):
         convert_stego(tmp_path / "b.ckpt", tmp_path / "out.pth")

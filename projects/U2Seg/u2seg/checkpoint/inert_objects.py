@@ -68,6 +68,10 @@ def read_with_inert_objects(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no checkpoint at {path}")
     if not zipfile.is_zipfile(local):
         raise CheckpointError(f"{path} is no zip archive of PyTorch's; load and save it with PyTorch 1.6 or newer")
+    with zipfile.ZipFile(local) as archive:
+        # By this file torch.load knows TorchScript, which it would hand to another reader.
+        if any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist()):
+            raise CheckpointError(f"{path} is a TorchScript program; expected a checkpoint")
     reader = types.SimpleNamespace(Unpickler=_InertUnpickler, __name__="inert")
     try:
         content = torch.load(local, "cpu", pickle_module=reader, weights_only=False)

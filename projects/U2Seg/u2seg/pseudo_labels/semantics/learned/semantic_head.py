@@ -69,14 +69,13 @@ def load_semantic_head(cfg: CfgNode, path: str | Path, provider: str) -> Semanti
             f"{path} is no trained head of STEGO or CAUSE: expected probe.clusters and head.*, got {', '.join(sorted(weights)[:3])}, "
             "...; a published file needs `u2seg convert` first"
         )
-    num_clusters = len(weights["probe.clusters"])
+    num_clusters, dim = weights["probe.clusters"].shape
     if num_clusters != cfg.SEMANTICS.NUM_CLUSTERS:
         raise CheckpointError(
             f"{path} has {num_clusters} clusters, SEMANTICS.NUM_CLUSTERS is {cfg.SEMANTICS.NUM_CLUSTERS}; set it to {num_clusters}"
         )
-    model = SemanticHead(
-        _head_of(weights, path), ClusterProbe(*weights["probe.clusters"].shape, cfg.SEMANTICS[provider].LOGIT_SCALE)
-    )
+    probe = ClusterProbe(num_clusters, dim, cfg.SEMANTICS[provider].LOGIT_SCALE)
+    model = SemanticHead(_head_of(weights, path), probe)
     own = model.state_dict()
     wrong = sorted(
         name for name in own.keys() | weights.keys() if own.get(name, _NONE).shape != weights.get(name, _NONE).shape

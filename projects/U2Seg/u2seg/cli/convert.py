@@ -1,26 +1,31 @@
-"""Converts published weights to this project's names.
+"""Converts published weights to this project's names, and trained models to what is handed to others.
 
     u2seg convert dino-resnet dino_resnet50_pretrain.pth datasets/dino/dino_resnet50_pretrain_d2.pkl
     u2seg convert pass pass50_pretrained.pth.tar pass_R18_s50.pth
     u2seg convert stego cocostuff27_vit_base_5.ckpt stego.pth
     u2seg convert cause segment_tr.pth cause.pth --clusters cluster_tr.pth --codebook modular.npy
+    u2seg convert safetensors output/photos/backbone output/photos/model --output output/release
 
 ``dino-resnet`` takes the DINO authors' ResNet-50 (an address is downloaded to Detectron2's cache) or any torchvision ResNet, and
 writes what Detectron2 loads as MODEL.WEIGHTS. ``pass`` takes a file of https://github.com/LUSSeg/PASS and writes MODEL.WEIGHTS for
-configs/LUSS, or FEATURES.RESNET.WEIGHTS; centroids (.npy) need no conversion. ``stego`` and ``cause`` write SEMANTICS.LEARNED.WEIGHTS from
-the authors' files, and print the settings that fit them.
+configs/LUSS, or FEATURES.RESNET.WEIGHTS; centroids (.npy) need no conversion. ``stego`` and ``cause`` write SEMANTICS.LEARNED.WEIGHTS
+from the authors' files, and print the settings that fit them. ``safetensors`` takes the directories of trainings (OUTPUT_DIR) and
+writes for each a directory of its name: model.safetensors in half precision, config.yaml and README.md, the model card. Of
+pretraining, the backbone alone is written.
 """
 
 import argparse
+from pathlib import Path
 
 from u2seg.checkpoint import convert_torchvision_resnet
+from u2seg.engine.release import write_release
 from u2seg.luss import convert_pass
 from u2seg.pseudo_labels.semantics.learned.published_heads import convert_cause, convert_stego
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    commands = parser.add_subparsers(dest="kind", required=True, metavar="dino-resnet|pass|stego|cause")
+    commands = parser.add_subparsers(dest="kind", required=True, metavar="dino-resnet|pass|stego|cause|safetensors")
     for kind, summary, output in (
         ("dino-resnet", "a torchvision ResNet for Detectron2", ".pkl file to write"),
         ("pass", "a published PASS checkpoint", ".pth file to write"),
@@ -33,23 +38,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if kind == "cause":
             command.add_argument("--clusters", required=True, metavar="PTH", help="cluster_tr.pth or cluster_mlp.pth")
             command.add_argument("--codebook", default="", metavar="NPY", help="modular.npy (default: in --clusters)")
+    trained = commands.add_parser("safetensors", help="trained models with their settings and a model card")
+    trained.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="OUTPUT_DIR of a training")
+    trained.add_argument("--output", required=True, type=Path, metavar="DIR", help="directory for the results")
+    trained.add_argument(
+        "--license", default="other", metavar="ID", help="license of the weights, as the Hugging Face Hub spells it"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Converts and says how many tensors were written."""
-    if args.kind == "dino-resnet":
+    """Converts and says what was written."""
+    if args.kind == "safetensors":
+        _write_releases(args)
+    elif args.kind == "dino-resnet":
         print(f"{convert_torchvision_resnet(args.source, args.output)} tensors in {args.output}")
-        return 0
-    if args.kind in ("stego", "cause"):
-        return _convert_head(args)
-    converted = convert_pass(args.source, args.output)
-    print(f"{len(converted.weights)} tensors in {args.output}")
-    if converted.left_out:
-        print(f"left out, without a counterpart: {', '.join(converted.left_out)}")
+    elif args.kind in ("stego", "cause"):
+        _convert_head(args)
+    else:
+        converted = convert_pass(args.source, args.output)
+        print(f"{len(converted.weights)} tensors in {args.output}")
+        if converted.left_out:
+            print(f"left out, without a counterpart: {', '.join(converted.left_out)}")
     return 0
 
 
-def _convert_head(args: argparse.Namespace) -> int:
+def _convert_head(args: argparse.Namespace) -> None:
     """Converts a head of STEGO or CAUSE and prints the settings that fit it."""
     if args.kind == "stego":
         head = convert_stego(args.source, args.output)
@@ -57,4 +70,12 @@ def _convert_head(args: argparse.Namespace) -> int:
         head = convert_cause(args.source, args.clusters, args.output, args.codebook)
     print(f"{len(head.weights)} tensors in {args.output}; {len(head.left_out)} left out")
     print(f"settings: {' '.join(head.settings)} SEMANTICS.LEARNED.WEIGHTS {args.output}")
-    return 0
+
+
+def _write_releases(args: argparse.Namespace) -> None:
+    names = [run.resolve().name for run in args.runs]
+    if len(set(names)) != len(names):
+        raise ValueError(f"trainings must have different names, since each gets a directory; got {', '.join(names)}")
+    for run, name in zip(args.runs, names):
+        written = write_release(run, args.output / name, license_id=args.license)
+        print(f"{written.directory}: {written.num_bytes / 1e6:.1f} MB, SHA-256 {written.sha256}")

@@ -26,6 +26,7 @@ from u2seg.pseudo_labels.semantics.learned.neighbors import nearest_neighbors
 from u2seg.pseudo_labels.semantics.learned.semantic_head import PixelClusters, PixelSettings, SemanticHead
 from u2seg.pseudo_labels.semantics.semantic_stage import make_semantics
 from u2seg.structures.mask_records import ImageMasks
+from u2seg.utils.manifest import StageMismatchError
 
 OPTIONS = """
 FEATURES.IMAGE_SIZE (32,32) FEATURES.HANDMADE.PATCH_SIZE 4 FEATURES.DEVICE cpu SEMANTICS.NUM_CLUSTERS 3
@@ -237,6 +238,14 @@ def test_a_provider_trains_labels_and_is_scored_by_its_file(photos, masks, tmp_p
     cfg.SEMANTICS.NUM_CLUSTERS = 4
     with pytest.raises(CheckpointError, match=r"3 clusters, SEMANTICS.NUM_CLUSTERS is 4; set it to 3"):
         make_semantics(cfg, photos, masks, tmp_path / "other")
+
+
+def test_settings_of_another_provider_do_not_bind_a_directory(photos, masks, tmp_path):
+    make_semantics(make_cfg("PatchKMeans"), photos, masks, tmp_path / "s")
+    make_semantics(make_cfg("PatchKMeans", "SEMANTICS.STEGO.DIM", "9"), photos, masks, tmp_path / "s")
+    make_semantics(make_cfg("PatchKMeans", "SEMANTICS.LEARNED.NUM_THREADS", "1"), photos, masks, tmp_path / "s")
+    with pytest.raises(StageMismatchError, match="seed"):
+        make_semantics(make_cfg("PatchKMeans", "SEMANTICS.SEED", "4"), photos, masks, tmp_path / "s")
 
 
 def test_equal_colors_get_equal_clusters_and_different_ones_are_told_apart(photos, masks, tmp_path):

@@ -39,7 +39,9 @@ def make_semantics(cfg: CfgNode, images: Path, masks: Path, output: Path) -> Pat
             f"SEMANTICS.NUM_CLUSTERS is {cfg.SEMANTICS.NUM_CLUSTERS}, but an 8-bit PNG holds at most {MAX_STUFF}"
         )
     make_provider = get_registered(SEMANTIC_PROVIDER_REGISTRY, cfg.SEMANTICS.PROVIDER, "SEMANTICS.PROVIDER")
-    settings = {key.lower(): value for key, value in cfg.SEMANTICS.items()}
+    # A section that is named like another provider is that one's alone.
+    others = {name for name, _ in SEMANTIC_PROVIDER_REGISTRY} - {cfg.SEMANTICS.PROVIDER}
+    settings = {key.lower(): value for key, value in cfg.SEMANTICS.items() if key not in others}
     settings["centroids"] = cfg.SEMANTICS.CENTROIDS and short_file_digest(cfg.SEMANTICS.CENTROIDS)
     # Neither how much is kept in memory nor how often a checkpoint is written changes a map by more than rounding.
     learned = {key.lower(): value for key, value in cfg.SEMANTICS.LEARNED.items() if key not in _NOT_IN_MANIFEST}

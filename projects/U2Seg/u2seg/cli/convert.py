@@ -9,15 +9,11 @@
 
 ``dino-resnet`` takes the DINO authors' ResNet-50 (an address is downloaded to Detectron2's cache) or any torchvision ResNet, and
 writes what Detectron2 loads as MODEL.WEIGHTS. ``pass`` takes a file of https://github.com/LUSSeg/PASS and writes MODEL.WEIGHTS for
-    commands = parser.add_subparsers(
-        dest="kind", required=True, metavar="dino-resnet|pass|stego|cause|safetensors|masks"
-    )
-    for kind, summary, source, output in (
-        ("dino-resnet", "a torchvision ResNet for Detectron2", "published weights", ".pkl file to write"),
-        ("pass", "a published PASS checkpoint", "published weights", ".pth file to write"),
-        ("stego", "a published STEGO checkpoint", "published weights", ".pth file to write"),
-        ("cause", "published files of CAUSE; its head has seen labels", "segment_tr.pth or segment_mlp.pth", ".pth file to write"),
-        ("masks", "masks as a COCO instances JSON", "label directory or mask directory", ".json file to write"),
+configs/LUSS, or FEATURES.RESNET.WEIGHTS; centroids (.npy) need no conversion. ``stego`` and ``cause`` write SEMANTICS.LEARNED.WEIGHTS
+from the authors' files, and print the settings that fit them. ``safetensors`` takes the directories of trainings (OUTPUT_DIR) and
+writes for each a directory of its name: model.safetensors in half precision, config.yaml and README.md, the model card. Of
+pretraining, the backbone alone is written. ``masks`` takes a label directory after its mask stage and writes a COCO instances JSON of
+one category, with a score for each mask.
 """
 
 import argparse
@@ -32,20 +28,20 @@ from u2seg.pseudo_labels.semantics.learned.published_heads import convert_cause,
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-<<<<<<< HEAD
-    commands = parser.add_subparsers(dest="kind", required=True, metavar="dino-resnet|pass|stego|cause|safetensors")
-    for kind, summary, output in (
-        ("dino-resnet", "a torchvision ResNet for Detectron2", ".pkl file to write"),
-        ("pass", "a published PASS checkpoint", ".pth file to write"),
-        ("stego", "a published STEGO checkpoint", ".pth file to write"),
-        ("cause", "published files of CAUSE; its head has seen labels", ".pth file to write"),
-=======
-    commands = parser.add_subparsers(dest="kind", required=True, metavar="dino-resnet|pass|safetensors|masks")
+    commands = parser.add_subparsers(
+        dest="kind", required=True, metavar="dino-resnet|pass|stego|cause|safetensors|masks"
+    )
     for kind, summary, source, output in (
         ("dino-resnet", "a torchvision ResNet for Detectron2", "published weights", ".pkl file to write"),
         ("pass", "a published PASS checkpoint", "published weights", ".pth file to write"),
+        ("stego", "a published STEGO checkpoint", "published weights", ".pth file to write"),
+        (
+            "cause",
+            "published files of CAUSE; its head has seen labels",
+            "segment_tr.pth or segment_mlp.pth",
+            ".pth file to write",
+        ),
         ("masks", "masks as a COCO instances JSON", "label directory or mask directory", ".json file to write"),
->>>>>>> main
     ):
         command = commands.add_parser(kind, help=summary)
         command.add_argument("source", help=source)

@@ -4,11 +4,11 @@
     python benchmarks/learned_semantics.py --output DIR [--seeds 0,1,2] [--methods k-means,STEGO,CAUSE] [--scenes]
 
 Each image is cut into regions with one of six textures each, in two random colors; the kind of a region is its texture. On 300 such
-images without annotation PASS learns a backbone (LUSS/pass_tiny_pretrain.yaml with small crops), from whose features each method makes
-semantic maps of the same images and of their ground truth's 60; mIoU is that of the 60 under protocol ``stego``, whose one matching is
-fitted on them. Everything (images, backbone, heads) is drawn anew for each seed. What is done in DIR is not done again. With
-``--scenes`` the demo's 60 validation scenes are labeled instead, by its hand-made features, and PQ of stuff is printed as well
-(protocol ``hungarian``); that is no part of the promise.
+images without annotation a network learns by dense contrast (LUSS/dense_contrast_photos_cpu.yaml, made small). From its features each
+method makes semantic maps of the same images, and then of 60 others, which have ground truth. mIoU is that of the 60 under protocol
+``stego``, whose one matching is fitted on them. Images, network and heads are drawn anew for each seed. What is done in DIR is not done
+again. With ``--scenes`` the demo's 60 validation scenes are labeled instead, by its hand-made features, and PQ of stuff is printed as
+well (protocol ``hungarian``); that is no part of the promise.
 
 Promise: {promise}
 """
@@ -31,19 +31,23 @@ from u2seg.utils.files import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
 SIZE, TRAIN, VAL = 96, 300, 60
-NETWORK = "LUSS/pass_tiny_pretrain.yaml"
+NETWORK = "LUSS/dense_contrast_photos_cpu.yaml"
 NETWORK_OPTS = [
-    *("MODEL.SMALL_RESNET.WIDTH", "16", "MODEL.SMALL_RESNET.STRIDES", "[1,2,2,1]"),
-    *(
-        "INPUT.MULTI_CROP.SIZES",
-        "[32]",
-        "INPUT.MULTI_CROP.MIN_SCALES",
-        "[0.06]",
-        "INPUT.MULTI_CROP.MAX_SCALES",
-        "[0.2]",
-    ),
+    *("MODEL.SMALL_RESNET.WIDTH", "16", "MODEL.SMALL_RESNET.BLOCKS_PER_STAGE", "1"),
+    *("MODEL.SMALL_RESNET.STRIDES", "[1,2,2,1]", "MODEL.DENSE_CONTRAST.POINT_WEIGHT", "0.8"),
+    *("INPUT.MULTI_CROP.SIZES", "[48]", "INPUT.MULTI_CROP.MIN_SCALES", "[0.2]", "INPUT.MULTI_CROP.MAX_SCALES", "[0.5]"),
     *("INPUT.MULTI_CROP.JITTER", "[0.8,0.8,0.8,0.5]", "INPUT.MULTI_CROP.GRAY_PROBABILITY", "0.5"),
-    *("SOLVER.MAX_ITER", "200", "SOLVER.CHECKPOINT_PERIOD", "50"),
+    *(
+        "SOLVER.AMP.ENABLED",
+        "False",
+        "SOLVER.IMS_PER_BATCH",
+        "24",
+        "SOLVER.WARMUP_ITERS",
+        "20",
+        "SOLVER.BASE_LR",
+        "0.002",
+    ),
+    *("SOLVER.MAX_ITER", "200", "SOLVER.CHECKPOINT_PERIOD", "50", "TEST.EVAL_PERIOD", "0"),
 ]
 LABEL_OPTS = [
     *("FEATURES.NAME", "ResNetFeatures", "FEATURES.IMAGE_SIZE", "(96,96)", "FEATURES.BATCH_SIZE", "20"),
@@ -67,7 +71,8 @@ LABEL_OPTS = [
         "1.0",
     ),
     *("SEMANTICS.LEARNED.CRF.ENABLED", "False"),
-    *("SEMANTICS.STEGO.MAX_ITER", "300", "SEMANTICS.STEGO.BASE_LR", "0.002"),
+    *("SEMANTICS.LEARNED.CHECKPOINT_PERIOD", "50"),
+    *("SEMANTICS.STEGO.MAX_ITER", "200", "SEMANTICS.STEGO.BASE_LR", "0.002", "SEMANTICS.STEGO.NUM_POINTS", "7"),
     *(
         "SEMANTICS.CAUSE.CODEBOOK_SIZE",
         "64",
@@ -76,7 +81,7 @@ LABEL_OPTS = [
         "SEMANTICS.CAUSE.BANK_SIZE",
         "20",
     ),
-    *("SEMANTICS.CAUSE.CODEBOOK_EPOCHS", "4", "SEMANTICS.CAUSE.HEAD_EPOCHS", "8", "SEMANTICS.CAUSE.PROBE_EPOCHS", "10"),
+    *("SEMANTICS.CAUSE.CODEBOOK_EPOCHS", "4", "SEMANTICS.CAUSE.HEAD_EPOCHS", "5", "SEMANTICS.CAUSE.PROBE_EPOCHS", "8"),
 ]
 METHODS = {"k-means": "PatchKMeans", "STEGO": "STEGO", "CAUSE": "CAUSE"}
 MARGIN = 10.0  # mIoU points
@@ -122,8 +127,8 @@ def render(root: Path, seed: int) -> Path:
 
 
 def pretrain(root: Path, seed: int) -> str:
-    """Returns PASS's weights, learned from the training images, or the rest of them from the last checkpoint."""
-    weights = root / "pass" / "model_final.pth"
+    """Returns the network's averaged weights, learned from the training images; goes on from the last checkpoint."""
+    weights = root / "network" / "model_ema.pth"
     if not weights.is_file():
         command = [
             sys.executable,
@@ -133,14 +138,14 @@ def pretrain(root: Path, seed: int) -> str:
             "--resume",
             *NETWORK_OPTS,
         ]
-        paths = ["DATASETS.BY_PATH.pass_images.ROOT", str(root / "train"), "OUTPUT_DIR", str(root / "pass")]
+        paths = ["DATASETS.BY_PATH.pass_images.ROOT", str(root / "train"), "OUTPUT_DIR", str(root / "network")]
         subprocess.run([*command, *paths, "SEED", str(seed)], check=True)
     return str(weights)
 
 
 def network_config(root: Path) -> str:
     """Returns a file that describes the pretrained network to the extractor."""
-    return str(root / "pass" / "config.yaml")
+    return str(root / "network" / "config.yaml")
 
 
 def score(root: Path, method: str, weights: str, seed: int, opts: list[str]) -> dict:

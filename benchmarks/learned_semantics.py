@@ -50,38 +50,18 @@ NETWORK_OPTS = [
     *("SOLVER.MAX_ITER", "200", "SOLVER.CHECKPOINT_PERIOD", "50", "TEST.EVAL_PERIOD", "0"),
 ]
 LABEL_OPTS = [
-    *("FEATURES.NAME", "ResNetFeatures", "FEATURES.IMAGE_SIZE", "(96,96)", "FEATURES.BATCH_SIZE", "20"),
-    *(
-        "FEATURES.RESNET.OUT_FEATURE",
-        "res4",
-        "FEATURES.RESNET.STRIDE",
-        "4",
-        "MASKS.GENERATOR",
-        "WholeImage",
-        "MASKS.REFINEMENT",
-        "none",
-    ),
-    *("MASKS.NUM_WORKERS", "0", "SEMANTICS.NUM_CLUSTERS", "6", "SEMANTICS.SKIP_MASKED", "False"),
-    *(
-        "SEMANTICS.LEARNED.TRAIN_SIZE",
-        "(96,96)",
-        "SEMANTICS.LEARNED.MAP_SIZE",
-        "(96,96)",
-        "SEMANTICS.LEARNED.CROP_RATIO",
-        "1.0",
-    ),
-    *("SEMANTICS.LEARNED.CRF.ENABLED", "False"),
-    *("SEMANTICS.LEARNED.CHECKPOINT_PERIOD", "50"),
+    *("FEATURES.NAME", "ResNetFeatures", "FEATURES.RESNET.OUT_FEATURE", "res5"),
+    *("FEATURES.IMAGE_SIZE", "(96,96)", "FEATURES.BATCH_SIZE", "20"),
+    *("MASKS.GENERATOR", "WholeImage", "MASKS.REFINEMENT", "none", "MASKS.NUM_WORKERS", "0"),
+    *("SEMANTICS.NUM_CLUSTERS", "6", "SEMANTICS.SKIP_MASKED", "False", "SEMANTICS.LEARNED.CROP_RATIO", "1.0"),
+    *("SEMANTICS.LEARNED.TRAIN_SIZE", "(96,96)", "SEMANTICS.LEARNED.MAP_SIZE", "(96,96)"),
+]
+SCHEDULE = [
+    *("SEMANTICS.LEARNED.CRF.ENABLED", "False", "SEMANTICS.LEARNED.CHECKPOINT_PERIOD", "50"),
     *("SEMANTICS.STEGO.MAX_ITER", "200", "SEMANTICS.STEGO.BASE_LR", "0.002", "SEMANTICS.STEGO.NUM_POINTS", "7"),
-    *(
-        "SEMANTICS.CAUSE.CODEBOOK_SIZE",
-        "64",
-        "SEMANTICS.CAUSE.PROJECTION_DIM",
-        "128",
-        "SEMANTICS.CAUSE.BANK_SIZE",
-        "20",
-    ),
-    *("SEMANTICS.CAUSE.CODEBOOK_EPOCHS", "4", "SEMANTICS.CAUSE.HEAD_EPOCHS", "5", "SEMANTICS.CAUSE.PROBE_EPOCHS", "8"),
+    *("SEMANTICS.CAUSE.CODEBOOK_SIZE", "64", "SEMANTICS.CAUSE.PROJECTION_DIM", "128"),
+    *("SEMANTICS.CAUSE.BANK_SIZE", "20", "SEMANTICS.CAUSE.CODEBOOK_EPOCHS", "4"),
+    *("SEMANTICS.CAUSE.HEAD_EPOCHS", "5", "SEMANTICS.CAUSE.PROBE_EPOCHS", "8"),
 ]
 METHODS = {"k-means": "PatchKMeans", "STEGO": "STEGO", "CAUSE": "CAUSE"}
 MARGIN = 10.0  # mIoU points
@@ -154,7 +134,16 @@ def score(root: Path, method: str, weights: str, seed: int, opts: list[str]) -> 
     if found.is_file():
         return read_json(found)
     features = ["FEATURES.RESNET.CONFIG_FILE", network_config(root), "FEATURES.RESNET.WEIGHTS", weights]
-    options = [*LABEL_OPTS, *features, "SEMANTICS.PROVIDER", METHODS[method], "SEMANTICS.SEED", str(seed), *opts]
+    options = [
+        *LABEL_OPTS,
+        *SCHEDULE,
+        *features,
+        "SEMANTICS.PROVIDER",
+        METHODS[method],
+        "SEMANTICS.SEED",
+        str(seed),
+        *opts,
+    ]
     start = time.perf_counter()
     cfg = setup_cfg("quick_schedules/scenes.yaml", options)
     train = make_semantics(cfg, root / "train", make_masks(cfg, root / "train", root / "masks_train"), root / method)
@@ -177,8 +166,8 @@ def score_scenes(root: Path, method: str, seed: int) -> dict:
         subprocess.run([*render_scenes, "--seed", str(seed)], check=True)
     options = [
         *("SEMANTICS.LEARNED.TRAIN_SIZE", "(64,64)", "SEMANTICS.LEARNED.MAP_SIZE", "(128,160)"),
-        *LABEL_OPTS[LABEL_OPTS.index("SEMANTICS.STEGO.MAX_ITER") :],
-        *("SEMANTICS.LEARNED.CRF.ENABLED", "False", "SEMANTICS.PROVIDER", METHODS[method], "SEMANTICS.SEED", str(seed)),
+        *SCHEDULE,
+        *("SEMANTICS.PROVIDER", METHODS[method], "SEMANTICS.SEED", str(seed)),
     ]
     start = time.perf_counter()
     make_pseudo_labels(setup_cfg("quick_schedules/scenes.yaml", options), scenes / "val", labels)

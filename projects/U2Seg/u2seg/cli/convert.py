@@ -2,15 +2,18 @@
 
     u2seg convert dino-resnet dino_resnet50_pretrain.pth datasets/dino/dino_resnet50_pretrain_d2.pkl
     u2seg convert pass pass50_pretrained.pth.tar pass_R18_s50.pth
+    u2seg convert stego cocostuff27_vit_base_5.ckpt stego.pth
+    u2seg convert cause segment_tr.pth cause.pth --clusters cluster_tr.pth --codebook modular.npy
     u2seg convert safetensors output/photos/backbone output/photos/model --output output/release
     u2seg convert masks labels masks.json
 
 ``dino-resnet`` takes the DINO authors' ResNet-50 (an address is downloaded to Detectron2's cache) or any torchvision ResNet, and
 writes what Detectron2 loads as MODEL.WEIGHTS. ``pass`` takes a file of https://github.com/LUSSeg/PASS and writes MODEL.WEIGHTS for
-configs/LUSS, or FEATURES.RESNET.WEIGHTS; centroids (.npy) need no conversion. ``safetensors`` takes the directories of trainings
-(OUTPUT_DIR) and writes for each a directory of its name: model.safetensors in half precision, config.yaml and README.md, the model
-card. Of pretraining, the backbone alone is written. ``masks`` takes a label directory after its mask stage and writes a COCO instances
-JSON of one category, with a score for each mask.
+configs/LUSS, or FEATURES.RESNET.WEIGHTS; centroids (.npy) need no conversion. ``stego`` and ``cause`` write SEMANTICS.LEARNED.WEIGHTS
+from the authors' files, and print the settings that fit them. ``safetensors`` takes the directories of trainings (OUTPUT_DIR) and
+writes for each a directory of its name: model.safetensors in half precision, config.yaml and README.md, the model card. Of
+pretraining, the backbone alone is written. ``masks`` takes a label directory after its mask stage and writes a COCO instances JSON of
+one category, with a score for each mask.
 """
 
 import argparse
@@ -20,19 +23,32 @@ from u2seg.checkpoint import convert_torchvision_resnet
 from u2seg.data.formats.class_agnostic import write_class_agnostic
 from u2seg.engine.release import write_release
 from u2seg.luss import convert_pass
+from u2seg.pseudo_labels.semantics.learned.published_heads import convert_cause, convert_stego
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    commands = parser.add_subparsers(dest="kind", required=True, metavar="dino-resnet|pass|safetensors|masks")
+    commands = parser.add_subparsers(
+        dest="kind", required=True, metavar="dino-resnet|pass|stego|cause|safetensors|masks"
+    )
     for kind, summary, source, output in (
         ("dino-resnet", "a torchvision ResNet for Detectron2", "published weights", ".pkl file to write"),
         ("pass", "a published PASS checkpoint", "published weights", ".pth file to write"),
+        ("stego", "a published STEGO checkpoint", "published weights", ".pth file to write"),
+        (
+            "cause",
+            "published files of CAUSE; its head has seen labels",
+            "segment_tr.pth or segment_mlp.pth",
+            ".pth file to write",
+        ),
         ("masks", "masks as a COCO instances JSON", "label directory or mask directory", ".json file to write"),
     ):
         command = commands.add_parser(kind, help=summary)
         command.add_argument("source", help=source)
         command.add_argument("output", help=output)
+        if kind == "cause":
+            command.add_argument("--clusters", required=True, metavar="PTH", help="cluster_tr.pth or cluster_mlp.pth")
+            command.add_argument("--codebook", default="", metavar="NPY", help="modular.npy (default: in --clusters)")
     trained = commands.add_parser("safetensors", help="trained models with their settings and a model card")
     trained.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="OUTPUT_DIR of a training")
     trained.add_argument("--output", required=True, type=Path, metavar="DIR", help="directory for the results")
@@ -50,12 +66,24 @@ def run(args: argparse.Namespace) -> int:
         print(f"{num_masks} masks of {num_images} images in {args.output}")
     elif args.kind == "dino-resnet":
         print(f"{convert_torchvision_resnet(args.source, args.output)} tensors in {args.output}")
+    elif args.kind in ("stego", "cause"):
+        _convert_head(args)
     else:
         converted = convert_pass(args.source, args.output)
         print(f"{len(converted.weights)} tensors in {args.output}")
         if converted.left_out:
             print(f"left out, without a counterpart: {', '.join(converted.left_out)}")
     return 0
+
+
+def _convert_head(args: argparse.Namespace) -> None:
+    """Converts a head of STEGO or CAUSE and prints the settings that fit it."""
+    if args.kind == "stego":
+        head = convert_stego(args.source, args.output)
+    else:
+        head = convert_cause(args.source, args.clusters, args.output, args.codebook)
+    print(f"{len(head.weights)} tensors in {args.output}; {len(head.left_out)} left out")
+    print(f"settings: {' '.join(head.settings)} SEMANTICS.LEARNED.WEIGHTS {args.output}")
 
 
 def _write_releases(args: argparse.Namespace) -> None:

@@ -52,6 +52,22 @@ class MaskGenerator:
         """
         raise NotImplementedError
 
+    def from_views(self, views: list[Tensor]) -> list[PatchMasks]:
+        """Returns the masks of each image, on the grid of the first of several backbones' features.
+
+        Args:
+            views: float (B, Ci, rows i, columns i), one for each backbone.
+
+        Raises:
+            ValueError: there are several, and this generator has a use for one alone.
+        """
+        if len(views) > 1:
+            raise ValueError(
+                f"{type(self).__name__} takes the features of one backbone, FEATURES.OTHERS names {len(views) - 1} more; they vote in "
+                "MASKS.GENERATOR VoteCut"
+            )
+        return self(views[0])
+
 
 def build_mask_generator(cfg: CfgNode) -> MaskGenerator:
     """Returns the generator that ``cfg.MASKS.GENERATOR`` names.

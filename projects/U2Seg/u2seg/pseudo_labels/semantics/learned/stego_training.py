@@ -1,0 +1,102 @@
+"""STEGO's training on the crops of a directory of images."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from u2seg.pseudo_labels.semantics.learned.cluster_probe import ClusterProbe
+from u2seg.pseudo_labels.semantics.learned.code_heads import CodeHead
+from u2seg.pseudo_labels.semantics.learned.crops import CropFeatures, batch_numbers
+from u2seg.pseudo_labels.semantics.learned.head_training import HeadSchedule, train_head
+from u2seg.pseudo_labels.semantics.learned.losses.stego_loss import CorrelationWeights, stego_losses
+from u2seg.pseudo_labels.semantics.learned.neighbors import NEIGHBORS, nearest_neighbors, save_neighbors
+from u2seg.pseudo_labels.semantics.learned.semantic_head import SemanticHead
+
+
+class StegoObjective(nn.Module):
+    """The losses of head and cluster probe on a batch of features and of one neighbor's features each."""
+
+    def __init__(
+        self, model: SemanticHead, weights: CorrelationWeights, *, side: int, num_negatives: int, dropout: float
+    ):
+        """Takes what is trained and the settings of ``SEMANTICS.STEGO``.
+
+        Args:
+            model: head and probe.
+            weights: of the three terms.
+            side: sampling points a side.
+            num_negatives: permutations of the batch.
+            dropout: share of the channels that the features lose before they are compared.
+        """
+        super().__init__()
+        self.model = model
+        self._weights = weights
+        self._side = side
+        self._num_negatives = num_negatives
+        self._dropout = dropout
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """Returns ``loss_self``, ``loss_neighbor``, ``loss_negative`` and ``loss_cluster``.
+
+        Args:
+            batch: features of crops and of a neighbor of each, both float32 (B, C, rows, columns).
+        """
+        images, neighbors = (
+            (F.dropout2d(features, self._dropout, self.training), self.model.codes(features)) for features in batch
+        )
+        losses = stego_losses(images, neighbors, self._weights, side=self._side, num_negatives=self._num_negatives)
+        return {**losses, "loss_cluster": self.model.probe.loss(images[1])}
+
+
+def train_stego(cfg: CfgNode, features: CropFeatures, output: Path) -> SemanticHead:
+    """Returns a trained head with its cluster probe; no label is read anywhere.
+
+    Args:
+        cfg: reads ``SEMANTICS``.
+        features: of the training crops.
+        output: directory for the neighbors and the checkpoints.
+    """
+    settings, learned, seed = cfg.SEMANTICS.STEGO, cfg.SEMANTICS.LEARNED, cfg.SEMANTICS.SEED
+    path = output / NEIGHBORS
+    if not path.is_file():
+        save_neighbors(path, nearest_neighbors(features.pooled(), settings.NUM_NEIGHBORS))
+    neighbors = np.load(path, mmap_mode="r")
+
+    def batch_of(iteration: int) -> tuple[Tensor, Tensor]:
+        numbers = batch_numbers(iteration, len(features), learned.BATCH_SIZE, seed)
+        rng = np.random.default_rng([seed, iteration, 1])
+        drawn = neighbors[numbers, rng.integers(0, neighbors.shape[1], len(numbers))]
+        return features(numbers), features(drawn)
+
+    torch.manual_seed(seed)  # the random weights
+    model = SemanticHead(
+        CodeHead(features.shape[0], settings.DIM, settings.DROPOUT),
+        ClusterProbe(cfg.SEMANTICS.NUM_CLUSTERS, settings.DIM, settings.LOGIT_SCALE),
+    ).to(features.device)
+    objective = StegoObjective(
+        model,
+        CorrelationWeights(
+            settings.SELF_WEIGHT,
+            settings.NEIGHBOR_WEIGHT,
+            settings.NEGATIVE_WEIGHT,
+            settings.SELF_SHIFT,
+            settings.NEIGHBOR_SHIFT,
+            settings.NEGATIVE_SHIFT,
+        ),
+        side=settings.NUM_POINTS,
+        num_negatives=settings.NUM_NEGATIVES,
+        dropout=settings.DROPOUT,
+    )
+    optimizer = torch.optim.Adam(
+        [
+            {"params": model.head.parameters(), "lr": settings.BASE_LR},
+            {"params": model.probe.parameters(), "lr": settings.PROBE_LR},
+        ]
+    )
+    schedule = HeadSchedule("STEGO", settings.MAX_ITER, learned.CHECKPOINT_PERIOD, seed)
+    train_head(objective, optimizer, batch_of, output / "head", schedule)
+    return model

@@ -95,7 +95,8 @@ class DenseCRF:
         count = len(log_odds)
         if not count:
             return log_odds.float()
-        padded = -(-count // COLUMNS) * COLUMNS  # once, rather than in every filter
+        # Once, rather than in every filter, which takes one column or multiples of some.
+        padded = 1 if count == 1 else -(-count // COLUMNS) * COLUMNS
         unary = log_odds.new_zeros((self.size[0] * self.size[1], padded), dtype=torch.float32)
         unary[:, :count] = log_odds.flatten(1).T
         # With marginals q and 1 - q, the log-odds are the unary plus the kernels applied to q - (1 - q): one column a mask is enough.

@@ -9,6 +9,7 @@ from detectron2.data import MetadataCatalog
 
 from u2seg.config import setup_cfg
 from u2seg.engine.end_to_end import CURVES, METRICS, TIMES, RunDirectories
+from u2seg.engine.photo_run.run_plan import PAGE_ROWS
 from u2seg.evaluation import format_table
 from u2seg.predictor import Prediction, Predictor
 from u2seg.structures.label_space import LabelSpace
@@ -49,7 +50,7 @@ def write_run_report(
     summary: str,
     opts: Sequence[str] = (),
     upper_bound: str | Path | None = None,
-    num_rows: int = 12,
+    num_rows: int = PAGE_ROWS,
 ) -> Path:
     """Returns the page's path: tables, loss curves, and rows of image, pseudo-label, prediction and ground truth.
 

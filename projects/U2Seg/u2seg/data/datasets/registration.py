@@ -23,6 +23,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from u2seg.data.datasets.label_splits import read_label_split
+from u2seg.data.formats.label_directory import panoptic_directory
 from u2seg.structures.label_space import LabelSpace
 from u2seg.utils.files import confined_path, read_json
 from u2seg.utils.image_io import image_ids, list_images
@@ -170,9 +171,7 @@ LUSS, registers them here.
 
 
 def _pseudo_label_files(description: Mapping) -> DatasetFiles:
-    root = _resolve(description["ROOT"])
-    # ROOT is a label run or its ``panoptic`` directory.
-    directory = root if (root / "panoptic.json").is_file() else root / "panoptic"
+    directory = panoptic_directory(_resolve(description["ROOT"]))
     return DatasetFiles(
         images=_resolve(description["IMAGES"]),
         panoptic_json=directory / "panoptic.json",

@@ -3,12 +3,14 @@
 Everything that can be known is known before the first minute of work.
 """
 
+import hashlib
 import json
 import os
 import shutil
 import textwrap
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,12 @@ from u2seg.engine.photo_run.run_estimates import SAMPLE_PHOTOS, LabelCost, check
 from u2seg.engine.photo_run.run_features import FeatureChoice, choose_features
 from u2seg.engine.photo_run.run_photos import Machine, Photos, find_machine, find_photos, select_ground_truth
 from u2seg.engine.photo_run.run_threads import Threads, divide_cores, run_in_process
+from u2seg.engine.training_record import training_settings
+from u2seg.pseudo_labels.clusters.cluster_names import merged_clusters
+from u2seg.pseudo_labels.pipeline import STAGES
 from u2seg.utils.files import read_json, write_json
 from u2seg.utils.image_io import list_images
+from u2seg.utils.manifest import is_complete
 from u2seg.utils.progress import format_seconds
 
 PHOTOS_CONFIG = "quick_schedules/photos.yaml"
@@ -33,7 +39,12 @@ MAX_CLUSTERS = 800  # U2Seg's number for COCO and ImageNet
 _CHOSEN = "chosen_settings.json"
 _MIN_ITERATIONS = 20
 _TRAINING_SHARE = 1 / 3  # of --minutes that training gets even where the labels take longer than planned
-_FINISHING_SHARE = 0.08  # of --minutes, for predictions, scores and the page
+_SPARE_SHARE = 0.03  # of --minutes, for what is not measured: building models, joining files
+MAX_PREDICTED = 500  # photos on which a run predicts; u2seg predict does the others
+PAGE_ROWS = 12  # of the page, each with a prediction; half as many more where there is ground truth
+_PAGE_PREDICTIONS = 1.5  # what a row of the page costs, in predictions: labels and ground truth are drawn as well
+# The length of the training, which is chosen anew where a run is asked for another one.
+_LENGTH_KEYS = ("SOLVER.MAX_ITER", "SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD")
 _SPARE_BYTES = 200 * 2**20  # page, predictions, logs
 _TRAINING_MEMORY_BYTES = 1.2 * 2**30  # PyTorch and Detectron2 with a ResNet-18 at 192 pixels, measured
 _BASE_SIDE = 192  # pixels: the short side for which quick_schedules/Base-COCO-mini.yaml is written
@@ -59,6 +70,9 @@ class RunPlan:
         cost: of the labels, measured on a few photos.
         checkpoint_bytes: of one checkpoint.
         ground_truth: the user's file; "" for none.
+        started: when the planning began, by ``time.monotonic``; ``minutes`` count from there.
+        asked: what the training depends on: minutes, the user's settings, clusters joined by their names.
+        trained_as: the same for the model that the output holds; None: nothing is known of one.
     """
 
     config_file: Path
@@ -76,6 +90,19 @@ class RunPlan:
     cost: LabelCost | None = None
     checkpoint_bytes: int = 0
     ground_truth: str = ""
+    started: float = 0.0
+    asked: dict[str, object] = field(default_factory=dict)
+    trained_as: dict[str, object] | None = None
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the labels are finished."""
+        return is_complete(self.output / "labels" / STAGES[-1])
+
+    @property
+    def trains_anew(self) -> bool:
+        """Whether the output holds a model, or a part of one, that was asked for with other settings."""
+        return self.trained_as not in (None, self.asked)
 
     @property
     def label_cost(self) -> LabelCost:
@@ -95,6 +122,12 @@ class RunPlan:
         They are kept on the disk, so that a run that was killed goes on with the same ones.
         """
         plan = replace(self, chosen={**self.chosen, **{k: v for k, v in settings.items() if self.is_free(k)}})
+        plan.write_config({})
+        return plan
+
+    def begin_training(self) -> "RunPlan":
+        """Returns the plan, having written down that the model in the output is from now on the one that it asks for."""
+        plan = replace(self, trained_as=self.asked)
         plan.write_config({})
         return plan
 
@@ -120,7 +153,11 @@ class RunPlan:
             f"# The settings of one run, written by `u2seg run`: {self.base} with what was chosen for these photos.\n"
         )
         self.config_file.write_text(header + yaml.safe_dump(plain(values), sort_keys=False), encoding="utf-8")
-        kept = {"settings": plain(self.chosen), "cost": self.cost and asdict(self.cost)}
+        kept = {
+            "settings": plain(self.chosen),
+            "cost": self.cost and asdict(self.cost),
+            "trained_as": self.trained_as,
+        }
         write_json(self.config_file.parent / _CHOSEN, kept)
 
 
@@ -143,7 +180,8 @@ def make_plan(
         output: directory that the run will fill.
         config_file: the user's; None: ``quick_schedules/photos.yaml``.
         opts: the user's KEY VALUE ...
-        minutes: for the whole run; None: 15, unless a configuration or ``opts`` sets ``SOLVER.MAX_ITER``.
+        minutes: for the whole run; None: as many as an earlier call of the same run was given, else 15, unless a configuration or
+            ``opts`` sets ``SOLVER.MAX_ITER``.
         ground_truth: COCO panoptic or instances JSON of some of the photos, for scores alone; "" for none.
         num_gpus: to train on; None: one, where there is one.
         directory: where the plan's own files go; None: ``output``. For a look without a run, a temporary one.
@@ -152,6 +190,7 @@ def make_plan(
     Raises:
         FileNotFoundError, ValueError, KeyError, OSError: something stands in the way; the message says what to do.
     """
+    started = time.monotonic()
     base, opts, output = config_file or PHOTOS_CONFIG, list(opts), Path(output)
     cfg = setup_cfg(base, opts)
     require_chosen_model(cfg, base)
@@ -166,7 +205,12 @@ def make_plan(
     free = free_keys(cfg, opts)
     num_gpus = min(machine.gpus, 1) if num_gpus is None else num_gpus
     on_gpu = num_gpus > 0 and "MODEL.DEVICE" in free
-    kept, cost = _kept(output)
+    kept, cost, trained_as = _kept(output)
+    if minutes is None and "SOLVER.MAX_ITER" in free:
+        minutes = (trained_as or {}).get("minutes") or DEFAULT_MINUTES
+    asked = _asked_training(cfg, minutes, output / "labels")
+    if trained_as not in (None, asked):
+        kept = {key: value for key, value in kept.items() if key not in _LENGTH_KEYS}
     features = choose_features(
         setup_cfg(base, [*opts, *as_opts({k: v for k, v in kept.items() if k.startswith("FEATURES.")})]),
         is_given="FEATURES.NAME" not in free or "FEATURES.NAME" in kept,
@@ -176,12 +220,25 @@ def make_plan(
     threads = divide_cores(machine.cores, network_on_cpu=features.network and not on_gpu)
     chosen = {**scaled_settings(photos, threads, on_gpu=on_gpu), **features.settings, **kept}
     chosen = {key: value for key, value in chosen.items() if key in free}
-    if minutes is None and "SOLVER.MAX_ITER" in free:
-        minutes = DEFAULT_MINUTES
     plan = RunPlan(
-        directory / "config.yaml", base, opts, chosen, photos, machine, output, features, threads, minutes, num_gpus
+        directory / "config.yaml",
+        base,
+        opts,
+        chosen,
+        photos,
+        machine,
+        output,
+        features,
+        threads,
+        minutes,
+        num_gpus,
+        cost=cost,
+        ground_truth=ground_truth,
+        started=started,
+        asked=asked,
+        trained_as=trained_as,
     )
-    plan = _with_datasets(replace(plan, ground_truth=ground_truth, cost=cost), name, cfg)
+    plan = _with_datasets(plan, name, cfg)
     return _with_costs(_checked(plan))
 
 
@@ -268,15 +325,18 @@ def num_thing_clusters(num_masks: int) -> int:
     return min(max(1, round(num_masks**0.5)), MAX_CLUSTERS)
 
 
-def training_length(minutes: float, spent_seconds: float, iteration_seconds: float) -> dict[str, object]:
+def training_length(
+    minutes: float, spent_seconds: float, iteration_seconds: float, finishing_seconds: float
+) -> dict[str, object]:
     """Returns the schedule that fills what is left of a run's time, by key.
 
     Args:
         minutes: for the whole run.
-        spent_seconds: used up by the labels. Training gets a third of the time even where they took more than two.
+        spent_seconds: used up already, by the labels above all. Training gets a third of the time even where nothing is left.
         iteration_seconds: of a training step.
+        finishing_seconds: needed after training; see :func:`finishing_seconds`.
     """
-    left = minutes * 60 * (1 - _FINISHING_SHARE) - spent_seconds
+    left = minutes * 60 * (1 - _SPARE_SHARE) - spent_seconds - finishing_seconds
     seconds = max(left, minutes * 60 * _TRAINING_SHARE)
     iterations = max(_MIN_ITERATIONS, int(seconds / iteration_seconds))
     return {
@@ -285,6 +345,33 @@ def training_length(minutes: float, spent_seconds: float, iteration_seconds: flo
         # Every minute or two: what a kill costs at most.
         "SOLVER.CHECKPOINT_PERIOD": max(10, round(60 / iteration_seconds)),
     }
+
+
+def finishing_seconds(num_photos: int, num_scored: int, prediction_seconds: float) -> float:
+    """Returns how long predictions, scores and page will take.
+
+    Args:
+        num_photos: of the run; it predicts on at most 500 of them.
+        num_scored: those with ground truth, on which scoring predicts once more.
+        prediction_seconds: of one photo.
+    """
+    rows = PAGE_ROWS + PAGE_ROWS // 2 if num_scored else PAGE_ROWS
+    page = _PAGE_PREDICTIONS * min(rows, num_photos + num_scored)
+    return prediction_seconds * (min(num_photos, MAX_PREDICTED) + num_scored + page)
+
+
+def _asked_training(cfg: CfgNode, minutes: float | None, labels: Path) -> dict[str, object]:
+    """Returns what a training depends on, for a later call that may ask for another one.
+
+    Paths are left out, since an output may be moved; :func:`u2seg.engine.training_record.differences` compares those.
+    """
+    settings = {
+        key: value
+        for key, value in training_settings(cfg).items()
+        if not key.startswith("DATASETS.") and key != "MODEL.WEIGHTS"
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return {"minutes": minutes, "settings": digest, "joined_clusters": merged_clusters(labels)}
 
 
 def training_set_of(cfg: CfgNode) -> str:
@@ -462,7 +549,7 @@ def _cost_table(plan: RunPlan) -> list[str]:
     rows = [
         (
             "labels",
-            f"about {format_seconds(labels)}",
+            "done" if plan.has_labels else f"about {format_seconds(labels)}",
             f"{plan.label_cost.memory_bytes / 2**30:.1f} GiB",
             _mib(plan.label_cost.bytes_per_photo * count),
         )
@@ -470,19 +557,23 @@ def _cost_table(plan: RunPlan) -> list[str]:
     training, total = "by SOLVER.MAX_ITER", ""
     if plan.minutes is not None:
         seconds = plan.minutes * 60
-        left = max(seconds * (1 - _FINISHING_SHARE) - labels, seconds * _TRAINING_SHARE)
-        training, total = f"about {format_seconds(left)}", format_seconds(labels + left + seconds * _FINISHING_SHARE)
+        left = max(seconds * (1 - _SPARE_SHARE) - labels, seconds * _TRAINING_SHARE)
+        training, total = f"about {format_seconds(left)}", format_seconds(labels + left + seconds * _SPARE_SHARE)
+    # How long predictions take is measured when training begins.
     rows.append(
-        ("training", training, f"{_TRAINING_MEMORY_BYTES / 2**30:.1f} GiB", f"{_mib(2 * plan.checkpoint_bytes)}")
+        ("the rest", training, f"{_TRAINING_MEMORY_BYTES / 2**30:.1f} GiB", f"{_mib(2 * plan.checkpoint_bytes)}")
     )
     lines = [f"  {'':10s}{'time':20s}{'memory':12s}disk", *(f"  {a:10s}{b:20s}{c:12s}{d}" for a, b, c, d in rows)]
+    lines.append(f"  {'in all':10s}{total and f'about {total}':20s}{'':12s}{_mib(disk_bytes(plan))}")
     lines.append(
-        f"  {'in all':10s}{total and f'about {total}':20s}{'':12s}{_mib(disk_bytes(plan))} with page and predictions"
+        f"  A checkpoint takes {_mib(plan.checkpoint_bytes)}; the last one is kept. Labels: timed on {SAMPLE_PHOTOS} photos. The rest: "
+        "training, then predictions and page."
     )
-    lines.append(
-        f"  A checkpoint takes {_mib(plan.checkpoint_bytes)}; the last one is kept. Labels: timed on {SAMPLE_PHOTOS} photos."
-    )
-    if plan.minutes is not None and labels > plan.minutes * 60 * (1 - _FINISHING_SHARE - _TRAINING_SHARE):
+    if plan.trains_anew:
+        lines.append(
+            "  The model in the output was trained with other settings: it is set aside, and a new one is trained."
+        )
+    if plan.minutes is not None and labels > plan.minutes * 60 * (1 - _SPARE_SHARE - _TRAINING_SHARE):
         lines.append(
             f"  The labels leave little of {plan.minutes:g} minutes: training gets a third of them nevertheless (--minutes)."
         )
@@ -490,7 +581,9 @@ def _cost_table(plan: RunPlan) -> list[str]:
 
 
 def label_seconds(plan: RunPlan) -> float:
-    """Returns how long the labels will take, by the photos that were timed."""
+    """Returns how long the labels will take, by the photos that were timed; 0 where they are finished."""
+    if plan.has_labels:
+        return 0.0
     return plan.label_cost.start_seconds + plan.label_cost.seconds_per_photo * len(plan.photos.names)
 
 
@@ -543,11 +636,11 @@ def _pairs(base: str, opts: Sequence[str]) -> list[tuple[str, object]]:
     return [(key, value_of(cfg, key)) for key in opts[::2]]
 
 
-def _kept(directory: Path) -> tuple[dict[str, object], LabelCost | None]:
-    """Returns what an earlier call of the same run chose and measured."""
+def _kept(directory: Path) -> tuple[dict[str, object], LabelCost | None, dict[str, Any] | None]:
+    """Returns what an earlier call of the same run chose and measured, and what training it was asked for."""
     path = directory / _CHOSEN
     kept = read_json(path) if path.is_file() else {"settings": {}, "cost": None}
-    return kept["settings"], kept["cost"] and LabelCost(**kept["cost"])
+    return kept["settings"], kept["cost"] and LabelCost(**kept["cost"]), kept.get("trained_as")
 
 
 def _base_name(base: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from tiny_photos import write_tiny_photos_config
 from tiny_scenes import render_scenes
 from u2seg.cli.main import main, parse_arguments
 from u2seg.config import setup_cfg
@@ -32,6 +33,11 @@ def _no_network(tmp_path, monkeypatch):
 def _in_this_process(monkeypatch):
     """No process of its own for the measuring: importing PyTorch there takes longer than all the rest."""
     monkeypatch.setattr(run_plan, "run_in_process", lambda num_threads, function, *args: function(*args))
+
+
+@pytest.fixture
+def _tiny(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_plan, "PHOTOS_CONFIG", write_tiny_photos_config(tmp_path / "tiny.yaml"))
 
 
 @pytest.fixture
@@ -59,6 +65,7 @@ def test_check_shows_the_plan_and_writes_nothing(scenes, tmp_path, capsys, monke
     assert len(out.splitlines()) <= 30 and not (tmp_path / "output").exists()
 
 
+@pytest.mark.usefixtures("_tiny")
 def test_photos_alone_give_labels_a_model_predictions_and_a_page(scenes, tmp_path, capfd):
     output = tmp_path / "run"
     ground_truth = scenes / "annotations" / "panoptic_val.json"
@@ -134,7 +141,7 @@ def test_minutes_set_the_length_of_training_by_what_was_measured(scenes, tmp_pat
     assert length["SOLVER.MAX_ITER"] == pytest.approx((291 - 60 - 15) / 0.5, abs=2) and len(predicted) == 4
 
 
-@pytest.mark.usefixtures("_labels_in_this_process")
+@pytest.mark.usefixtures("_labels_in_this_process", "_tiny")
 def test_photos_without_things_give_labels_of_stuff_and_a_warning(tmp_path, capfd):
     photos = tmp_path / "gray"
     photos.mkdir()

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from u2seg.config import setup_cfg
 from u2seg.engine.photo_run import run_plan
+from u2seg.engine.photo_run.new_config import new_config
 from u2seg.engine.photo_run.run_features import choose_features
 from u2seg.engine.photo_run.run_photos import find_photos, select_ground_truth
 from u2seg.engine.photo_run.run_plan import (
@@ -17,12 +18,12 @@ from u2seg.engine.photo_run.run_plan import (
     finishing_seconds,
     free_keys,
     make_plan,
-    new_config,
     num_thing_clusters,
     scaled_settings,
     training_length,
     value_of,
 )
+from u2seg.engine.photo_run.run_screen import format_plan
 from u2seg.engine.photo_run.run_threads import Threads, divide_cores, run_in_process
 from u2seg.features.vit_weights import WeightsError
 
@@ -252,7 +253,7 @@ class TestRefusals:
         # What a later call was planned for counts only when its training begins.
         longer = self.plan(photos, tmp_path, minutes=60.0)
         assert (longer.minutes, longer.trains_anew) == (60.0, True) and longer.is_free("SOLVER.MAX_ITER")
-        assert "is set aside, and a new one is trained" in run_plan.format_plan(longer)
+        assert "is set aside, and a new one is trained" in format_plan(longer)
         assert self.plan(photos, tmp_path).trains_anew is False
 
     def test_a_full_disk(self, photos, tmp_path, monkeypatch):

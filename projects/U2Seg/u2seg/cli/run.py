@@ -23,9 +23,9 @@ from u2seg.engine.photo_run.run_plan import (
     MAX_PREDICTED,
     PHOTOS_CONFIG,
     RunPlan,
-    format_plan,
     make_plan,
 )
+from u2seg.engine.photo_run.run_screen import format_plan
 from u2seg.evaluation import format_table
 from u2seg.utils.files import read_json
 from u2seg.utils.quiet_screen import quiet_screen

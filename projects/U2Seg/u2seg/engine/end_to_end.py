@@ -40,6 +40,12 @@ logger = logging.getLogger(__name__)
 
 METRICS = "metrics.json"
 TIMES = "times.json"
+STEPS = LABELS, TRAINING, TEST_LABELS, PREDICTIONS = (  # names of the steps in it
+    "labels",
+    "training and scoring",
+    "labels of the test images",
+    "predictions",
+)
 CURVES = "metrics.json"  # Detectron2's name for a training's losses, in the model's directory
 
 
@@ -113,14 +119,14 @@ def run_end_to_end(
     cfg = setup_cfg(config_file, list(opts))
     training_opts = [*opts, *_training_set_options(cfg, images, directories)]
     setup_cfg(config_file, training_opts)  # an error in these should not wait until the labels are made
-    with _timed(directories, "labels"), quiet_screen(directories.log):
+    with _timed(directories, LABELS), quiet_screen(directories.log):
         make_pseudo_labels(cfg, images, directories.labels)
-    with _timed(directories, "training and scoring"):
+    with _timed(directories, TRAINING):
         train(config_file, directories.model, training_opts, num_gpus, directories.log)
     if cfg.DATASETS.TEST:
         scores = directories.model / "inference" / cfg.DATASETS.TEST[0] / METRICS
         write_json(directories.root / METRICS, read_json(scores))
-        with _timed(directories, "labels of the test images"), quiet_screen(directories.log):
+        with _timed(directories, TEST_LABELS), quiet_screen(directories.log):
             label_test_images(config_file, directories, opts)
     return directories
 
@@ -166,7 +172,7 @@ def run_photos(plan: RunPlan) -> RunPlan:
         plan: of :func:`u2seg.engine.photo_run.run_plan.make_plan`, made for its output directory.
     """
     directories = RunDirectories(plan.output)
-    with _timed(directories, "labels"):
+    with _timed(directories, LABELS):
         clusters = run_in_process(
             plan.threads.numerical,
             label_photos,
@@ -182,7 +188,7 @@ def run_photos(plan: RunPlan) -> RunPlan:
         plan = plan.choose(_measured_length(plan, plan.minutes))
     _set_aside_other_model(plan, directories)
     plan = plan.begin_training()
-    with _timed(directories, "training and scoring"):
+    with _timed(directories, TRAINING):
         train(str(plan.config_file), directories.model, (), plan.num_gpus, directories.log)
     cfg = setup_cfg(plan.config_file)
     if cfg.DATASETS.TEST:
@@ -191,7 +197,7 @@ def run_photos(plan: RunPlan) -> RunPlan:
         if plan.num_scored and cfg.DATASETS.BY_PATH[cfg.DATASETS.TEST[0]].get("PANOPTIC_JSON"):
             with quiet_screen(directories.log):
                 score_labels(cfg, directories.labels, directories)
-    with _timed(directories, "predictions"), quiet_screen(directories.log):
+    with _timed(directories, PREDICTIONS), quiet_screen(directories.log):
         predict_photos(cfg, plan.photos, directories)
     return plan
 
@@ -243,7 +249,7 @@ def _set_aside_other_model(plan: RunPlan, directories: RunDirectories) -> None:
         if path.exists():
             path.rename(aside / path.name)
     times = read_json(directories.root / TIMES)
-    write_json(directories.root / TIMES, {"labels": times["labels"]})
+    write_json(directories.root / TIMES, {LABELS: times[LABELS]})
     logger.warning(
         "The model in %s was trained with other settings. It is kept in %s; a new one is trained on the same labels.",
         directories.model,

@@ -8,13 +8,13 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 
 from u2seg.config import setup_cfg
-from u2seg.engine.end_to_end import CURVES, METRICS, TIMES, RunDirectories
+from u2seg.engine.end_to_end import CURVES, METRICS, STEPS, TIMES, RunDirectories
 from u2seg.engine.photo_run.run_plan import PAGE_ROWS
 from u2seg.evaluation import format_table
 from u2seg.predictor import Prediction, Predictor
 from u2seg.structures.label_space import LabelSpace
 from u2seg.utils.files import read_json
-from u2seg.utils.progress import Progress
+from u2seg.utils.progress import Progress, format_seconds
 from u2seg.visualization.curves import training_curves
 from u2seg.visualization.html_report import Row, Table, write_report
 from u2seg.visualization.label_page import PanopticLabels, evenly_spaced, load_panoptic_labels
@@ -81,11 +81,17 @@ def write_run_report(
         directories.report,
         title=title,
         summary=summary,
-        facts={f"seconds for {step}": seconds for step, seconds in read_json(directories.root / TIMES).items()},
+        facts={f"time for {step}": format_seconds(seconds) for step, seconds in _times(directories).items()},
         tables=tables,
         curves=training_curves(directories.model / CURVES),
         rows=_rows(cfg.DATASETS.TEST, predictor, Path(images), directories, num_rows),
     )
+
+
+def _times(directories: RunDirectories) -> dict[str, float]:
+    """Returns the seconds that each step took, in the order of the steps."""
+    times = read_json(directories.root / TIMES)
+    return {step: times[step] for step in (*(s for s in STEPS if s in times), *(s for s in times if s not in STEPS))}
 
 
 def comparison_rows(directories: RunDirectories, upper_bound: str | Path | None) -> dict[str, dict]:

@@ -150,3 +150,8 @@ def _seconds_per_prediction(cfg: CfgNode, model: torch.nn.Module, photos: Sequen
         started = time.monotonic()
         predict_files(predictor, timed, Path(temporary) / "timed")
     return (time.monotonic() - started) / len(timed)
+
+
+def format_bytes(count: float) -> str:
+    """Returns a number of bytes as people write it: ``"12 MiB"``, ``"1.5 GiB"``."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{max(1, round(count / 2**20))} MiB"

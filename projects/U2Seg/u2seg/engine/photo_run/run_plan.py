@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +18,13 @@ from detectron2.config import CfgNode
 
 from u2seg.config import find_config_file, setup_cfg
 from u2seg.config.config import require_chosen_model
-from u2seg.engine.photo_run.run_estimates import SAMPLE_PHOTOS, LabelCost, checkpoint_bytes, measure_labels
+from u2seg.engine.photo_run.run_estimates import (
+    SAMPLE_PHOTOS,
+    LabelCost,
+    checkpoint_bytes,
+    format_bytes,
+    measure_labels,
+)
 from u2seg.engine.photo_run.run_features import FeatureChoice, choose_features
 from u2seg.engine.photo_run.run_photos import Machine, Photos, find_machine, find_photos, select_ground_truth
 from u2seg.engine.photo_run.run_threads import Threads, divide_cores, run_in_process
@@ -27,9 +32,7 @@ from u2seg.engine.training_record import training_settings
 from u2seg.pseudo_labels.clusters.cluster_names import merged_clusters
 from u2seg.pseudo_labels.pipeline import STAGES
 from u2seg.utils.files import read_json, write_json
-from u2seg.utils.image_io import list_images
 from u2seg.utils.manifest import is_complete
-from u2seg.utils.progress import format_seconds
 
 PHOTOS_CONFIG = "quick_schedules/photos.yaml"
 DEFAULT_MINUTES = 15.0
@@ -38,15 +41,14 @@ LOG = "log.txt"
 MAX_CLUSTERS = 800  # U2Seg's number for COCO and ImageNet
 _CHOSEN = "chosen_settings.json"
 _MIN_ITERATIONS = 20
-_TRAINING_SHARE = 1 / 3  # of --minutes that training gets even where the labels take longer than planned
-_SPARE_SHARE = 0.03  # of --minutes, for what is not measured: building models, joining files
+TRAINING_SHARE = 1 / 3  # of --minutes that training gets even where the labels take longer than planned
+SPARE_SHARE = 0.03  # of --minutes, for what is not measured: building models, joining files
 MAX_PREDICTED = 500  # photos on which a run predicts; u2seg predict does the others
 PAGE_ROWS = 12  # of the page, each with a prediction; half as many more where there is ground truth
 _PAGE_PREDICTIONS = 1.5  # what a row of the page costs, in predictions: labels and ground truth are drawn as well
 # The length of the training, which is chosen anew where a run is asked for another one.
 _LENGTH_KEYS = ("SOLVER.MAX_ITER", "SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD")
 _SPARE_BYTES = 200 * 2**20  # page, predictions, logs
-_TRAINING_MEMORY_BYTES = 1.2 * 2**30  # PyTorch and Detectron2 with a ResNet-18 at 192 pixels, measured
 _BASE_SIDE = 192  # pixels: the short side for which quick_schedules/Base-COCO-mini.yaml is written
 
 
@@ -336,8 +338,8 @@ def training_length(
         iteration_seconds: of a training step.
         finishing_seconds: needed after training; see :func:`finishing_seconds`.
     """
-    left = minutes * 60 * (1 - _SPARE_SHARE) - spent_seconds - finishing_seconds
-    seconds = max(left, minutes * 60 * _TRAINING_SHARE)
+    left = minutes * 60 * (1 - SPARE_SHARE) - spent_seconds - finishing_seconds
+    seconds = max(left, minutes * 60 * TRAINING_SHARE)
     iterations = max(_MIN_ITERATIONS, int(seconds / iteration_seconds))
     return {
         "SOLVER.MAX_ITER": iterations,
@@ -481,8 +483,8 @@ def _with_costs(plan: RunPlan) -> RunPlan:
     needed, free = disk_bytes(plan), shutil.disk_usage(parent).free
     if free < needed:
         raise OSError(
-            f"{parent} has {_mib(free)} free, and this run needs about {_mib(needed)}, most of it for two checkpoints of {_mib(one)}; free "
-            "some space or choose another --output"
+            f"{parent} has {format_bytes(free)} free, and this run needs about {format_bytes(needed)}, most of it for two checkpoints of "
+            f"{format_bytes(one)}; free some space or choose another --output"
         )
     return plan
 
@@ -492,107 +494,11 @@ def disk_bytes(plan: RunPlan) -> int:
     return plan.label_cost.bytes_per_photo * len(plan.photos.names) + 2 * plan.checkpoint_bytes + _SPARE_BYTES
 
 
-# --- the screen ------------------------------------------------------------------------------------------------------------------
-
-
-def format_plan(plan: RunPlan) -> str:
-    """Returns the plan as one screen of text: what was found, what will be done, what it will cost."""
-    cfg = setup_cfg(plan.config_file)
-    machine, photos, count = plan.machine, plan.photos, len(plan.photos.names)
-    gpu = f"{machine.gpus} GPU{'s' if machine.gpus > 1 else ''}" if machine.gpus else "no GPU"
-    free = shutil.disk_usage(next(p for p in (plan.output, *plan.output.absolute().parents) if p.is_dir())).free
-    memory = f"{machine.memory_bytes / 2**30:.1f} GiB of memory free, " if machine.memory_bytes else ""
-    unreadable = f"; {len(photos.unreadable)} cannot be read" if photos.unreadable else ""
-    scores = "none (no --ground-truth)"
-    if plan.num_scored:
-        scores = f"{plan.num_scored} photos have ground truth in {plan.ground_truth}; only scoring reads it"
-    elif cfg.DATASETS.TEST:
-        scores = f"on {', '.join(cfg.DATASETS.TEST)}, as {plan.base} says"
-    clusters = "the square root of the number of masks"
-    if not plan.is_free("CLUSTERS.NUM_CLUSTERS"):
-        clusters = str(cfg.CLUSTERS.NUM_CLUSTERS)
-    length = f"{cfg.SOLVER.MAX_ITER} iterations"
-    if plan.minutes is not None and plan.is_free("SOLVER.MAX_ITER"):
-        length = "as many iterations as fit"
-    threads = plan.threads
-    lines = [
-        *_entry("photos", f"{count} in {photos.root}, about {photos.size[1]}x{photos.size[0]} pixels{unreadable}"),
-        *_entry("machine", f"{machine.cores} cores, {memory}{gpu}, {free / 2**30:.1f} GiB of disk free"),
-        *_entry("features", plan.features.description),
-        *_entry("scores", scores),
-        "",
-        *_entry("settings", f"{plan.base}, fitted to these photos: {plan.output / plan.config_file.name}"),
-        *_entry(
-            "labels",
-            f"{cfg.MASKS.GENERATOR} masks at {cfg.FEATURES.IMAGE_SIZE[1]}x{cfg.FEATURES.IMAGE_SIZE[0]} pixels; thing clusters: "
-            f"{clusters}; stuff clusters: {cfg.SEMANTICS.NUM_CLUSTERS}",
-        ),
-        *_entry(
-            "training",
-            f"{cfg.MODEL.META_ARCHITECTURE} with ResNet-{cfg.MODEL.RESNETS.DEPTH} on {cfg.MODEL.DEVICE}, batches of "
-            f"{cfg.SOLVER.IMS_PER_BATCH}, short side {cfg.INPUT.MIN_SIZE_TEST} pixels, {length}",
-        ),
-        *_entry(
-            "threads",
-            f"labels: {threads.decoding} decoding processes, {threads.refining} refining, {threads.numerical} numerical; training: "
-            f"{threads.loading} loading processes, {threads.training} numerical",
-        ),
-        "",
-        *_cost_table(plan),
-    ]
-    return "\n".join(lines)
-
-
-def _cost_table(plan: RunPlan) -> list[str]:
-    count = len(plan.photos.names)
-    labels = label_seconds(plan)
-    rows = [
-        (
-            "labels",
-            "done" if plan.has_labels else f"about {format_seconds(labels)}",
-            f"{plan.label_cost.memory_bytes / 2**30:.1f} GiB",
-            _mib(plan.label_cost.bytes_per_photo * count),
-        )
-    ]
-    training, total = "by SOLVER.MAX_ITER", ""
-    if plan.minutes is not None:
-        seconds = plan.minutes * 60
-        left = max(seconds * (1 - _SPARE_SHARE) - labels, seconds * _TRAINING_SHARE)
-        training, total = f"about {format_seconds(left)}", format_seconds(labels + left + seconds * _SPARE_SHARE)
-    # How long predictions take is measured when training begins.
-    rows.append(
-        ("the rest", training, f"{_TRAINING_MEMORY_BYTES / 2**30:.1f} GiB", f"{_mib(2 * plan.checkpoint_bytes)}")
-    )
-    lines = [f"  {'':10s}{'time':20s}{'memory':12s}disk", *(f"  {a:10s}{b:20s}{c:12s}{d}" for a, b, c, d in rows)]
-    lines.append(f"  {'in all':10s}{total and f'about {total}':20s}{'':12s}{_mib(disk_bytes(plan))}")
-    lines.append(
-        f"  A checkpoint takes {_mib(plan.checkpoint_bytes)}; the last one is kept. Labels: timed on {SAMPLE_PHOTOS} photos. The rest: "
-        "training, then predictions and page."
-    )
-    if plan.trains_anew:
-        lines.append(
-            "  The model in the output was trained with other settings: it is set aside, and a new one is trained."
-        )
-    if plan.minutes is not None and labels > plan.minutes * 60 * (1 - _SPARE_SHARE - _TRAINING_SHARE):
-        lines.append(
-            f"  The labels leave little of {plan.minutes:g} minutes: training gets a third of them nevertheless (--minutes)."
-        )
-    return lines
-
-
 def label_seconds(plan: RunPlan) -> float:
     """Returns how long the labels will take, by the photos that were timed; 0 where they are finished."""
     if plan.has_labels:
         return 0.0
     return plan.label_cost.start_seconds + plan.label_cost.seconds_per_photo * len(plan.photos.names)
-
-
-def _entry(name: str, text: str) -> list[str]:
-    return textwrap.wrap(text, 110, initial_indent=f"  {name:10s}", subsequent_indent=" " * 12, break_long_words=False)
-
-
-def _mib(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{max(1, round(count / 2**20))} MiB"
 
 
 # --- values ----------------------------------------------------------------------------------------------------------------------
@@ -646,53 +552,3 @@ def _kept(directory: Path) -> tuple[dict[str, object], LabelCost | None, dict[st
 def _base_name(base: str) -> str:
     """Returns how the run's configuration names its base: a shipped one by its name, another by its path."""
     return str(Path(find_config_file(base)).resolve()) if Path(base).is_file() else base.removeprefix("configs/")
-
-
-def new_config(images: str | Path, output: str | Path | None = None) -> str:
-    """Returns a short configuration file for a directory of photos, with comments.
-
-    Args:
-        images: directory of photos.
-        output: where runs with it go; None: ``output/`` and the directory's name.
-
-    Raises:
-        FileNotFoundError: no such directory, or no image in it.
-    """
-    count = len(list_images(images))
-    output = Path(output or Path("output") / Path(images).resolve().name)
-    quoted = {key: json.dumps(str(path)) for key, path in (("IMAGES", images), ("LABELS", output / "labels"))}
-    return _NEW_CONFIG.format(
-        count=count,
-        images=quoted["IMAGES"],
-        labels=quoted["LABELS"],
-        model=json.dumps(str(output / "model")),
-        output=output,
-    )
-
-
-_NEW_CONFIG = """\
-# Settings for the {count} photos in {images}. Everything not written here is as in quick_schedules/photos.yaml.
-#   u2seg run {images} --config-file THIS_FILE --output {output}     labels, model, page; fits what you leave out to the photos
-#   u2seg train --config-file THIS_FILE     trains on the labels once more
-_BASE_: quick_schedules/photos.yaml
-
-# What labels are made from. With DINO's weights, one line is enough; `u2seg run` does the rest:
-# FEATURES:
-#   VIT: {{WEIGHTS: dino_deitsmall8_pretrain.pth}}
-
-# Uncomment to decide yourself; `u2seg run` takes the square root of the number of masks.
-# CLUSTERS:
-#   NUM_CLUSTERS: 20
-# SEMANTICS:
-#   NUM_CLUSTERS: 12
-
-# Uncomment to set the length of the training; `u2seg run` fills the time that --minutes gives it.
-# SOLVER:
-#   MAX_ITER: 1000
-
-DATASETS:
-  TRAIN: ["photos"]
-  BY_PATH:
-    photos: {{FORMAT: pseudo_labels, ROOT: {labels}, IMAGES: {images}}}
-OUTPUT_DIR: {model}
-"""

@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from panopticapi.utils import rgb2id
 from PIL import Image
 from u2seg.cli.main import main
+from u2seg.config import setup_cfg
 from u2seg.data.datasets.registration import register_dataset
 from u2seg.data.formats.coco_panoptic import (
     instance_annotations,
@@ -17,6 +18,7 @@ from u2seg.data.formats.coco_panoptic import (
     write_panoptic_png,
     write_stuff_png,
 )
+from u2seg.pseudo_labels import pipeline
 from u2seg.pseudo_labels.clusters import cluster_names
 from u2seg.pseudo_labels.clusters.cluster_names import (
     ClusterNameError,
@@ -29,7 +31,7 @@ from u2seg.pseudo_labels.clusters.cluster_names import (
 )
 from u2seg.pseudo_labels.panoptic.panoptic_stage import write_dataset
 from u2seg.structures import LabelSpace, Segment
-from u2seg.utils.manifest import open_stage
+from u2seg.utils.manifest import discard_stage, open_stage
 
 # Things 1 to 3, stuff 4 to 6.
 SPACE = LabelSpace.of_clusters(3, 3)
@@ -200,6 +202,18 @@ def test_a_kill_while_images_are_written_leaves_the_old_labels(labels, monkeypat
     with pytest.raises(KeyboardInterrupt):
         rename_clusters(labels, {2: "dog"})
     assert contents(labels) == before
+
+
+def test_names_end_with_the_labels_that_they_were_given_to(labels, tmp_path, monkeypatch, caplog):
+    for name in ("_require", "make_panoptic_labels"):
+        monkeypatch.setattr(pipeline, name, lambda *args, **kwargs: None)
+    cfg = setup_cfg("quick_schedules/photos.yaml")
+    rename_clusters(labels, {1: "cat"})
+    pipeline.make_pseudo_labels(cfg, tmp_path / "photos", labels, stages=["panoptic"])
+    assert read_names(labels) == {1: "cat"}
+    discard_stage(labels / "panoptic")
+    pipeline.make_pseudo_labels(cfg, tmp_path / "photos", labels, stages=["panoptic"])
+    assert read_names(labels) == {} and "given by hand are gone" in caplog.text
 
 
 def test_the_command(labels, tmp_path, capsys):

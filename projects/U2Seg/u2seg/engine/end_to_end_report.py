@@ -25,6 +25,10 @@ _MATCHED_NAMES = (
     f"The model knows clusters by number alone. Names of categories on predictions and pseudo-labels come from matching clusters to the "
     f"ground truth afterwards (protocol {PROTOCOL}); a cluster that was matched to nothing keeps its number."
 )
+_AGREEMENT = (
+    "Agreement, by which the best and the worst image are chosen, says how well the segments of the ground truth (without one, of the "
+    "pseudo-label) are found again in the prediction, whatever their class; things and stuff count the same."
+)
 SEEDS = "seeds"  # directory of runs that differ by their seed alone
 CATEGORY_COLUMNS = ("PQ", "SQ", "RQ", "bbox_AP", "segm_AP", "IoU")
 COLUMNS = (
@@ -80,7 +84,7 @@ def write_run_report(
     return write_report(
         directories.report,
         title=title,
-        summary=summary,
+        summary=f"{summary}\n\n{_AGREEMENT}",
         facts={f"time for {step}": format_seconds(seconds) for step, seconds in _times(directories).items()},
         tables=tables,
         curves=training_curves(directories.model / CURVES),
@@ -226,8 +230,7 @@ def _best_and_worst(shown: Sequence[_Shown], reference: str) -> list[Row]:
         among += f" whose {reference} has a thing"
     return [
         Row(
-            f"The {name} of {among}, by how well the segments of the {reference} are found again, things and stuff counting the same: "
-            f"{item.agreement:.2f} of 1 ({item.row.title})",
+            f"The {name} of {among}: agreement {item.agreement:.2f} of 1 ({item.row.title})",
             item.row.images,
         )
         for name, item in (("best", ranked[0]), ("worst", ranked[-1]))

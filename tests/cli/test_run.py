@@ -66,7 +66,7 @@ def test_check_shows_the_plan_and_writes_nothing(scenes, tmp_path, capsys, monke
 
 
 @pytest.mark.usefixtures("_tiny")
-def test_photos_alone_give_labels_a_model_predictions_and_a_page(scenes, tmp_path, capfd, caplog):
+def test_photos_alone_give_labels_a_model_predictions_and_a_page(scenes, tmp_path, capfd):
     output = tmp_path / "run"
     ground_truth = scenes / "annotations" / "panoptic_val.json"
     command = ["run", str(scenes / "val"), "--output", str(output), "--ground-truth", str(ground_truth), *SHORT]
@@ -108,17 +108,6 @@ def test_photos_alone_give_labels_a_model_predictions_and_a_page(scenes, tmp_pat
     assert capfd.readouterr().out.splitlines()[-1] == screen.out.splitlines()[-1]
     assert read_json(output / "predictions" / "panoptic.json")["categories"][0]["name"] == "crate"
     assert {path: path.stat().st_mtime_ns for path in made} == made
-    # Other settings of training: the same labels, a new model, and the old one is kept.
-    last = chosen["CLUSTERS"]["NUM_CLUSTERS"] + chosen["SEMANTICS"]["NUM_CLUSTERS"]
-    assert main(["clusters", "rename", str(labels), f"{last - 1}=ground", f"{last}=ground"]) == 0
-    assert main([*command[:-1], "3"]) == 0
-    assert "It is kept in" in caplog.text
-    kept, new = (read_json(output / path / "training.json") for path in ("earlier/1/model", "model"))
-    assert [run["settings"]["SOLVER.MAX_ITER"] for run in (kept, new)] == [2, 3]
-    heads = [run["settings"]["MODEL.SEM_SEG_HEAD.NUM_CLASSES"] for run in (kept, new)]
-    assert heads[1] == heads[0] - 1 and (output / "earlier" / "1" / "predictions").is_dir()
-    same = [path for path in made if path.is_file() and labels / "named" not in path.parents and labels in path.parents]
-    assert same and all(path.stat().st_mtime_ns == made[path] for path in same)
 
 
 def test_minutes_set_the_length_of_training_by_what_was_measured(scenes, tmp_path, monkeypatch):
@@ -153,14 +142,6 @@ def test_photos_without_things_give_labels_of_stuff_and_a_warning(tmp_path, capf
     assert "0 masks" in screen.out and "3 photos without a thing" in screen.out
     labels = read_json(tmp_path / "run" / "labels" / "panoptic" / "panoptic.json")
     assert all(row["segments_info"] for row in labels["annotations"])
-
-
-def test_a_new_configuration_runs(scenes, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert main(["config", "new", "--images", str(scenes / "val")]) == 0
-    Path("my.yaml").write_text(capsys.readouterr().out)
-    assert main(["run", "--config-file", "my.yaml", str(scenes / "val"), "--check"]) == 0
-    assert "my.yaml, fitted to these photos" in capsys.readouterr().out
 
 
 def test_a_file_without_a_model_is_refused_by_run_and_train(scenes, tmp_path, capsys):

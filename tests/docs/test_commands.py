@@ -15,7 +15,7 @@ from u2seg.cli.main import main
 from u2seg.engine import end_to_end
 from u2seg.engine.photo_run import run_features, run_plan
 from u2seg.pseudo_labels import pipeline
-from u2seg.utils.files import read_json
+from u2seg.utils.files import read_json, write_json
 
 NUM_PHOTOS = 6
 TINY = "tiny.yaml"  # takes the place of the configuration for photos
@@ -91,6 +91,29 @@ def write_names() -> None:
     Path("names.txt").write_text("1=kite\n2=tent  # a thing\n")
 
 
+def label_times() -> dict[str, int]:
+    """Returns when each file of the labels without names was written."""
+    stages = (path for stage in pipeline.STAGES for path in Path("output/photos/labels", stage).rglob("*"))
+    return {str(path): path.stat().st_mtime_ns for path in stages if path.is_file()}
+
+
+def remember_labels() -> None:
+    write_json("label_times.json", label_times())
+
+
+def labels_were_used_again() -> None:
+    """More minutes and joined clusters give another model, on the same labels; the first one is kept."""
+    assert len(label_times()) > 10 and read_json("label_times.json") == label_times()
+    old, new = (
+        read_json(Path("output/photos", path, "training.json"))["settings"] for path in ("earlier/1/model", "model")
+    )
+    assert (old["SOLVER.MAX_ITER"], new["SOLVER.MAX_ITER"]) == (2, 3)
+    assert new["MODEL.ROI_HEADS.NUM_CLASSES"] == old["MODEL.ROI_HEADS.NUM_CLASSES"] - 1
+    names = [category["name"] for category in read_json("output/photos/predictions/panoptic.json")["categories"]]
+    assert names[:2] == ["kite", "tent"]
+    assert Path("output/photos/earlier/1/predictions/panoptic.json").is_file()
+
+
 def make_new_yaml_short() -> None:
     text = Path("my.yaml").read_text().replace("_BASE_: quick_schedules/photos.yaml", f"_BASE_: {TINY}")
     Path("my.yaml").write_text(text + "SOLVER:\n  MAX_ITER: 2\n")
@@ -109,7 +132,7 @@ def write_my_yaml() -> None:
     text = Path("my.yaml").read_text()
     val = "    my_val: {FORMAT: coco_panoptic, ROOT: datasets/scenes, SPLIT: val}\n"
     text = re.sub(r"^( *my_train: .*\n)", rf"\1{val}", text, flags=re.MULTILINE)
-    Path("my.yaml").write_text(text + "SEMANTICS:\n  NUM_CLUSTERS: 3\n")
+    Path("my.yaml").write_text(text + "SEMANTICS:\n  NUM_CLUSTERS: 3\nOUTPUT_DIR: output\n")
 
 
 def place_scores() -> None:
@@ -138,7 +161,9 @@ SESSION = (
     "u2seg clusters rename output/photos/labels 3=",
     "u2seg clusters reset output/photos/labels",
     "u2seg clusters rename output/photos/labels 1=kite 2=tent 3=tent",
+    remember_labels,
     "u2seg run photos --minutes 60",
+    labels_were_used_again,
     "u2seg predict other_photos --config-file output/photos/config.yaml --output output/other MODEL.WEIGHTS "
     "output/photos/model/model_final.pth",
     write_few_yaml,
@@ -243,7 +268,6 @@ def test_the_commands_run_one_after_the_other(capfd):
                     f"{time.monotonic() - started:6.1f} s  {step if isinstance(step, str) else step.__name__}",
                     flush=True,
                 )
-    assert read_json("output/photos/earlier/1/model/training.json")["settings"]["SOLVER.MAX_ITER"] == 2
     for page in ("output/photos/report", "output/photos/clusters", "output/my_run/report", "output/my/page", "page"):
         assert Path(page, "index.html").is_file()
     assert len(list(Path("output/other/visualizations").iterdir())) == 2

@@ -110,6 +110,8 @@ def _print_result(plan: RunPlan, counts: RunCounts, page: Path) -> None:
     print(f"labels       {panoptic_directory(output / 'labels')}")
     print(f"model        {output / 'model' / 'model_final.pth'}")
     print(f"predictions  {output / 'predictions' / 'visualizations'}")
+    if plan.set_aside:
+        print(f"earlier      {plan.set_aside}, what was trained with other settings")
     print("\nPredict on other photos:")
     print(
         f"  u2seg predict OTHER_PHOTOS --config-file {plan.config_file} --output {output / 'other'} "

@@ -1,11 +1,10 @@
 """The whole pipeline in one call: photos in; pseudo-labels, a trained model, scores and a page of images out."""
 
 import argparse
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,8 +34,6 @@ from u2seg.utils.kmeans import CENTROIDS
 from u2seg.utils.manifest import MANIFEST
 from u2seg.utils.quiet_screen import quiet_screen
 from u2seg.visualization.label_page import evenly_spaced
-
-logger = logging.getLogger(__name__)
 
 METRICS = "metrics.json"
 TIMES = "times.json"
@@ -186,8 +183,7 @@ def run_photos(plan: RunPlan) -> RunPlan:
     torch.set_num_threads(plan.threads.training)
     if plan.minutes is not None and plan.is_free("SOLVER.MAX_ITER"):
         plan = plan.choose(_measured_length(plan, plan.minutes))
-    _set_aside_other_model(plan, directories)
-    plan = plan.begin_training()
+    plan = replace(plan, set_aside=_set_aside_other_model(plan, directories)).begin_training()
     with _timed(directories, TRAINING):
         train(str(plan.config_file), directories.model, (), plan.num_gpus, directories.log)
     cfg = setup_cfg(plan.config_file)
@@ -233,14 +229,14 @@ def _measured_length(plan: RunPlan, minutes: float) -> dict[str, object]:
     return training_length(minutes, time.monotonic() - plan.started, cost.seconds_per_iteration, rest)
 
 
-def _set_aside_other_model(plan: RunPlan, directories: RunDirectories) -> None:
-    """Moves a model that was trained with other settings, and what was made with it, to ``earlier/N``."""
+def _set_aside_other_model(plan: RunPlan, directories: RunDirectories) -> Path | None:
+    """Moves a model that was trained with other settings, and what was made with it, to ``earlier/N``; returns that, None for no such."""
     opts = _training_options(str(plan.config_file), directories.model, ())
     cfg = setup_cfg(plan.config_file, opts)
     with quiet_screen(plan.log):
         complete_config(cfg)
     if not (plan.trains_anew or training_record.differences(cfg)) or not directories.model.is_dir():
-        return
+        return None
     made = (directories.model, directories.predictions, directories.report.parent, directories.test_label_scores)
     aside = directories.earlier / str(1 + len(list(directories.earlier.glob("*"))))
     aside.mkdir(parents=True)
@@ -250,11 +246,7 @@ def _set_aside_other_model(plan: RunPlan, directories: RunDirectories) -> None:
             path.rename(aside / path.name)
     times = read_json(directories.root / TIMES)
     write_json(directories.root / TIMES, {LABELS: times[LABELS]})
-    logger.warning(
-        "The model in %s was trained with other settings. It is kept in %s; a new one is trained on the same labels.",
-        directories.model,
-        aside,
-    )
+    return aside
 
 
 def predict_photos(cfg: CfgNode, photos: Photos, directories: RunDirectories) -> None:

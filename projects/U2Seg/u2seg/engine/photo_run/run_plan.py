@@ -75,6 +75,7 @@ class RunPlan:
         started: when the planning began, by ``time.monotonic``; ``minutes`` count from there.
         asked: what the training depends on: minutes, the user's settings, clusters joined by their names.
         trained_as: the same for the model that the output holds; None: nothing is known of one.
+        set_aside: where the run has moved a model that was trained with other settings; None: there was none.
     """
 
     config_file: Path
@@ -95,6 +96,7 @@ class RunPlan:
     started: float = 0.0
     asked: dict[str, object] = field(default_factory=dict)
     trained_as: dict[str, object] | None = None
+    set_aside: Path | None = None
 
     @property
     def has_labels(self) -> bool:

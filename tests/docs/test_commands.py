@@ -60,27 +60,29 @@ def own_yaml(page: str, name: str, **replaced: str) -> None:
 
 
 def place_photos() -> None:
-    """Puts rendered scenes where the commands expect photos and ground truth."""
+    """Puts some of the rendered scenes where the commands expect photos and their ground truth."""
     scenes = Path("datasets/scenes")
     names = sorted(path.name for path in (scenes / "val").iterdir())[:NUM_PHOTOS]
-    for directory in ("photos", "other_photos"):
-        Path(directory).mkdir()
-        for name in names if directory == "photos" else names[:2]:
+    for directory, count in (("photos", NUM_PHOTOS), ("other_photos", 2), ("labeled/train", NUM_PHOTOS)):
+        Path(directory).mkdir(parents=True)
+        for name in names[:count]:
             shutil.copy(scenes / "val" / name, directory)
     shutil.copy(scenes / "val" / names[0], "photo.jpg")
-    annotations = scenes / "annotations"
-    shutil.copytree(scenes / "panoptic_val", "panoptic_val")
-    shutil.copytree(scenes / "panoptic_val", "gt_pngs")
-    for name in ("panoptic_val.json", "gt.json"):
-        shutil.copy(annotations / "panoptic_val.json", name)
-    shutil.copy(annotations / "instances_val.json", "instances_val2017.json")
-    Path("datasets/coco/annotations").mkdir(parents=True)
-    shutil.copy(annotations / "panoptic_val.json", "datasets/coco/annotations/panoptic_train2017.json")
-    for source, target in (("val", "labeled/train"), ("panoptic_val", "labeled/panoptic_train")):
-        shutil.copytree(scenes / source, target)
-    Path("labeled/annotations").mkdir()
-    for kind in ("panoptic", "instances"):
-        shutil.copy(annotations / f"{kind}_val.json", f"labeled/annotations/{kind}_train.json")
+    for directory in ("panoptic_val", "gt_pngs", "labeled/panoptic_train"):
+        shutil.copytree(scenes / "panoptic_val", directory)
+    targets = {
+        "panoptic": ("panoptic_val.json", "gt.json", "labeled/annotations/panoptic_train.json"),
+        "instances": ("instances_val2017.json", "labeled/annotations/instances_train.json"),
+    }
+    for kind, paths in targets.items():
+        content = read_json(scenes / "annotations" / f"{kind}_val.json")
+        images = [image for image in content["images"] if image["file_name"] in names]
+        ids = {image["id"] for image in images}
+        rows = [row for row in content["annotations"] if row["image_id"] in ids]
+        for path in paths:
+            write_json(path, {**content, "images": images, "annotations": rows})
+    coco = Path("datasets/coco/annotations/panoptic_train2017.json")
+    write_json(coco, read_json(scenes / "annotations" / "panoptic_val.json"))
 
 
 def write_few_yaml() -> None:
@@ -130,7 +132,7 @@ def write_my_yaml() -> None:
         TEST='("my_val",)',
     )
     text = Path("my.yaml").read_text()
-    val = "    my_val: {FORMAT: coco_panoptic, ROOT: datasets/scenes, SPLIT: val}\n"
+    val = "    my_val: {FORMAT: coco_panoptic, ROOT: labeled, SPLIT: train}\n"
     text = re.sub(r"^( *my_train: .*\n)", rf"\1{val}", text, flags=re.MULTILINE)
     Path("my.yaml").write_text(text + "SEMANTICS:\n  NUM_CLUSTERS: 3\nOUTPUT_DIR: output\n")
 

@@ -250,6 +250,9 @@ class TestRefusals:
         assert (again.minutes, again.chosen["SOLVER.MAX_ITER"], again.trains_anew) == (30.0, 77, False)
         other = self.plan(photos, tmp_path, opts=["SOLVER.IMS_PER_BATCH", "2"])
         assert other.trains_anew and other.is_free("SOLVER.MAX_ITER") and not other.is_free("CLUSTERS.NUM_CLUSTERS")
+        # The features of the labels stay, though a server can be reached now, and are still described.
+        reachable = make_plan(photos, tmp_path / "out", is_reachable=lambda url: True)
+        assert reachable.features == first.features and "without weights" in reachable.features.description
         # What a later call was planned for counts only when its training begins.
         longer = self.plan(photos, tmp_path, minutes=60.0)
         assert (longer.minutes, longer.trains_anew) == (60.0, True) and longer.is_free("SOLVER.MAX_ITER")

@@ -161,6 +161,7 @@ class RunPlan:
             "settings": plain(self.chosen),
             "cost": self.cost and asdict(self.cost),
             "trained_as": self.trained_as,
+            "features": asdict(self.features),
         }
         write_json(self.config_file.parent / _CHOSEN, kept)
 
@@ -209,18 +210,22 @@ def make_plan(
     free = free_keys(cfg, opts)
     num_gpus = min(machine.gpus, 1) if num_gpus is None else num_gpus
     on_gpu = num_gpus > 0 and "MODEL.DEVICE" in free
-    kept, cost, trained_as = _kept(output)
+    earlier = _earlier_call(output)
+    kept = earlier.settings
     if minutes is None and "SOLVER.MAX_ITER" in free:
-        minutes = (trained_as or {}).get("minutes") or DEFAULT_MINUTES
+        minutes = (earlier.trained_as or {}).get("minutes") or DEFAULT_MINUTES
     asked = _asked_training(cfg, minutes, output / "labels")
-    if trained_as not in (None, asked):
+    if earlier.trained_as not in (None, asked):
         kept = {key: value for key, value in kept.items() if key not in _LENGTH_KEYS}
-    features = choose_features(
-        setup_cfg(base, [*opts, *as_opts({k: v for k, v in kept.items() if k.startswith("FEATURES.")})]),
-        is_given="FEATURES.NAME" not in free or "FEATURES.NAME" in kept,
-        on_gpu=on_gpu,
-        is_reachable=is_reachable,
-    )
+    features_asked = {
+        "name": "" if "FEATURES.NAME" in free else cfg.FEATURES.NAME,
+        "weights": cfg.FEATURES.VIT.WEIGHTS,
+    }
+    features = earlier.features
+    if features is None or features.asked != features_asked:
+        is_given = bool(features_asked["name"])
+        features = choose_features(cfg, is_given=is_given, on_gpu=on_gpu, is_reachable=is_reachable)
+        features = replace(features, asked=features_asked)
     threads = divide_cores(machine.cores, network_on_cpu=features.network and not on_gpu)
     chosen = {**scaled_settings(photos, threads, on_gpu=on_gpu), **features.settings, **kept}
     chosen = {key: value for key, value in chosen.items() if key in free}
@@ -236,11 +241,11 @@ def make_plan(
         threads,
         minutes,
         num_gpus,
-        cost=cost,
+        cost=earlier.cost,
         ground_truth=ground_truth,
         started=started,
         asked=asked,
-        trained_as=trained_as,
+        trained_as=earlier.trained_as,
     )
     plan = _with_datasets(plan, name, cfg)
     return _with_costs(_checked(plan))
@@ -534,21 +539,37 @@ def nested(values: Mapping[str, object]) -> dict[str, object]:
     return tree
 
 
-def as_opts(settings: Mapping[str, object]) -> list[str]:
-    """Returns settings as KEY VALUE ..., for a command line or ``setup_cfg``."""
-    return [word for key, value in settings.items() for word in (key, repr(value))]
-
-
 def _pairs(base: str, opts: Sequence[str]) -> list[tuple[str, object]]:
     cfg = setup_cfg(base, list(opts))
     return [(key, value_of(cfg, key)) for key in opts[::2]]
 
 
-def _kept(directory: Path) -> tuple[dict[str, object], LabelCost | None, dict[str, Any] | None]:
-    """Returns what an earlier call of the same run chose and measured, and what training it was asked for."""
+@dataclass(frozen=True)
+class _EarlierCall:
+    """What an earlier call of the same run chose and measured, each None where there was none.
+
+    Attributes:
+        settings: by key.
+        cost: of the labels.
+        trained_as: what the training was asked for.
+        features: those of the labels; they stay, even if better ones could be had now.
+    """
+
+    settings: dict[str, object]
+    cost: LabelCost | None
+    trained_as: dict[str, Any] | None
+    features: FeatureChoice | None
+
+
+def _earlier_call(directory: Path) -> _EarlierCall:
     path = directory / _CHOSEN
-    kept = read_json(path) if path.is_file() else {"settings": {}, "cost": None}
-    return kept["settings"], kept["cost"] and LabelCost(**kept["cost"]), kept.get("trained_as")
+    kept = read_json(path) if path.is_file() else {}
+    return _EarlierCall(
+        kept.get("settings", {}),
+        LabelCost(**kept["cost"]) if kept.get("cost") else None,
+        kept.get("trained_as"),
+        FeatureChoice(**kept["features"]) if kept.get("features") else None,
+    )
 
 
 def _base_name(base: str) -> str:

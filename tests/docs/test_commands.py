@@ -39,7 +39,13 @@ PARSED_ONLY = {
     "u2seg labels photos --config-file my.yaml --output labels FEATURES.NAME ResNetFeatures": "the model of such a training",
     "u2seg labels photos --config-file my.yaml --output labels FEATURES.NAME TimmViT": "weights",
     "u2seg run photos FEATURES.VIT.WEIGHTS": "weights",
-    "u2seg convert": "weights",
+    "u2seg labels photos --config-file masks/votecut_cuvler.yaml": "weights",
+    "u2seg labels photos --config-file quick_schedules/coco_mini_learned.yaml": "a backbone that was trained for hours",
+    "u2seg train --config-file quick_schedules/coco_mini_learned.yaml": "the same",
+    "u2seg luss export output/photos/backbone": "the same",
+    "u2seg convert pass": "weights",
+    "u2seg convert dino-resnet": "weights",
+    "u2seg convert safetensors output/photos": "a backbone that was trained for hours",
     "u2seg demo": "minutes; tests/engine/test_end_to_end.py runs it small",
     "u2seg train --config-file quick_schedules/scenes.yaml": "minutes; the same",
 }
@@ -187,7 +193,9 @@ SESSION = (
     "u2seg show-samples --config-file my.yaml --output samples.png",
     "u2seg self-train --config-file my.yaml --rounds 2 --output output/self MODEL.WEIGHTS output/my/model/model_final.pth",
     "u2seg labels photos --config-file my.yaml --output labels --worker 0/64",
+    "u2seg labels photos --config-file my.yaml --stages masks --output labels",
     "u2seg labels photos --config-file my.yaml --output labels --workers 4",
+    "u2seg convert masks labels masks.json",
     "u2seg show labels --images photos --output page",
     "u2seg show pseudo-label=labels prediction=predictions gt=panoptic_val.json --images photos --output page",
     "u2seg evaluate-masks labels/masks --ground-truth instances_val2017.json",
@@ -200,9 +208,10 @@ SESSION = (
 
 
 def test_every_command_is_run_or_has_a_reason():
+    """A new command belongs into SESSION, after those that make what it reads, or with a reason into PARSED_ONLY."""
     typed = {step for step in SESSION if isinstance(step, str)}
     shown = {line for _, line in COMMAND_LINES}
-    assert {line for line in shown if not is_parsed_only(line)} == typed
+    assert {line for line in shown if not is_parsed_only(line)} - typed == set()
     assert not [line for line in typed if is_parsed_only(line)]
     assert not [start for start in PARSED_ONLY if not any(line.startswith(start) for line in shown)]
 

@@ -79,7 +79,7 @@ class Predictor:
         model: the Detectron2 model, in eval mode.
         label_space: the classes that it predicts: clusters, unless it was trained on something else.
         style: what they are called, and how they are colored, in images.
-        digest: of everything that the predictions and their images depend on: configuration, weights, label map.
+        digest: of everything that the predictions and their images depend on: configuration, weights, label map, names of classes.
     """
 
     def __init__(self, cfg: CfgNode, label_map: str | Path | None = None):
@@ -103,8 +103,8 @@ class Predictor:
         self.model = build_model(self.cfg).eval()
         load_weights(self.model, self.cfg, self.cfg.MODEL.WEIGHTS)
         self.label_space = _label_space(self.cfg)
-        self.digest = _digest(self.cfg, label_map)
         self.style = style_from_label_map(label_map, self.label_space) if label_map else style_of(self.label_space)
+        self.digest = _digest(self.cfg, label_map, self.style)
 
     @torch.no_grad()
     def __call__(self, image_rgb: np.ndarray) -> Prediction:
@@ -352,8 +352,10 @@ def style_from_label_map(path: str | Path, space: LabelSpace) -> ClassStyle:
     return ClassStyle(things, ["things", *stuff], thing_colors, [class_color(False, 0), *stuff_colors])
 
 
-def _digest(cfg: CfgNode, label_map: str | Path | None) -> str:
+def _digest(cfg: CfgNode, label_map: str | Path | None, style: ClassStyle) -> str:
     digest = hashlib.sha256(cfg.dump().encode())
+    # The training set's names may change under the same configuration: `u2seg clusters rename`.
+    digest.update(json.dumps([style.thing_names, style.stuff_names]).encode())
     for path in (cfg.MODEL.WEIGHTS, label_map):
         if path:
             digest.update(Path(PathManager.get_local_path(str(path))).read_bytes())

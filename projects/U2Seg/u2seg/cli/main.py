@@ -23,6 +23,7 @@ COMMANDS = {
     "run": "from photos to labels, a trained model, predictions and a page of images",
     "config": "write a configuration file to start from",
     "labels": "turn unlabeled photos into panoptic pseudo-labels",
+    "clusters": "name the clusters of labels, and make several into one",
     "show": "write a page that shows labels or predictions on their images",
     "show-samples": "draw training samples as the trainer gets them",
     "train": "train or evaluate a model, as Detectron2's train_net.py does",

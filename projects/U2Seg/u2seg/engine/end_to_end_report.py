@@ -8,12 +8,13 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 
 from u2seg.config import setup_cfg
-from u2seg.engine.end_to_end import CURVES, METRICS, TIMES, RunDirectories
+from u2seg.engine.end_to_end import CURVES, METRICS, STEPS, TIMES, RunDirectories
+from u2seg.engine.photo_run.run_plan import PAGE_ROWS
 from u2seg.evaluation import format_table
 from u2seg.predictor import Prediction, Predictor
 from u2seg.structures.label_space import LabelSpace
 from u2seg.utils.files import read_json
-from u2seg.utils.progress import Progress
+from u2seg.utils.progress import Progress, format_seconds
 from u2seg.visualization.curves import training_curves
 from u2seg.visualization.html_report import Row, Table, write_report
 from u2seg.visualization.label_page import PanopticLabels, evenly_spaced, load_panoptic_labels
@@ -23,6 +24,10 @@ PROTOCOL = "hungarian"  # clusters matched one to one, what is left over is wron
 _MATCHED_NAMES = (
     f"The model knows clusters by number alone. Names of categories on predictions and pseudo-labels come from matching clusters to the "
     f"ground truth afterwards (protocol {PROTOCOL}); a cluster that was matched to nothing keeps its number."
+)
+_AGREEMENT = (
+    "Agreement, by which the best and the worst image are chosen, says how well the segments of the ground truth (without one, of the "
+    "pseudo-label) are found again in the prediction, whatever their class; things and stuff count the same."
 )
 SEEDS = "seeds"  # directory of runs that differ by their seed alone
 CATEGORY_COLUMNS = ("PQ", "SQ", "RQ", "bbox_AP", "segm_AP", "IoU")
@@ -49,7 +54,7 @@ def write_run_report(
     summary: str,
     opts: Sequence[str] = (),
     upper_bound: str | Path | None = None,
-    num_rows: int = 12,
+    num_rows: int = PAGE_ROWS,
 ) -> Path:
     """Returns the page's path: tables, loss curves, and rows of image, pseudo-label, prediction and ground truth.
 
@@ -79,12 +84,18 @@ def write_run_report(
     return write_report(
         directories.report,
         title=title,
-        summary=summary,
-        facts={f"seconds for {step}": seconds for step, seconds in read_json(directories.root / TIMES).items()},
+        summary=f"{summary}\n\n{_AGREEMENT}",
+        facts={f"time for {step}": format_seconds(seconds) for step, seconds in _times(directories).items()},
         tables=tables,
         curves=training_curves(directories.model / CURVES),
         rows=_rows(cfg.DATASETS.TEST, predictor, Path(images), directories, num_rows),
     )
+
+
+def _times(directories: RunDirectories) -> dict[str, float]:
+    """Returns the seconds that each step took, in the order of the steps."""
+    times = read_json(directories.root / TIMES)
+    return {step: times[step] for step in (*(s for s in STEPS if s in times), *(s for s in times if s not in STEPS))}
 
 
 def comparison_rows(directories: RunDirectories, upper_bound: str | Path | None) -> dict[str, dict]:
@@ -219,8 +230,7 @@ def _best_and_worst(shown: Sequence[_Shown], reference: str) -> list[Row]:
         among += f" whose {reference} has a thing"
     return [
         Row(
-            f"The {name} of {among}, by how well the segments of the {reference} are found again, things and stuff counting the same: "
-            f"{item.agreement:.2f} of 1 ({item.row.title})",
+            f"The {name} of {among}: agreement {item.agreement:.2f} of 1 ({item.row.title})",
             item.row.images,
         )
         for name, item in (("best", ranked[0]), ("worst", ranked[-1]))

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from u2seg.data.formats.coco_panoptic import read_panoptic_png
+from u2seg.data.formats.label_directory import panoptic_directory
 from u2seg.structures.label_space import LabelSpace
 from u2seg.utils.files import confined_name, read_json
 from u2seg.utils.image_io import ImageReadError, read_named_rgb
@@ -231,9 +232,9 @@ def _find(labels: Path) -> tuple[Path, Path]:
         raise FileNotFoundError(
             f"no directory of panoptic PNGs for {labels}; expected {labels.parent.parent / labels.stem}"
         )
-    for directory in (labels, labels / "panoptic"):
-        if (directory / _PANOPTIC_JSON).is_file() and (directory / "panoptic").is_dir():
-            return directory / _PANOPTIC_JSON, directory / "panoptic"
+    directory = panoptic_directory(labels)
+    if (directory / _PANOPTIC_JSON).is_file() and (directory / "panoptic").is_dir():
+        return directory / _PANOPTIC_JSON, directory / "panoptic"
     raise FileNotFoundError(
         f"no panoptic labels in {labels}; expected {labels / _PANOPTIC_JSON} with {labels / 'panoptic'}/*.png, "
         f"the same below {labels / 'panoptic'}, or a panoptic JSON in COCO's layout; masks/shard-*.parquet will do as well"

@@ -34,11 +34,13 @@ class FeatureChoice:
         settings: configuration key -> value.
         description: what was chosen and why, a line or two.
         network: whether a network computes them.
+        asked: the user's own choice of features, by which a later call of the run knows whether this one still holds.
     """
 
     description: str
     settings: dict[str, object] = field(default_factory=dict)
     network: bool = False
+    asked: dict[str, str] = field(default_factory=dict)
 
 
 def choose_features(

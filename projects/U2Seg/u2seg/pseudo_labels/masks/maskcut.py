@@ -1,6 +1,6 @@
 """MaskCut: several objects an image by repeated normalized cuts, what was found being removed before the next one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,7 +113,7 @@ class MaskCut(MaskGenerator):
             "rules": MaskCutRules.from_config(cfg),
         }
 
-    def __call__(self, features: Tensor) -> list[PatchMasks]:
+    def __call__(self, features: Tensor, images_rgb: Sequence[np.ndarray] = ()) -> list[PatchMasks]:
         """Returns the masks of each image, at most ``rounds``; see the base class."""
         batch, _, rows, columns = features.shape
         affinity = BinaryAffinity(prepare_features(features, self.center_features), self.tau)
@@ -290,7 +290,7 @@ class StrictMaskCut(MaskGenerator):
             "max_previous_iou": cfg.MASKS.MAX_PREVIOUS_IOU,
         }
 
-    def __call__(self, features: Tensor) -> list[PatchMasks]:
+    def __call__(self, features: Tensor, images_rgb: Sequence[np.ndarray] = ()) -> list[PatchMasks]:
         """Returns the masks of each image, at most ``rounds``; see the base class."""
         rows, columns = features.shape[2:]
         affinity = BinaryAffinity(prepare_features(features, self.center_features), self.tau)

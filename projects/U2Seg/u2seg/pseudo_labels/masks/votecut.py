@@ -1,5 +1,6 @@
 """VoteCut: many coarse cuts of one image are grouped by overlap, and each group votes on one mask."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,7 +86,7 @@ class VoteCut(MaskGenerator):
         )
         return {"settings": settings}
 
-    def __call__(self, features: Tensor) -> list[PatchMasks]:
+    def __call__(self, features: Tensor, images_rgb: Sequence[np.ndarray] = ()) -> list[PatchMasks]:
         """Returns the masks of each image, at most ``max_masks``, most votes first; see the base class."""
         batch, _, rows, columns = features.shape
         prepared = prepare_features(features, self.settings.center_features)

@@ -10,7 +10,7 @@ from u2seg.pseudo_labels.masks import AutomaticMaskGenerator, RegionHierarchy, b
 from u2seg.pseudo_labels.masks.hierarchy.candidates import distinct, fill_member_holes, pool_candidates
 from u2seg.pseudo_labels.masks.hierarchy.contours import contour_strength, lab_image
 from u2seg.pseudo_labels.masks.hierarchy.merging import CONTOUR_UNIT, MergeTree, MergeWeights, merge_regions
-from u2seg.pseudo_labels.masks.hierarchy.objectness import contrast_cues, outline_cues, overlaps
+from u2seg.pseudo_labels.masks.hierarchy.objectness import outline_cues, overlaps, stability
 from u2seg.pseudo_labels.masks.hierarchy.region_graph import build_region_graph, soft_histograms
 from u2seg.pseudo_labels.masks.hierarchy.region_hierarchy import RegionHierarchySettings
 from u2seg.pseudo_labels.masks.hierarchy.superpixels import superpixels, watershed
@@ -193,18 +193,15 @@ def test_cues_counted_by_hand():
     cues = outline_cues(graph, np.array([[True, True, False], [False, False, True]]))
     assert np.allclose(cues.area, [6 / 9, 3 / 9])
     assert np.allclose(cues.border_strength, [(14 + 13) / 5, (14 + 13) / 5])
-    assert np.allclose(cues.inner_strength, [2, 0])
     assert np.allclose(cues.image_border, [9 / 14, 3 / 8])
     assert np.allclose(cues.compactness, [4 * np.pi * 6 / 14**2, 4 * np.pi * 3 / 8**2])
     assert np.allclose(overlaps(np.array([[1, 1, 0], [0, 1, 0]], bool), graph.areas), [[1, 0.5], [0.5, 1]])
 
 
-def test_contrast_is_none_between_equals_and_full_between_opposites():
-    image_rgb = np.array([[[255, 255, 255], [0, 0, 0], [0, 0, 0], [0, 0, 0]]], np.uint8).repeat(8, axis=0)
-    graph = graph_of(np.array([[0, 1, 1, 2]]).repeat(8, axis=0), image_rgb=image_rgb)
-    cues = contrast_cues(graph, np.array([[1, 0, 0], [0, 0, 1], [1, 1, 1]], bool))
-    # Lightness differs, the two channels of color do not.
-    assert np.allclose(cues.color, [1 / 3, 0, 0], atol=0.02)
+def test_a_region_that_is_found_again_gains():
+    ious = np.array([[1.0, 0.95, 0.4], [0.95, 1.0, 0.5], [0.4, 0.5, 1.0]])
+    factors = stability(ious)
+    assert factors[0] == factors[1] > factors[2] == 1
 
 
 # --- the generator

@@ -75,14 +75,14 @@ def add_masks_config(cfg: CN) -> None:
     # One value for each hierarchy: the cost of merging two neighbors is the sum of these weights times the mean contour between
     # them, the distances of their CIELAB, HSV and texture histograms and of their patch features, the share of the image that
     # both cover, and the share that their common box covers beyond them; all times the smaller one's area to the exponent.
-    cfg.MASKS.HIERARCHY.CONTOUR_WEIGHTS = (1.0, 0.5, 0.3, 0.3)
-    cfg.MASKS.HIERARCHY.LAB_WEIGHTS = (0.0, 1.0, 0.5, 0.0)
-    cfg.MASKS.HIERARCHY.HSV_WEIGHTS = (0.0, 0.0, 0.0, 1.0)
-    cfg.MASKS.HIERARCHY.TEXTURE_WEIGHTS = (0.0, 0.0, 1.0, 0.5)
-    cfg.MASKS.HIERARCHY.FEATURE_WEIGHTS = (0.0, 0.0, 0.0, 0.0)
-    cfg.MASKS.HIERARCHY.SIZE_WEIGHTS = (0.0, 0.5, 0.5, 0.0)
-    cfg.MASKS.HIERARCHY.GAP_WEIGHTS = (0.0, 0.5, 0.0, 0.0)
-    cfg.MASKS.HIERARCHY.SIZE_EXPONENTS = (0.3, 0.0, 0.0, 0.2)
+    cfg.MASKS.HIERARCHY.CONTOUR_WEIGHTS = (1.0, 0.15, 0.3, 0.0, 0.3)
+    cfg.MASKS.HIERARCHY.LAB_WEIGHTS = (0.0, 0.5, 0.5, 1.0, 0.0)
+    cfg.MASKS.HIERARCHY.HSV_WEIGHTS = (0.0, 0.0, 0.0, 0.0, 1.0)
+    cfg.MASKS.HIERARCHY.TEXTURE_WEIGHTS = (0.0, 1.0, 1.0, 0.0, 0.5)
+    cfg.MASKS.HIERARCHY.FEATURE_WEIGHTS = (0.0, 0.0, 0.0, 0.0, 0.0)
+    cfg.MASKS.HIERARCHY.SIZE_WEIGHTS = (0.0, 0.5, 0.0, 0.0, 0.0)
+    cfg.MASKS.HIERARCHY.GAP_WEIGHTS = (0.0, 0.5, 0.0, 0.0, 0.5)
+    cfg.MASKS.HIERARCHY.SIZE_EXPONENTS = (0.3, 0.0, 0.3, 0.2, 0.2)
     cfg.MASKS.HIERARCHY.MAX_IOU = 0.75  # from which the worse of two masks is a duplicate
     # Share of a mask that better masks may hold: 1.0 allows nested masks, which is best for recall; labels need about 0.
     cfg.MASKS.HIERARCHY.MAX_SHARED = 1.0

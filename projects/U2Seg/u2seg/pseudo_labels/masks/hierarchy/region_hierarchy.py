@@ -10,7 +10,7 @@ from torch import Tensor
 from u2seg.pseudo_labels.masks.hierarchy.candidates import distinct, fill_member_holes, pool_candidates
 from u2seg.pseudo_labels.masks.hierarchy.contours import contour_strength, lab_image
 from u2seg.pseudo_labels.masks.hierarchy.merging import MergeWeights, merge_regions
-from u2seg.pseudo_labels.masks.hierarchy.objectness import objectness, outline_cues, overlaps
+from u2seg.pseudo_labels.masks.hierarchy.objectness import objectness, outline_cues, overlaps, stability
 from u2seg.pseudo_labels.masks.hierarchy.region_graph import RegionGraph, build_region_graph
 from u2seg.pseudo_labels.masks.hierarchy.superpixels import superpixels
 from u2seg.pseudo_labels.masks.interfaces import MASK_GENERATOR_REGISTRY, MaskGenerator, PatchMasks
@@ -112,8 +112,11 @@ class RegionHierarchy(MaskGenerator):
 
     def _one_image(self, image_rgb: np.ndarray, features: np.ndarray) -> PatchMasks:
         graph = self._build_graph(image_rgb, features)
-        members, scores = self._rank(graph)
-        kept = self._select(graph, members, scores)
+        members = self._candidates(graph)
+        ious = overlaps(members, graph.areas)
+        ranks = objectness(outline_cues(graph, members)) * stability(ious)
+        scores = ranks / (ranks + 1)
+        kept = self._select(graph, members, scores, ious)
         return PatchMasks(members[kept][:, graph.labels], np.full(len(kept), np.nan), scores[kept])
 
     def _build_graph(self, image_rgb: np.ndarray, features: np.ndarray) -> RegionGraph:
@@ -124,26 +127,22 @@ class RegionHierarchy(MaskGenerator):
         labels = superpixels(strength, self.settings.window, sigma=1.0)
         return build_region_graph(image_rgb, lab, strength, labels, features)
 
-    def _rank(self, graph: RegionGraph) -> tuple[np.ndarray, np.ndarray]:
-        """Returns candidates, bool (N, S), and their objectness, float64 (N,), best first."""
+    def _candidates(self, graph: RegionGraph) -> np.ndarray:
+        """Returns the regions of all hierarchies that look most like objects, bool (N, S), each once and without holes."""
         settings = self.settings
         trees = [merge_regions(graph, weights) for weights in settings.merges]
         members, _ = pool_candidates(graph, trees, settings.min_area, settings.max_area)
         best = np.argsort(-objectness(outline_cues(graph, members)), kind="stable")[:_SHORTLIST]
-        members, _ = distinct(fill_member_holes(graph, members[best]))
-        scores = objectness(outline_cues(graph, members))
-        order = np.argsort(-scores, kind="stable")
-        return members[order], scores[order]
+        return distinct(fill_member_holes(graph, members[best]))[0]
 
-    def _select(self, graph: RegionGraph, members: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Returns the indices of the masks among ranked candidates: no duplicate, and none that better ones hold."""
+    def _select(self, graph: RegionGraph, members: np.ndarray, scores: np.ndarray, ious: np.ndarray) -> np.ndarray:
+        """Returns the indices of the masks among the candidates, best first: no duplicate, and none that better ones hold."""
         settings = self.settings
-        ious = overlaps(members, graph.areas)
         areas = members @ graph.areas
         is_free = scores >= settings.min_score
         taken = np.zeros(graph.num_regions, bool)
         kept: list[int] = []
-        for index in range(len(members)):
+        for index in np.argsort(-scores, kind="stable").tolist():
             shared = (members[index] & taken) @ graph.areas
             if len(kept) < settings.max_masks and is_free[index] and shared <= settings.max_shared * areas[index]:
                 kept.append(index)

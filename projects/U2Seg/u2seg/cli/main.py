@@ -27,7 +27,7 @@ COMMANDS = {
     "self-train": "improve a model by its own confident predictions",
     "luss": "PASS: large-scale unsupervised semantic segmentation",
     "prepare": "make the annotation files of a dataset from its published ones",
-    "convert": "convert published weights",
+    "convert": "convert published weights, and trained models for others",
     "doctor": "check the installation, devices, weights and datasets",
 }
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from u2seg.data.formats.coco_panoptic import read_panoptic_png
 from u2seg.structures.label_space import LabelSpace
 from u2seg.utils.files import confined_name, read_json
 from u2seg.utils.image_io import ImageReadError, read_image_rgb
 from u2seg.utils.manifest import Failure
+from u2seg.utils.progress import track
 from u2seg.visualization.html_report import Row, Table, write_report
 from u2seg.visualization.panoptic_drawing import contiguous_segments, draw_panoptic
 
@@ -126,7 +126,7 @@ def _rows(label_sets: Mapping[str, PanopticLabels], names: list[str], failures: 
         caption: {labels.file_names[a["image_id"]]: a for a in labels.annotations}
         for caption, labels in label_sets.items()
     }
-    for name in tqdm(names, unit="image", disable=None):
+    for name in track(names, "page"):
         images: dict[str, np.ndarray] = {}
         for caption, labels in label_sets.items():
             annotation = by_name[caption].get(name)
@@ -213,6 +213,15 @@ def evenly_spaced(items: list, count: int) -> list:
     return [items[index] for index in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
+def has_panoptic_labels(labels: str | Path) -> bool:
+    """Returns whether :func:`load_panoptic_labels` finds a panoptic JSON and its PNGs there."""
+    try:
+        _find(Path(labels))
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _find(labels: Path) -> tuple[Path, Path]:
     """Returns the panoptic JSON and its PNG directory."""
     if labels.suffix == ".json" and labels.is_file():
@@ -227,5 +236,5 @@ def _find(labels: Path) -> tuple[Path, Path]:
             return directory / _PANOPTIC_JSON, directory / "panoptic"
     raise FileNotFoundError(
         f"no panoptic labels in {labels}; expected {labels / _PANOPTIC_JSON} with {labels / 'panoptic'}/*.png, "
-        f"the same below {labels / 'panoptic'}, or a panoptic JSON in COCO's layout"
+        f"the same below {labels / 'panoptic'}, or a panoptic JSON in COCO's layout; masks/shard-*.parquet will do as well"
     )

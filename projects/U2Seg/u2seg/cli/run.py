@@ -124,7 +124,7 @@ def _warnings(plan: RunPlan, counts: RunCounts) -> list[str]:
     if not counts.masks:
         found.append(
             f"no things found in {counts.images} photos: the labels hold stuff alone. Try other features (FEATURES.VIT.WEIGHTS), or a "
-            "larger MASKS.RECURSIVE.RADIUS"
+            "smaller MASKS.MIN_AREA"
         )
     elif counts.without_things > counts.images / 2:
         found.append(f"no things found in {counts.without_things} of {counts.images} photos")

@@ -89,8 +89,10 @@ def _dino(arch: str, on_gpu: bool, description: str) -> FeatureChoice:
         "FEATURES.VIT.ARCH": arch,
         "FEATURES.IMAGE_SIZE": (side, side),
         "MASKS.GENERATOR": "MaskCut",
+        "MASKS.MIN_AREA": 0.01,
         "MASKS.MAX_AREA": 1.0,
         "MASKS.MAX_CORNERS": 3,
+        "MASKS.REFINEMENT": "dense_crf",
         "MASKS.CRF.BILATERAL_SXY": 50.0 * side / 480,
         "CLUSTERS.NORMALIZE": True,
     }

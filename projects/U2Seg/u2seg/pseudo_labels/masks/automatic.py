@@ -43,7 +43,7 @@ class CoarseMasks:
     Attributes:
         size: (height, width) of the image as it came, in pixels.
         resized_rgb: uint8 (rows * patch size, columns * patch size, 3), the image at the size at which it was cut.
-        found: masks on the patch grid.
+        found: masks on the patch grid, or on the pixels of ``resized_rgb``.
         features: float32 (C, rows, columns), patch features.
     """
 
@@ -130,7 +130,7 @@ class AutomaticMaskGenerator:
         device = next(iter(self.extractor.state_dict().values()), torch.empty(0)).device
         with torch.inference_mode():
             views = self.extractor.views(torch.stack([image.pixels for image in images]).to(device))
-            features, found = views[0], self.generator.from_views(views)
+            features, found = views[0], self.generator.from_views(views, [image.resized_rgb for image in images])
         parts = zip(images, found, features.float().cpu().numpy(), strict=True)
         return [CoarseMasks(image.size, image.resized_rgb, masks, its_features) for image, masks, its_features in parts]
 

@@ -1,6 +1,6 @@
 """VoteCut: many coarse cuts of one image are grouped by overlap, and each group votes on one mask."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,11 +139,11 @@ class VoteCut(MaskGenerator):
         )
         return {"settings": settings}
 
-    def __call__(self, features: Tensor) -> list[PatchMasks]:
+    def __call__(self, features: Tensor, images_rgb: Sequence[np.ndarray] = ()) -> list[PatchMasks]:
         """Returns the masks of each image, at most ``max_masks``, in the order of their groups; see the base class."""
         return self.from_views([features])
 
-    def from_views(self, views: list[Tensor]) -> list[PatchMasks]:
+    def from_views(self, views: list[Tensor], images_rgb: Sequence[np.ndarray] = ()) -> list[PatchMasks]:
         """Returns the masks for which the graphs of several backbones voted, on the grid of the first.
 
         Each backbone's candidates are found on its own grid, and brought to the first one's by nearest neighbor.

@@ -25,6 +25,7 @@ LAYERS = (
     "visualization",
     "predictor",
     "engine",
+    "export",
     "luss",
     "__init__",
     "cli",

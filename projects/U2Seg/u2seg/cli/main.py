@@ -27,7 +27,8 @@ COMMANDS = {
     "self-train": "improve a model by its own confident predictions",
     "luss": "PASS: large-scale unsupervised semantic segmentation",
     "prepare": "make the annotation files of a dataset from its published ones",
-    "convert": "convert published weights",
+    "export": "write a model as ONNX or TorchScript, checked against it",
+    "convert": "convert published weights, or labels for other tools",
     "doctor": "check the installation, devices, weights and datasets",
 }
 

@@ -24,6 +24,7 @@ LAYERS = (
     "evaluation",
     "visualization",
     "predictor",
+    "web_app",
     "engine",
     "export",
     "luss",

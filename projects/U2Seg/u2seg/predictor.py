@@ -220,7 +220,7 @@ def predict_files(
             images.append({"id": image_id, "file_name": name, "height": height, "width": width})
             annotations.append(read_json(record))
             result_files.append(results)
-    panoptic = {"images": images, "annotations": annotations, "categories": _named_categories(predictor)}
+    panoptic = {"images": images, "annotations": annotations, "categories": named_categories(predictor)}
     write_json(output / "panoptic.json", panoptic)
     _join_lists(result_files, output / "coco_results.json")
     write_json(output / FAILURES, [{"file_name": f.file_name, "reason": f.reason} for f in failures])
@@ -384,6 +384,7 @@ def _label_space(cfg: CfgNode) -> LabelSpace:
     return LabelSpace.of_clusters(cfg.MODEL.ROI_HEADS.NUM_CLASSES, num_stuff)
 
 
-def _named_categories(predictor: Predictor) -> list[dict]:
+def named_categories(predictor: Predictor) -> list[dict]:
+    """Returns the COCO panoptic ``categories`` of a model, by the names that its style gives them."""
     names = [*predictor.style.thing_names, *predictor.style.stuff_names[1:]]
     return [{**category, "name": name} for category, name in zip(predictor.label_space.categories(), names)]

@@ -1,22 +1,44 @@
-"""Converts published weights to this project's names.
+"""Converts published weights to this project's names, and labels to and from other tools' files.
 
+    u2seg convert labels output/labels --images photos --format cvat --output for-cvat
+    u2seg convert corrected annotations.xml --images photos --format cvat --output datasets/corrected
     u2seg convert dino-resnet dino_resnet50_pretrain.pth datasets/dino/dino_resnet50_pretrain_d2.pkl
     u2seg convert pass pass50_pretrained.pth.tar pass_R18_s50.pth
 
-``dino-resnet`` takes the DINO authors' ResNet-50 (an address is downloaded to Detectron2's cache) or any torchvision ResNet, and
-writes what Detectron2 loads as MODEL.WEIGHTS. ``pass`` takes a file of https://github.com/LUSSeg/PASS and writes MODEL.WEIGHTS for
-configs/LUSS, or FEATURES.RESNET.WEIGHTS; centroids (.npy) need no conversion.
+``labels`` writes what ``u2seg labels`` or ``u2seg predict`` made for COCO tools, YOLO, Pascal VOC, FiftyOne, Label Studio or CVAT.
+``corrected`` makes a dataset of what people corrected in Label Studio, CVAT or a COCO tool. ``dino-resnet`` takes the DINO authors'
+ResNet-50 (an address is downloaded to Detectron2's cache) or any torchvision ResNet, and writes what Detectron2 loads as MODEL.WEIGHTS.
+``pass`` takes a file of https://github.com/LUSSeg/PASS and writes MODEL.WEIGHTS for configs/LUSS, or FEATURES.RESNET.WEIGHTS; centroids
+(.npy) need no conversion.
 """
 
 import argparse
+from pathlib import Path
 
 from u2seg.checkpoint import convert_torchvision_resnet
+from u2seg.export.label_conversion import FIFTYONE, READERS, WRITERS, convert_labels, import_corrected
 from u2seg.luss import convert_pass
+from u2seg.visualization.label_page import load_panoptic_labels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    commands = parser.add_subparsers(dest="kind", required=True, metavar="dino-resnet|pass")
+    commands = parser.add_subparsers(dest="kind", required=True, metavar="labels|corrected|dino-resnet|pass")
+    labels = commands.add_parser("labels", help="labels or predictions for another tool")
+    labels.add_argument("source", help="directory of labels or predictions, or a COCO panoptic JSON")
+    labels.add_argument("--images", required=True, metavar="DIR", help="directory of the images")
+    labels.add_argument("--format", required=True, choices=[*WRITERS, FIFTYONE], help="of the files to write")
+    labels.add_argument(
+        "--output", required=True, metavar="DIR", help="directory to write; FiftyOne: the dataset's name"
+    )
+    labels.add_argument("--stuff", action="store_true", help="write stuff regions too, not things alone")
+    corrected = commands.add_parser("corrected", help="a dataset of labels that were corrected in a tool")
+    corrected.add_argument("source", help="the tool's export")
+    corrected.add_argument("--images", required=True, metavar="DIR", help="directory of the images")
+    corrected.add_argument("--format", required=True, choices=READERS, help="of the export")
+    corrected.add_argument("--output", required=True, metavar="DIR", help="root of the dataset to write")
+    corrected.add_argument("--categories", metavar="JSON", help="categories.json that was written with the labels")
+    corrected.add_argument("--stuff", nargs="*", default=[], metavar="NAME", help="categories that are stuff")
     for kind, summary, output in (
         ("dino-resnet", "a torchvision ResNet for Detectron2", ".pkl file to write"),
         ("pass", "a published PASS checkpoint", ".pth file to write"),
@@ -27,12 +49,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Converts and says how many tensors were written."""
-    if args.kind == "dino-resnet":
-        print(f"{convert_torchvision_resnet(args.source, args.output)} tensors in {args.output}")
-        return 0
+    """Converts and says how much was written."""
+    {"labels": _labels, "corrected": _corrected, "dino-resnet": _dino_resnet, "pass": _pass}[args.kind](args)
+    return 0
+
+
+def _labels(args: argparse.Namespace) -> None:
+    labels = load_panoptic_labels(args.source, args.images)
+    count = convert_labels(labels, args.output, args.format, with_stuff=args.stuff)
+    place = f"FiftyOne dataset {Path(args.output).name}" if args.format == FIFTYONE else args.output
+    print(f"{count} regions of {len(labels.annotations)} images in {place}")
+
+
+def _corrected(args: argparse.Namespace) -> None:
+    made = import_corrected(
+        args.source, args.images, args.output, args.format, categories=args.categories, stuff=args.stuff
+    )
+    print(f"{made.regions} regions of {made.images} images in {made.root}")
+    if made.new_categories:
+        print(f"new categories: {', '.join(made.new_categories)}")
+    print(
+        "to train on them, put into the configuration:\n"
+        "DATASETS:\n"
+        '  TRAIN: ("corrected",)\n'
+        "  BY_PATH:\n"
+        f"    corrected: {{FORMAT: coco_panoptic, ROOT: {made.root}, SPLIT: {made.split}}}"
+    )
+
+
+def _dino_resnet(args: argparse.Namespace) -> None:
+    print(f"{convert_torchvision_resnet(args.source, args.output)} tensors in {args.output}")
+
+
+def _pass(args: argparse.Namespace) -> None:
     converted = convert_pass(args.source, args.output)
     print(f"{len(converted.weights)} tensors in {args.output}")
     if converted.left_out:
         print(f"left out, without a counterpart: {', '.join(converted.left_out)}")
-    return 0

@@ -22,6 +22,7 @@ COMMANDS = {
     "show-samples": "draw training samples as the trainer gets them",
     "train": "train or evaluate a model, as Detectron2's train_net.py does",
     "predict": "run a trained model on images",
+    "serve": "segment images in the browser with a trained model",
     "score": "score saved tables or panoptic files, without a model",
     "evaluate-masks": "class-agnostic AP and AR of any masks",
     "self-train": "improve a model by its own confident predictions",

@@ -132,8 +132,9 @@ def _raw_outputs(model: Any, inputs: list[dict[str, Tensor]]) -> dict[str, Tenso
 
 def _adapter(predictor: Predictor, images: Iterable[np.ndarray]) -> TracingAdapter:
     """Returns the adapter around the model, with the first image in which it finds something."""
-    count = 0
-    for count, image_rgb in enumerate(images, start=1):
+    tried = 0
+    for image_rgb in images:
+        tried += 1
         inputs = [{"image": model_input(image_rgb, input_settings(predictor))}]
         with torch.no_grad():
             found = len(_raw_outputs(predictor.model, inputs)["scores"])
@@ -141,7 +142,7 @@ def _adapter(predictor: Predictor, images: Iterable[np.ndarray]) -> TracingAdapt
             # The adapter is a module of its own: in training mode it would take the model with it.
             return TracingAdapter(predictor.model, inputs, _raw_outputs).eval()
     raise ExportError(
-        f"the model finds nothing in {count} images, so its mask head cannot be traced; give images of the kind that it is for, or "
+        f"the model finds nothing in {tried} images, so its mask head cannot be traced; give images of the kind that it is for, or "
         "lower MODEL.ROI_HEADS.SCORE_THRESH_TEST"
     )
 

@@ -3,7 +3,6 @@
 timm's ``hf-hub:org/name@revision`` stands for the weights of a model repository. Importing this module registers both.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,7 +37,7 @@ class HubPathHandler(PathHandler):
         self._check_kwargs(kwargs)
         if mode not in ("r", "rb"):
             raise ValueError(f"{path} can be read only, got mode {mode!r}; `u2seg push` writes to the Hub")
-        return open(hub_file(path), mode, buffering)  # noqa: SIM115 - the caller closes it
+        return open(hub_file(path), mode, buffering)
 
     def _isfile(self, path: str, **kwargs: Any) -> bool:
         self._check_kwargs(kwargs)
@@ -71,18 +70,17 @@ def hub_file(path: str, *, force: bool = False) -> Path:
         HubFileMissingError: the Hub has no such repository, revision or file.
         HubFileError: it is not in the cache and cannot be fetched.
     """
-    error: HubFileMissingError | None = None
-    for repository, revision, name in _candidates(path):
-        try:
-            return _fetch(path, repository, revision, name, force)
-        except HubFileMissingError as missing:
-            error = error or missing
-    assert error is not None
-    raise error
+    repository, revision, names = _parsed(path)
+    try:
+        return _fetch(path, repository, revision, names[0], force)
+    except HubFileMissingError:
+        if len(names) == 1:
+            raise
+    return _fetch(path, repository, revision, names[1], force)
 
 
-def _candidates(path: str) -> Iterator[tuple[str, str | None, str]]:
-    """Yields (repository, revision, file name) of what a path may stand for, the first choice first."""
+def _parsed(path: str) -> tuple[str, str | None, tuple[str, ...]]:
+    """Returns repository, revision and the names that the file may have, the first choice first."""
     from huggingface_hub.utils import parse_hf_uri
 
     is_whole = path.startswith(TIMM_PREFIX)
@@ -92,8 +90,8 @@ def _candidates(path: str) -> Iterator[tuple[str, str | None, str]]:
         raise ValueError(f"{path}: expected {_form(is_whole)}; {error}") from error
     if found.type != "model" or bool(found.path_in_repo) == is_whole:
         raise ValueError(f"{path}: expected {_form(is_whole)}, a model repository")
-    for name in WEIGHT_FILES if is_whole else (found.path_in_repo,):
-        yield found.id, found.revision, confined_name(name, path)
+    names = WEIGHT_FILES if is_whole else (confined_name(found.path_in_repo, path),)
+    return found.id, found.revision, names
 
 
 def _form(is_whole: bool) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -74,7 +75,20 @@ def _complete_config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+# How Detectron2's longest messages begin: hundreds of lines, for the file and not for the screen.
+_FOR_THE_FILE = ("Environment info:", "Contents of args.config_file", "Running with full config", "Model:")
+
+
+def _is_for_the_screen(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_FOR_THE_FILE)
+
+
 def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
+    # Called before Detectron2 does, which gets the same logger again.
+    detectron2_logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank())
+    for handler in detectron2_logger.handlers:
+        if not isinstance(handler, logging.FileHandler) and getattr(handler, "stream", None) is sys.stdout:
+            handler.addFilter(_is_for_the_screen)
     default_setup(cfg, args)
     # Detectron2 sets up its own loggers alone; ours says what training and scoring found.
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="u2seg")

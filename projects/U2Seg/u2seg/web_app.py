@@ -179,6 +179,7 @@ def build_app(predictor: Predictor) -> Any:
     with gradio.Blocks(title="U2Seg", analytics_enabled=False, delete_cache=(3600, 3600)) as app:
         gradio.Markdown("# U2Seg\nDrop an image. It stays on the machine that serves this page.")
         state = gradio.State()
+        buttons = ["download", "fullscreen"]  # and not "share", which would upload the image
         with gradio.Row():
             with gradio.Column(scale=1):
                 image = gradio.Image(type="filepath", label="Image", sources=["upload", "clipboard"], elem_id="image")
@@ -189,11 +190,15 @@ def build_app(predictor: Predictor) -> Any:
                 record = gradio.DownloadButton("JSON", elem_id="json")
             with gradio.Column(scale=2), gradio.Tabs():
                 with gradio.Tab("Panoptic"):
-                    panoptic = gradio.Image(label="Things and stuff", interactive=False, elem_id="panoptic")
+                    panoptic = gradio.Image(
+                        label="Things and stuff", interactive=False, buttons=buttons, elem_id="panoptic"
+                    )
                 with gradio.Tab("Instances"):
-                    instances = gradio.Image(label="Things, overlapping", interactive=False, elem_id="instances")
+                    instances = gradio.Image(
+                        label="Things, overlapping", interactive=False, buttons=buttons, elem_id="instances"
+                    )
                 with gradio.Tab("Semantic", visible=has_semantic):
-                    semantic = gradio.Image(label="Stuff", interactive=False, elem_id="semantic")
+                    semantic = gradio.Image(label="Stuff", interactive=False, buttons=buttons, elem_id="semantic")
         table = gradio.Dataframe(headers=list(_COLUMNS), label="Segments", interactive=False, elem_id="segments")
         outputs = [state, panoptic, instances, semantic, table, png, record]
         image.change(predict, [image, threshold], outputs, show_progress="minimal")

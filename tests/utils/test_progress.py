@@ -8,7 +8,7 @@ import warnings
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from u2seg.utils.progress import Progress, format_seconds
+from u2seg.utils.progress import Progress, format_seconds, print_above_progress, track
 from u2seg.utils.quiet_screen import quiet_screen
 
 
@@ -131,3 +131,16 @@ def test_a_quiet_screen_keeps_what_libraries_say_in_the_file(tmp_path, capsys):
         assert capsys.readouterr().out == "afterwards\n"
     finally:
         logger.removeHandler(noisy)
+
+
+def test_tracked_items_come_in_order_and_leave_one_line_in_a_log(capsys):
+    assert list(track(["a", "b"], "annotations", unit="files")) == ["a", "b"]
+    assert capsys.readouterr().err == "annotations      2 of 2 files in 0 s\n"
+
+
+def test_a_line_above_a_bar_takes_the_place_of_the_bar(monkeypatch):
+    terminal, log = Terminal(), io.StringIO()
+    for stream in (terminal, log):
+        monkeypatch.setattr(sys, "stderr", stream)
+        print_above_progress("error: broken.jpg")
+    assert (terminal.getvalue(), log.getvalue()) == ("\r\x1b[Kerror: broken.jpg\n", "error: broken.jpg\n")

@@ -1,21 +1,24 @@
-"""Converts published weights to this project's names, and labels to and from other tools' files.
+"""Converts published weights to this project's names, trained models to what is handed to others, and labels for other tools.
 
     u2seg convert labels output/labels --images photos --format cvat --output for-cvat
     u2seg convert corrected annotations.xml --images photos --format cvat --output datasets/corrected
     u2seg convert dino-resnet dino_resnet50_pretrain.pth datasets/dino/dino_resnet50_pretrain_d2.pkl
     u2seg convert pass pass50_pretrained.pth.tar pass_R18_s50.pth
+    u2seg convert safetensors output/photos/backbone output/photos/model --output output/release
 
 ``labels`` writes what ``u2seg labels`` or ``u2seg predict`` made for COCO tools, YOLO, Pascal VOC, FiftyOne, Label Studio or CVAT.
 ``corrected`` makes a dataset of what people corrected in Label Studio, CVAT or a COCO tool. ``dino-resnet`` takes the DINO authors'
 ResNet-50 (an address is downloaded to Detectron2's cache) or any torchvision ResNet, and writes what Detectron2 loads as MODEL.WEIGHTS.
 ``pass`` takes a file of https://github.com/LUSSeg/PASS and writes MODEL.WEIGHTS for configs/LUSS, or FEATURES.RESNET.WEIGHTS; centroids
-(.npy) need no conversion.
+(.npy) need no conversion. ``safetensors`` takes the directories of trainings (OUTPUT_DIR) and writes for each a directory of its name:
+model.safetensors in half precision, config.yaml and README.md, the model card. Of pretraining, the backbone alone is written.
 """
 
 import argparse
 from pathlib import Path
 
 from u2seg.checkpoint import convert_torchvision_resnet
+from u2seg.engine.release import write_release
 from u2seg.export.label_conversion import FIFTYONE, READERS, WRITERS, convert_labels, import_corrected
 from u2seg.luss import convert_pass
 from u2seg.visualization.label_page import load_panoptic_labels
@@ -23,7 +26,9 @@ from u2seg.visualization.label_page import load_panoptic_labels
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    commands = parser.add_subparsers(dest="kind", required=True, metavar="labels|corrected|dino-resnet|pass")
+    commands = parser.add_subparsers(
+        dest="kind", required=True, metavar="labels|corrected|dino-resnet|pass|safetensors"
+    )
     labels = commands.add_parser("labels", help="labels or predictions for another tool")
     labels.add_argument("source", help="directory of labels or predictions, or a COCO panoptic JSON")
     labels.add_argument("--images", required=True, metavar="DIR", help="directory of the images")
@@ -46,11 +51,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command = commands.add_parser(kind, help=summary)
         command.add_argument("source", help="published weights")
         command.add_argument("output", help=output)
+    trained = commands.add_parser("safetensors", help="trained models with their settings and a model card")
+    trained.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="OUTPUT_DIR of a training")
+    trained.add_argument("--output", required=True, type=Path, metavar="DIR", help="directory for the results")
+    trained.add_argument(
+        "--license", default="other", metavar="ID", help="license of the weights, as the Hugging Face Hub spells it"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Converts and says how much was written."""
-    {"labels": _labels, "corrected": _corrected, "dino-resnet": _dino_resnet, "pass": _pass}[args.kind](args)
+    convert = {
+        "labels": _labels,
+        "corrected": _corrected,
+        "dino-resnet": _dino_resnet,
+        "pass": _pass,
+        "safetensors": _write_releases,
+    }[args.kind]
+    convert(args)
     return 0
 
 
@@ -86,3 +104,12 @@ def _pass(args: argparse.Namespace) -> None:
     print(f"{len(converted.weights)} tensors in {args.output}")
     if converted.left_out:
         print(f"left out, without a counterpart: {', '.join(converted.left_out)}")
+
+
+def _write_releases(args: argparse.Namespace) -> None:
+    names = [run.resolve().name for run in args.runs]
+    if len(set(names)) != len(names):
+        raise ValueError(f"trainings must have different names, since each gets a directory; got {', '.join(names)}")
+    for run, name in zip(args.runs, names):
+        written = write_release(run, args.output / name, license_id=args.license)
+        print(f"{written.directory}: {written.num_bytes / 1e6:.1f} MB, SHA-256 {written.sha256}")

@@ -42,11 +42,15 @@ def run(args: argparse.Namespace) -> int:
     opts = [*args.opts, "DATASETS.BY_PATH.scenes_val.ROOT", str(scenes)]
     if args.supervised:
         # A copy of the same images with ground truth: the demo's own training images never get any.
-        annotated = args.output / "supervised" / "scenes"
+        supervised = args.output / "supervised"
+        annotated = supervised / "scenes"
         prepare_scenes(annotated, NUM_TRAIN_IMAGES, NUM_VAL_IMAGES, SEED, annotate_train=True)
         for name in ("scenes_val", "scenes_train_gt"):
             opts += [f"DATASETS.BY_PATH.{name}.ROOT", str(annotated)]
-        train(SUPERVISED_CONFIG, args.output / "supervised" / "model", opts, 0, args.output / "supervised" / "log.txt")
+        train(SUPERVISED_CONFIG, supervised / "model", opts, 0, supervised / "log.txt")
+        scores = _upper_bound(args.output)
+        print(format_table(read_json(scores)))
+        print(f"scores in {scores}\nlog in {supervised / 'log.txt'}")
     else:
         prepare_scenes(scenes, NUM_TRAIN_IMAGES, NUM_VAL_IMAGES, SEED, annotate_train=False)
         run_end_to_end(CONFIG, scenes / "train", args.output, opts=opts)
@@ -54,10 +58,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _upper_bound(output: Path) -> Path:
+    """Returns where the scores of the model trained on ground truth are, or would be."""
+    return output / "supervised" / "model" / "inference" / "scenes_val" / METRICS
+
+
 def _report(output: Path, opts: list[str]) -> None:
     """Writes the page and prints the scores."""
     directories = RunDirectories(output)
-    upper_bound = output / "supervised" / "model" / "inference" / "scenes_val" / METRICS
+    upper_bound = _upper_bound(output)
     page = write_run_report(
         CONFIG,
         output / "scenes" / "train",

@@ -29,7 +29,8 @@ COMMANDS = {
     "luss": "PASS: large-scale unsupervised semantic segmentation",
     "prepare": "make the annotation files of a dataset from its published ones",
     "export": "write a model as ONNX or TorchScript, checked against it",
-    "convert": "convert published weights, or labels for other tools",
+    "convert": "convert published weights, trained models, and labels for other tools",
+    "push": "put a trained model on the Hugging Face Hub, with a model card",
     "doctor": "check the installation, devices, weights and datasets",
 }
 

@@ -7,13 +7,11 @@ named, the others are done all the same, and the exit status is then 1.
 """
 
 import argparse
-import sys
-
-from tqdm import tqdm
 
 from u2seg.cli.arguments import add_config_arguments
 from u2seg.config import setup_cfg
 from u2seg.predictor import Predictor, predict_files
+from u2seg.utils.progress import print_above_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         predictor,
         args.images,
         args.output,
-        on_failure=lambda failure: tqdm.write(f"error: {failure.file_name}: {failure.reason}", file=sys.stderr),
+        on_failure=lambda failure: print_above_progress(f"error: {failure.file_name}: {failure.reason}"),
     )
     print(f"predictions in {args.output}" + (f"; {len(failures)} images could not be read" if failures else ""))
     return 1 if failures else 0

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from tqdm import tqdm
 
 from u2seg.evaluation.matching.assignment import hungarian, pair_counts
 from u2seg.luss.image_list import LussImageList, iter_batches, load_model, unreadable
 from u2seg.utils.files import atomic_path, short_file_digest
 from u2seg.utils.kmeans import CENTROIDS, assign, kmeans, l2_normalize
 from u2seg.utils.manifest import close_stage, is_complete, open_stage, report_failures, shard_path, shard_slices
+from u2seg.utils.progress import Progress
 
 ASSIGNMENTS = "assignments.npz"
 
@@ -114,7 +114,7 @@ def _embed(cfg: CfgNode, images: LussImageList, output: Path) -> None:
         return
     model = load_model(cfg, "PASSPixelAttention")
     done = len(images) - sum(slices[index].stop - slices[index].start for index in missing)
-    with tqdm(total=len(images), initial=done, desc="embeddings", unit="image") as progress:
+    with Progress(len(images), "embeddings", initial=done) as progress:
         for index in missing:
             numbers = list(range(slices[index].start, slices[index].stop))
             _embed_shard(cfg, model, images, numbers, shard_path(output, index, ".npz"))

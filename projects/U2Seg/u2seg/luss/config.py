@@ -47,6 +47,17 @@ def add_luss_config(cfg: CN) -> None:
     # Whether batch-norm statistics of the frozen backbone follow the data in the attention stage [LUSS, released code: True].
     cfg.MODEL.PASS.PIXEL_ATTENTION.FROZEN_NORM_MOVES = False
 
+    # Dense contrastive pretraining, "DenseContrastPretrainer" [DenseCL; ours where marked]. Views and points: INPUT.MULTI_CROP and
+    # MODEL.PASS.P2P_GRID.
+    cfg.MODEL.DENSE_CONTRAST = CN()
+    cfg.MODEL.DENSE_CONTRAST.FEATURE = "res5"  # output of the backbone that is trained
+    cfg.MODEL.DENSE_CONTRAST.HIDDEN_DIM = 256  # of both heads [ours: for narrow networks]
+    cfg.MODEL.DENSE_CONTRAST.FEAT_DIM = 64  # [ours; DenseCL: 128]
+    cfg.MODEL.DENSE_CONTRAST.TEMPERATURE = 0.2
+    cfg.MODEL.DENSE_CONTRAST.POINT_WEIGHT = 0.5  # share of the dense loss; 0: whole views alone
+    # Whether other points of the same image are negatives as well [ours; DenseCL: points of other images alone].
+    cfg.MODEL.DENSE_CONTRAST.SAME_IMAGE_NEGATIVES = False
+
     # Views of one image: one value in each list for each kind of crop; mapper "MultiCropMapper" [SwAV; LUSS].
     cfg.INPUT.MULTI_CROP = CN()
     cfg.INPUT.MULTI_CROP.COUNTS = (2,)  # (2, 6) for ImageNet-S 50
@@ -128,6 +139,12 @@ register_rules(
         "MODEL.PASS.FREEZE_PROTOTYPES_ITERS": NON_NEGATIVE,
         "MODEL.PASS.COLLAPSE_PATIENCE": NON_NEGATIVE,
         "MODEL.PASS.PIXEL_ATTENTION.FROZEN_NORM_MOVES": flag(),
+        "MODEL.DENSE_CONTRAST.FEATURE": text(),
+        "MODEL.DENSE_CONTRAST.HIDDEN_DIM": integer(1, 65536),
+        "MODEL.DENSE_CONTRAST.FEAT_DIM": integer(1, 65536),
+        "MODEL.DENSE_CONTRAST.TEMPERATURE": POSITIVE,
+        "MODEL.DENSE_CONTRAST.POINT_WEIGHT": SHARE,
+        "MODEL.DENSE_CONTRAST.SAME_IMAGE_NEGATIVES": flag(),
         "MODEL.SEM_SEG_HEAD.TARGET_STRIDE": integer(1, 64),
         "INPUT.MULTI_CROP.COUNTS": several(integer(1, 1000), at_least=1),
         "INPUT.MULTI_CROP.SIZES": several(integer(1, 8192), at_least=1),

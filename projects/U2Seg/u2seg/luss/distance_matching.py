@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from torch import Tensor
-from tqdm import tqdm
 
 from u2seg.luss.data.id_maps import LUSS_IGNORE, read_id_map
 from u2seg.luss.data.semantic_mapper import LussSemanticMapper
 from u2seg.luss.image_list import load_model
 from u2seg.utils.files import atomic_path
 from u2seg.utils.kmeans import l2_normalize
+from u2seg.utils.progress import track
 
 
 def build_bank(cfg: CfgNode, output: str | Path) -> Path:
@@ -30,7 +30,7 @@ def build_bank(cfg: CfgNode, output: str | Path) -> Path:
     mapper = LussSemanticMapper(cfg, False)
     features, labels = [], []
     records = [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
-    for record in tqdm(records, desc="bank", unit="image"):
+    for record in track(records, "bank"):
         pixels = mapper(record)["image"][None].to(model.pixel_mean.device)
         with torch.no_grad():
             dense = model.dense_features(pixels)[0].cpu()

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from tqdm import tqdm
 
 from u2seg.luss.data.label_store import INDEX, LabelStore, write_label_shard
 from u2seg.luss.image_list import LussImageList, iter_batches, load_model, unreadable
 from u2seg.utils.files import short_file_digest, write_json
 from u2seg.utils.manifest import close_stage, is_complete, open_stage, report_failures, shard_path, shard_slices
+from u2seg.utils.progress import Progress
 
 
 def write_pseudo_labels(cfg: CfgNode, output: str | Path) -> Path:
@@ -42,7 +42,7 @@ def write_pseudo_labels(cfg: CfgNode, output: str | Path) -> Path:
     missing = [index for index in range(len(slices)) if not shard_path(output, index, ".npz").is_file()]
     model = load_model(cfg, "PASSPixelClusterer")
     done = len(images) - sum(slices[index].stop - slices[index].start for index in missing)
-    with tqdm(total=len(images), initial=done, desc="pseudo-labels", unit="image") as progress:
+    with Progress(len(images), "pseudo-labels", initial=done) as progress:
         for index in missing:
             numbers = list(range(slices[index].start, slices[index].stop))
             write_label_shard(shard_path(output, index, ".npz"), _label(cfg, model, images, numbers))

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TextIO, TypeVar
 
 Item = TypeVar("Item")
@@ -122,6 +122,18 @@ class Progress:
     def _left(self) -> str:
         seconds = self.seconds_left()
         return "time left not known yet" if seconds is None else f"{format_seconds(seconds)} left"
+
+
+def track(items: Sequence[Item], description: str, *, unit: str = "images") -> Iterator[Item]:
+    """Yields the items with a progress display of their own; see :class:`Progress` for the arguments."""
+    with Progress(len(items), description, unit=unit) as progress:
+        yield from progress.track(items)
+
+
+def print_above_progress(line: str) -> None:
+    """Writes a line to standard error in place of the bar that may stand there; the next update draws the bar anew below it."""
+    clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+    print(f"{clear}{line}", file=sys.stderr, flush=True)
 
 
 def format_seconds(seconds: float) -> str:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from u2seg.data.formats.coco_panoptic import read_panoptic_png
 from u2seg.structures.label_space import LabelSpace
 from u2seg.utils.files import confined_name, read_json
 from u2seg.utils.image_io import ImageReadError, read_image_rgb
 from u2seg.utils.manifest import Failure
+from u2seg.utils.progress import track
 from u2seg.visualization.html_report import Row, Table, write_report
 from u2seg.visualization.panoptic_drawing import contiguous_segments, draw_panoptic
 
@@ -127,7 +127,7 @@ def _rows(label_sets: Mapping[str, PanopticLabels], names: list[str], failures: 
         caption: {labels.file_names[a["image_id"]]: a for a in labels.annotations}
         for caption, labels in label_sets.items()
     }
-    for name in tqdm(names, unit="image", disable=None):
+    for name in track(names, "page"):
         images: dict[str, np.ndarray] = {}
         for caption, labels in label_sets.items():
             annotation = by_name[caption].get(name)

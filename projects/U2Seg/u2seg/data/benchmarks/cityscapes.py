@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from u2seg.data.formats.coco_writer import PanopticWriter, require_tree
+from u2seg.utils.progress import track
 
 DATASETS = {
     f"cityscapes_val_panoptic{classes}": {
@@ -101,7 +101,7 @@ def prepare(cityscapes: Path, split: str = "val", classes: int = 19) -> Path:
     cats = categories(classes)
     scored = {category["id"] for category in cats}
     writer = PanopticWriter(cityscapes / f"panoptic{classes}", split, cats)
-    for file in tqdm(files, unit="image"):
+    for file in track(files, "panoptic maps"):
         segment_map, segments = panoptic_of(np.asarray(Image.open(file)).astype(np.int32), scored)
         stem = file.name.removesuffix("_gtFine_instanceIds.png")
         writer.add(f"{file.parent.name}/{stem}_leftImg8bit.png", segment_map, segments)

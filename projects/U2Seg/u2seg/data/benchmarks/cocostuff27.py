@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from u2seg.data.datasets.coco_supercategories import thing_supercategory
 from u2seg.data.formats.coco_writer import PanopticWriter, require_tree
 from u2seg.utils.image_io import read_image_rgb
+from u2seg.utils.progress import track
 
 DATASETS = {
     "cocostuff27_val": {
@@ -99,7 +99,7 @@ def prepare(coco: Path, pixelmaps: Path, output: Path, names: Path | None = None
     categories = [{"id": number, "name": name, "isthing": 0} for number, name in enumerate(NAMES, 1)]
     writer, lookup = PanopticWriter(output, "val", categories), coarse_ids()
     (output / "val").mkdir(parents=True, exist_ok=True)
-    for stem in tqdm(stems, unit="image"):
+    for stem in track(stems, "semantic maps"):
         center_crop(Image.fromarray(read_image_rgb(coco / "val2017" / f"{stem}.jpg"))).save(
             output / "val" / f"{stem}.png"
         )

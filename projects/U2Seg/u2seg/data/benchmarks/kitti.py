@@ -11,9 +11,9 @@ import argparse
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from u2seg.data.formats.coco_writer import box_annotation, image_record, require_tree, write_instances
+from u2seg.utils.progress import track
 
 DATASETS = {
     "kitti_trainval_boxes": {
@@ -39,7 +39,7 @@ def prepare(kitti: Path) -> Path:
         kitti, expected, "Unpack data_object_image_2.zip and data_object_label_2.zip (cvlibs.net/datasets/kitti)."
     )
     images, annotations = [], []
-    for image_id, file in enumerate(tqdm(sorted((kitti / "training/label_2").glob("*.txt")), unit="image"), 1):
+    for image_id, file in enumerate(track(sorted((kitti / "training/label_2").glob("*.txt")), "annotations"), 1):
         with Image.open(kitti / "training/image_2" / f"{file.stem}.png") as image:
             images.append(image_record(image_id, f"{file.stem}.png", image.height, image.width))
         for line in file.read_text().splitlines():

@@ -14,10 +14,9 @@ import csv
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from u2seg.data.formats.coco_writer import box_annotation, image_record, require_tree, write_instances
 from u2seg.utils.image_io import ImageReadError, image_size
+from u2seg.utils.progress import track
 
 DATASETS = {
     "openimages_v6_val_boxes": {
@@ -51,7 +50,7 @@ def prepare(openimages: Path) -> Path:
         require_tree(openimages, {SOURCE: "boxes", f"validation/{missing[0]}.jpg": what}, DOWNLOAD)
     images = {
         name: image_record(number, f"{name}.jpg", *_size(openimages / "validation" / f"{name}.jpg"))
-        for number, name in enumerate(tqdm(names, unit="image"), 1)
+        for number, name in enumerate(track(names, "annotations"), 1)
     }
     labels = {label: number for number, label in enumerate(sorted({box.label for box in boxes}), 1)}
     annotations = [

@@ -20,6 +20,7 @@ from pycocotools import mask as mask_utils
 
 from u2seg.utils.files import write_json
 from u2seg.utils.manifest import close_stage, is_complete, open_stage
+from u2seg.utils.progress import track
 
 HEIGHT, WIDTH = 128, 160
 
@@ -188,15 +189,13 @@ def _visible(segments: np.ndarray, kinds: list[str]) -> tuple[np.ndarray, list[s
 
 def write_split(root: Path, split: str, count: int, seed: int, annotated: bool) -> None:
     """Renders ``count`` images into ``root/split``, and their ground truth where ``annotated``."""
-    from tqdm import tqdm
-
     directories = [root / split] + ([root / f"panoptic_{split}", root / "annotations"] if annotated else [])
     for directory in directories:
         directory.mkdir(parents=True, exist_ok=True)
     images: list[dict] = []
     panoptic: list[dict] = []
     instances: list[dict] = []
-    for number in tqdm(range(1, count + 1), desc=f"rendering {split}", unit="images"):
+    for number in track(range(1, count + 1), f"rendering {split}"):
         # One generator an image: the first images of a larger set are those of a smaller one.
         image_rgb, segments, kinds = render_scene(np.random.default_rng([seed, split == "val", number]))
         name = f"{number:06d}"

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from u2seg.data.formats.coco_writer import PanopticWriter, require_tree
 from u2seg.data.formats.voc_xml import VOC_CLASSES, write_voc_boxes
 from u2seg.utils.command_line import comma_separated
 from u2seg.utils.files import confined_path
+from u2seg.utils.progress import track
 
 DATASETS = {
     "voc_2007_trainval_test_boxes": {
@@ -75,7 +75,7 @@ def prepare_segments(voc: Path, split: str) -> Path:
     require_tree(voc, {**expected, names_file: f"names of {split}"}, DOWNLOAD)
     things = [{"id": number, "name": name, "isthing": 1} for number, name in enumerate(VOC_CLASSES, 1)]
     writer = PanopticWriter(voc, split, [*things, {"id": BACKGROUND_ID, "name": "background", "isthing": 0}])
-    for name in tqdm((voc / names_file).read_text().split(), unit="image"):
+    for name in track((voc / names_file).read_text().split(), "panoptic maps"):
         classes, objects = (
             np.asarray(Image.open(confined_path(voc / directory, f"{name}.png", voc / names_file))).astype(np.int32)
             for directory in ("SegmentationClass", "SegmentationObject")

@@ -4,10 +4,9 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from u2seg.data.formats.coco_writer import box_annotation, image_record, require_tree, write_instances
 from u2seg.utils.files import confined_name
+from u2seg.utils.progress import track
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -43,7 +42,7 @@ def write_voc_boxes(
     require_tree(root, {"Annotations/": "XML files", "JPEGImages/": "images", **lists}, remedy)
     names = [confined_name(name, root / path) for path in lists for name in (root / path).read_text().split()]
     images, annotations = [], []
-    for image_id, name in enumerate(tqdm(names, unit="image"), 1):
+    for image_id, name in enumerate(track(names, "annotations"), 1):
         size, objects = read_voc_xml(root / "Annotations" / f"{name}.xml", classes)
         images.append(image_record(image_id, f"{name}.jpg", *size))
         annotations += [

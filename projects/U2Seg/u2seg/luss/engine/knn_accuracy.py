@@ -22,9 +22,12 @@ from u2seg.luss.modeling.knn import knn_accuracy
 
 logger = logging.getLogger(__name__)
 
+# The models whose backbone is being learned; the recipe's later stages do not change it.
+PRETRAINERS = ("PASSPretrainer", "DenseContrastPretrainer")
+
 
 def monitored_datasets(cfg: CfgNode) -> list[str]:
-    """Returns the datasets that ``LUSS.KNN`` names, once each; none where another model than PASS's first stage is trained.
+    """Returns the datasets that ``LUSS.KNN`` names, once each; none where the backbone is not being learned.
 
     The recipe gives all stages the same keys, and only the first one changes the backbone that is monitored.
 
@@ -32,7 +35,7 @@ def monitored_datasets(cfg: CfgNode) -> list[str]:
         ValueError: there is something to classify and no bank.
     """
     settings = cfg.LUSS.KNN
-    if cfg.MODEL.META_ARCHITECTURE != "PASSPretrainer":
+    if cfg.MODEL.META_ARCHITECTURE not in PRETRAINERS:
         return []
     if settings.TEST and not settings.TRAIN:
         raise ValueError(

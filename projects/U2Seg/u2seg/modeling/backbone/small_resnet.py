@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling.backbone.build import BACKBONE_REGISTRY
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
 from detectron2.modeling.backbone.resnet import CNNBlockBase as BlockBase
 from fvcore.nn import weight_init
@@ -87,3 +88,30 @@ class SmallResNet(ResNet):
 def build_small_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SmallResNet:
     """Returns the small ResNet that ``MODEL.SMALL_RESNET`` and ``MODEL.RESNETS.{NORM,OUT_FEATURES}`` describe."""
     return SmallResNet(cfg, input_shape)
+
+
+@BACKBONE_REGISTRY.register()
+def build_small_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Returns a feature pyramid on the small ResNet, as ``build_resnet_fpn_backbone`` does on the large ones.
+
+    The weights of pretraining fit whatever ``MODEL.SMALL_RESNET.STRIDES`` are; a pyramid needs (2, 2, 2, 2).
+
+    Raises:
+        ValueError: the strides of the outputs in ``MODEL.FPN.IN_FEATURES`` do not double from one to the next.
+    """
+    bottom_up = SmallResNet(cfg, input_shape)
+    in_features = list(cfg.MODEL.FPN.IN_FEATURES)
+    strides = [bottom_up.output_shape()[name].stride for name in in_features]
+    if any(second != 2 * first for first, second in zip(strides, strides[1:])):
+        raise ValueError(
+            f"the strides of {', '.join(in_features)} must double from one to the next, got {strides}; set "
+            "MODEL.SMALL_RESNET.STRIDES to (2, 2, 2, 2)"
+        )
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=in_features,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelMaxPool(),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )

@@ -1,0 +1,193 @@
+#!/usr/bin/env python
+"""What are labels and a model worth that were made from photos alone? The method and its baselines, one table.
+
+    python benchmarks/photo_labels.py --photos PHOTOS --coco COCO_MINI --backbone output/photos/backbone --output output/photos
+
+Trains the backbone on PHOTOS if --backbone has none yet (an hour on one core; a training that has begun goes on with --train-backbone,
+else its last checkpoint is used). Then makes labels of COCO_MINI's training photos and of --num-photos of PHOTOS, labels the validation
+photos with the clusters of the training photos, and trains a detector, which starts from the backbone. Killed and started again, it goes
+on where it was, and makes no row twice. ``--only NAME,...`` makes some of the rows.
+
+Scores are those of protocol ``hungarian`` on the validation photos, with label maps fitted on the annotated training photos, with
+95 % intervals (bootstrap over images, label maps held fixed). The second table has label maps fitted on the scored photos, as the
+literature does, which flatters labels with many clusters on few photos.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from u2seg.config import setup_cfg
+from u2seg.engine.end_to_end import METRICS
+from u2seg.engine.end_to_end import train as train_model
+from u2seg.engine.release import AVERAGED, trained_weights
+from u2seg.evaluation.evaluator import TABLES
+from u2seg.evaluation.metrics.mask_quality import evaluate_masks
+from u2seg.evaluation.score_files import score_panoptic_files, score_saved_tables
+from u2seg.luss import export_backbone
+from u2seg.pseudo_labels.pipeline import make_pseudo_labels
+from u2seg.utils.command_line import comma_separated
+from u2seg.utils.files import atomic_path, read_json, write_json
+from u2seg.utils.image_io import list_images
+from u2seg.utils.kmeans import CENTROIDS
+
+ROOT = Path(__file__).parent.parent
+BACKBONE = "LUSS/dense_contrast_photos_cpu.yaml"
+HANDMADE, LEARNED = "quick_schedules/coco_mini_handmade.yaml", "quick_schedules/coco_mini_learned.yaml"
+PROTOCOL = "hungarian"
+MODEL = "model"
+WHOLE_IMAGE = [
+    *("MASKS.GENERATOR", "WholeImage", "MASKS.REFINEMENT", "none", "MASKS.MAX_AREA", 1.0, "MASKS.MAX_CORNERS", 5),
+]
+# Row -> configuration, settings, and the row whose masks it shares.
+ROWS = {
+    "whole image": (LEARNED, WHOLE_IMAGE, ""),
+    "hand-made descriptor": (HANDMADE, [], ""),
+    "learned backbone": (LEARNED, [], ""),
+    "random clusters": (LEARNED, ["CLUSTERS.EMBEDDING", "random_vectors"], "learned backbone"),
+}
+COLUMNS = ("PQ", "PQ_th", "PQ_st", "mIoU", "AR100")
+
+
+def backbone_weights(args: argparse.Namespace) -> Path:
+    """Returns a checkpoint of the learned backbone, averaged weights alone; trains it where it is not there."""
+    finished = args.backbone / AVERAGED
+    if not finished.is_file() and (args.train_backbone or not (args.backbone / "last_checkpoint").is_file()):
+        command = [sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", BACKBONE, "--resume"]
+        opts = ["DATASETS.BY_PATH.pass_images.ROOT", str(args.photos), "OUTPUT_DIR", str(args.backbone)]
+        subprocess.run([*command, *opts], check=True)
+    kept = args.output / "backbone_ema.pth"
+    if not kept.is_file():  # kept, since labels that were begun with one checkpoint must not go on with the next
+        with atomic_path(kept) as temporary:
+            torch.save({"model": trained_weights(args.backbone)}, temporary)
+        export_backbone(kept, args.output / "backbone.pth")
+    return kept
+
+
+def link_photos(args: argparse.Namespace) -> Path:
+    """Returns a directory of links to COCO's training photos and, evenly spaced, to some of the other photos."""
+    root = args.output / "images"
+    if not root.is_dir():
+        partial = args.output / "images.part"
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / "more").mkdir(parents=True)
+        for name in list_images(args.coco / "train2017"):
+            (partial / name).symlink_to((args.coco / "train2017" / name).resolve())
+        names = list_images(args.photos)
+        step = len(names) / max(args.num_photos, 1)
+        for index in range(min(args.num_photos, len(names))):
+            name = names[int(index * step)]
+            (partial / "more" / name.replace("/", "__")).symlink_to((args.photos / name).resolve())
+        partial.rename(root)
+    return root
+
+
+def label_row(name: str, args: argparse.Namespace) -> dict:
+    """Returns the scores of one row of labels: of the training photos, then of the validation photos with the same clusters."""
+    config, row_opts, shared = ROWS[name]
+    weights = ["FEATURES.RESNET.WEIGHTS", str(backbone_weights(args))] if config == LEARNED else []
+    opts = [*weights, *row_opts, *args.opts]
+    root = _directory(args, name)
+    for split, images in (("train", link_photos(args)), ("val", args.coco / "val2017")):
+        labels = root / split
+        if shared and not (labels / "masks").is_dir():
+            shutil.copytree(_directory(args, shared) / split / "masks", labels / "masks")
+        make_pseudo_labels(setup_cfg(config, opts), images, labels)
+        opts = [*opts, "CLUSTERS.CENTROIDS", str(labels / "clusters" / CENTROIDS)]
+        opts += ["SEMANTICS.CENTROIDS", str(labels / "semantics" / CENTROIDS)]
+        score_panoptic_files(
+            args.coco / f"annotations/panoptic_{split}2017.json",
+            args.coco / f"panoptic_{split}2017",
+            labels / "panoptic/panoptic.json",
+            labels / "panoptic/panoptic",
+            output=root / f"{split}_scores",
+            protocols=(PROTOCOL,),
+        )
+    scores = _both_fits(root / "train_scores" / TABLES, root / "val_scores" / TABLES, root, args)
+    quality = evaluate_masks(root / "val/masks", args.coco / "annotations/instances_val2017.json")["segm"]
+    return {**scores, "masks": {metric: quality[metric] for metric in ("AP", "AR10", "AR100")}}
+
+
+def model_row(args: argparse.Namespace) -> dict:
+    """Returns the scores of a detector that starts from the backbone and learns the labels of the learned features."""
+    backbone_weights(args)
+    labels = _directory(args, "learned backbone") / "train"
+    datasets = {"coco_mini_train.ROOT": labels, "coco_mini_train.IMAGES": link_photos(args)}
+    datasets.update({f"{name}.ROOT": args.coco for name in ("coco_mini_fit", "coco_mini_val")})
+    opts = ["MODEL.WEIGHTS", str(args.output / "backbone.pth"), "SOLVER.MAX_ITER", str(args.iterations)]
+    opts += [word for key, value in datasets.items() for word in (f"DATASETS.BY_PATH.{key}", str(value))]
+    output = args.output / MODEL
+    train_model(LEARNED, output, opts, 0, args.output / "log.txt")
+    tables = [output / "inference" / name / TABLES for name in ("coco_mini_fit", "coco_mini_val")]
+    return _both_fits(*tables, args.output / "model_scores", args)
+
+
+def _both_fits(fit: Path, scored: Path, output: Path, args: argparse.Namespace) -> dict:
+    """Returns the scores with label maps fitted on the training photos, and on the scored ones."""
+    found = {}
+    for name, fit_on in (("fitted on training photos", fit), ("fitted on the scored photos", None)):
+        directory = output / name.replace(" ", "_")
+        score_saved_tables(scored, protocols=(PROTOCOL,), fit_on=fit_on, bootstrap=args.bootstrap, output=directory)
+        results, intervals = read_json(directory / METRICS), read_json(directory / "intervals.json")
+        found[name] = {
+            "PQ interval": intervals["panoptic_seg"][PROTOCOL]["PQ"],
+            **{metric: results["panoptic_seg"][PROTOCOL][metric] for metric in ("PQ", "PQ_th", "PQ_st")},
+            "mIoU": results["sem_seg"][PROTOCOL]["mIoU"],
+            "AR100": results["segm"]["class_agnostic"]["AR100"],
+            "AR100 interval": intervals["segm"]["class_agnostic"]["AR100"],
+        }
+    return found
+
+
+def _directory(args: argparse.Namespace, row: str) -> Path:
+    return args.output / row.replace(" ", "_")
+
+
+def print_table(results: dict[str, dict], fit: str) -> None:
+    """Prints one table in Markdown; numbers in per cent, intervals in brackets."""
+    print(
+        f"\nProtocol {PROTOCOL}, label maps {fit}\n\n| labels | {' | '.join(COLUMNS)} |\n|{' --- |' * (len(COLUMNS) + 1)}"
+    )
+    for name, scores in results.items():
+        row = scores[fit]
+        cells = [f"{row[c]:.2f}" for c in COLUMNS]
+        for column in ("PQ", "AR100"):
+            low, high = row[f"{column} interval"]
+            cells[COLUMNS.index(column)] += f" [{low:.2f}, {high:.2f}]"
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def main() -> int:
+    """Makes the rows and prints both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True, help="photos without labels")
+    parser.add_argument("--coco", type=Path, required=True, help="train2017, val2017, panoptic_*2017 and annotations")
+    parser.add_argument("--backbone", type=Path, required=True, help="OUTPUT_DIR of the backbone's training")
+    parser.add_argument("--train-backbone", action="store_true", help="go on with a training that has begun")
+    parser.add_argument("--output", type=Path, required=True, help="labels, model and scores")
+    parser.add_argument("--num-photos", type=int, default=400, help="of PHOTOS to label, beside COCO's")
+    parser.add_argument("--iterations", type=int, default=600, help="of the detector")
+    parser.add_argument("--bootstrap", type=int, default=1000, help="resamples of the scored photos")
+    parser.add_argument("--only", type=comma_separated(), default=[], help="names of rows")
+    parser.add_argument("opts", nargs="*", help="configuration of all rows of labels, KEY VALUE ...")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    results = {}
+    for name in (*ROWS, MODEL):
+        if args.only and name not in args.only:
+            continue
+        path = args.output / f"{name.replace(' ', '_')}.json"
+        if not path.is_file():
+            write_json(path, model_row(args) if name == MODEL else label_row(name, args))
+        results[name] = read_json(path)
+        print(name, results[name], flush=True)
+    for fit in ("fitted on training photos", "fitted on the scored photos"):
+        print_table(results, fit)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

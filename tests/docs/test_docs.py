@@ -71,7 +71,8 @@ def test_command_lines_parse(page, line):
     unknown = [key for key in getattr(args, "opts", [])[::2] if not has_key(full_config(), key)]
     assert not unknown, f"{page}: no such keys"
     config_file = getattr(args, "config_file", None)
-    assert config_file in (None, "my.yaml") or shipped(config_file), f"{page}: no configuration {config_file}"
+    elsewhere = config_file in (None, "my.yaml") or config_file.startswith("hf://")
+    assert elsewhere or shipped(config_file), f"{page}: no configuration {config_file}"
 
 
 def test_every_command_is_shown_in_the_readme():
@@ -131,7 +132,7 @@ def test_configuration_keys_exist(page):
 @pages
 def test_named_configurations_exist(page):
     names = set(re.findall(r"[\w/*-]+\.yaml", page.read_text())) - {"my.yaml", "config.yaml"}
-    names = {name.removeprefix("configs/") for name in names if not name.startswith("-")}
+    names = {name.removeprefix("configs/") for name in names if not name.startswith(("-", "//"))}  # "//": on the Hub
     assert [name for name in sorted(names) if not shipped(name) and not (ROOT / name).is_file()] == [], page_id(page)
 
 

@@ -63,7 +63,10 @@ def count(regions):
 
 def test_coco_is_read_by_pycocotools(root, labels, tmp_path, capsys):
     expected = expected_regions(root, with_stuff=False)
-    assert convert_labels(labels, tmp_path, "coco") == count(expected) > 0
+    source = str(root / "annotations" / "panoptic_train.json")
+    words = ["--images", str(root / "train"), "--format", "coco", "--output", str(tmp_path)]
+    assert main(["convert", "labels", source, *words]) == 0
+    assert f"{count(expected)} regions of 4 images" in capsys.readouterr().out
     coco = COCO(str(tmp_path / "instances.json"))
     assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == NAMES[:2]
     for image in coco.loadImgs(coco.getImgIds()):

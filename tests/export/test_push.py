@@ -50,6 +50,7 @@ def test_a_pushed_model_is_used_by_its_name(run, monkeypatch, tmp_path, capsys):
         assert sorted(files) == ["README.md", "config.yaml", "label_map.json", "model.safetensors"]
         card = files["README.md"].decode()
         assert "license: cc-by-4.0" in card and "# scenes" in card and "12.50" in card and "seed | 7" in card
+        assert "--config-file hf://org/scenes/config.yaml" in card
         assert str(run.parent).encode() not in b"".join(files.values())
         assert json.loads(files["label_map.json"]) == LABEL_MAP
 

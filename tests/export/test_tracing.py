@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from PIL import Image
+from u2seg.cli.main import main
 from u2seg.export import ExportedModel, ExportError, export_model
 from u2seg.export.exported_model import _instance_differences, _same_pixels, compare
 from u2seg.modeling import build_model
@@ -77,6 +79,18 @@ def test_a_model_without_a_semantic_head(tiny_cfg, tmp_path):
     exported = ExportedModel(export_model(predictor, tmp_path / "model.ts", images()))
     assert exported(images()[1]).semantic_map is None
     assert compare(predictor, exported, images()).is_close
+
+
+def test_the_command_writes_checks_and_prints_a_table(predictor, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text(predictor.cfg.dump())
+    (tmp_path / "photos").mkdir()
+    for number, image in enumerate(images()):
+        Image.fromarray(image).save(tmp_path / "photos" / f"{number}.png")
+    words = ["--format", "torchscript", "--output", str(tmp_path / "small"), "--images", str(tmp_path / "photos")]
+    assert main(["export", "--config-file", str(tmp_path / "config.yaml"), *words]) == 0
+    shown = capsys.readouterr().out
+    assert "small.ts" in shown and "the file agrees with the model" in shown and "3, 3" in shown
+    assert (tmp_path / "small.ts").is_file() and (tmp_path / "small.json").is_file()
 
 
 def test_what_cannot_be_exported_says_so(predictor, tmp_path, monkeypatch):

@@ -14,6 +14,14 @@ from u2seg.utils.hub_files import HUB_PREFIX
 LABEL_MAP = "label_map.json"
 _FILES = (CARD, CONFIG, LABEL_MAP, WEIGHTS)
 
+_USE_BY_NAME = """
+Or by its name on the Hub:
+
+```bash
+u2seg predict PHOTOS --config-file hf://{repository}/config.yaml --output predictions
+```
+"""
+
 
 class HubUploadError(OSError):
     """The Hub did not take a model; the message says why and what to do."""
@@ -50,6 +58,8 @@ def write_hub_files(
         settings = read_config_file(released / CONFIG)
         settings["MODEL"]["WEIGHTS"] = f"{HUB_PREFIX}{repository}/{WEIGHTS}"
         (released / CONFIG).write_text(yaml.safe_dump(settings), encoding="utf-8")
+        with (released / CARD).open("a", encoding="utf-8") as card:
+            card.write(_USE_BY_NAME.format(repository=repository))
         for path in released.iterdir():
             _copy(path, output / path.name)
     if chosen is not None:

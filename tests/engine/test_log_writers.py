@@ -108,5 +108,6 @@ def test_the_full_configuration_goes_to_the_file_and_not_to_the_screen(tiny_cfg,
     screen, log = capsys.readouterr().out, (tmp_path / "run/log.txt").read_text()
     for beginning in ("Running with full config", "Environment info:", "Model:"):
         assert beginning in log and beginning not in screen
+    assert f"Everything of this run goes to {tmp_path / 'run'}" in screen
     assert "Full config saved to" in screen and (tmp_path / "run/config.yaml").is_file()
     assert json.dumps("IMS_PER_BATCH").strip('"') in log and "IMS_PER_BATCH" not in screen

@@ -92,6 +92,11 @@ def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     default_setup(cfg, args)
     # Detectron2 sets up its own loggers alone; ours says what training and scoring found.
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="u2seg")
+    logger.info(
+        "Everything of this run goes to %s: config.yaml (all settings), log.txt, metrics.json, checkpoints and, below "
+        "inference/, scores",
+        cfg.OUTPUT_DIR,
+    )
 
 
 def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:

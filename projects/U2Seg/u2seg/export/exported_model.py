@@ -206,7 +206,8 @@ def compare(predictor: Predictor, exported: ExportedModel, images: Sequence[np.n
 
 def _instance_differences(first: Prediction, second: Prediction) -> tuple[int, float, float, float]:
     """Returns unmatched detections, largest box and score differences, smallest mask IoU; pairs are those nearest in box and score."""
-    a, b = first.instances, second.instances
+    a: Any = first.instances
+    b: Any = second.instances
     if not len(a) or not len(b):
         return len(a) + len(b), 0.0, 0.0, 1.0
     box = (a.pred_boxes.tensor[:, None] - b.pred_boxes.tensor[None]).abs().amax(dim=2)

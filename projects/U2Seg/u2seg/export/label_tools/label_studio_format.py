@@ -1,6 +1,5 @@
 """Label Studio: tasks with brush labels to import, and the export of corrected ones."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -174,9 +173,3 @@ def decode_brush(code: Sequence[int], size: tuple[int, int]) -> np.ndarray:
         values[done : done + length] = take(value_bits) if repeated else [take(value_bits) for _ in range(length)]
         done += length
     return values.reshape(*size, 4)[:, :, 3] > 0
-
-
-def is_label_studio(path: Path) -> bool:
-    """Returns whether a JSON file looks like tasks of Label Studio."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return isinstance(content, list) and bool(content) and isinstance(content[0], dict) and "data" in content[0]

@@ -83,7 +83,8 @@ def require_different_stems(images: Iterable[LabeledImage], tool: str) -> list[L
     Raises:
         ValueError: two would share one, ``a.jpg`` and ``a.png`` for example.
     """
-    images, seen = list(images), {}
+    images = list(images)
+    seen: dict[str, str] = {}
     for image in images:
         stem = flat_stem(image.name)
         if stem in seen:

@@ -131,7 +131,7 @@ def test_configuration_keys_exist(page):
 
 @pages
 def test_named_configurations_exist(page):
-    names = set(re.findall(r"[\w/*-]+\.yaml", page.read_text())) - {"my.yaml", "config.yaml"}
+    names = set(re.findall(r"[\w/*-]+\.yaml", page.read_text())) - {"my.yaml", "config.yaml", "data.yaml"}
     names = {name.removeprefix("configs/") for name in names if not name.startswith(("-", "//"))}  # "//": on the Hub
     assert [name for name in sorted(names) if not shipped(name) and not (ROOT / name).is_file()] == [], page_id(page)
 

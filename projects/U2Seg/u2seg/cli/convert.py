@@ -2,12 +2,14 @@
 
     u2seg convert labels output/labels --images photos --format cvat --output for-cvat
     u2seg convert corrected annotations.xml --images photos --format cvat --output datasets/corrected
+    u2seg convert masks output/labels masks.json
     u2seg convert dino-resnet dino_resnet50_pretrain.pth datasets/dino/dino_resnet50_pretrain_d2.pkl
     u2seg convert pass pass50_pretrained.pth.tar pass_R18_s50.pth
     u2seg convert safetensors output/photos/backbone output/photos/model --output output/release
 
 ``labels`` writes what ``u2seg labels`` or ``u2seg predict`` made for COCO tools, YOLO, Pascal VOC, FiftyOne, Label Studio or CVAT.
-``corrected`` makes a dataset of what people corrected in Label Studio, CVAT or a COCO tool. ``dino-resnet`` takes the DINO authors'
+``corrected`` makes a dataset of what people corrected in Label Studio, CVAT or a COCO tool. ``masks`` takes a label directory after its
+mask stage and writes a COCO instances JSON of one category, with a score for each mask. ``dino-resnet`` takes the DINO authors'
 ResNet-50 (an address is downloaded to Detectron2's cache) or any torchvision ResNet, and writes what Detectron2 loads as MODEL.WEIGHTS.
 ``pass`` takes a file of https://github.com/LUSSeg/PASS and writes MODEL.WEIGHTS for configs/LUSS, or FEATURES.RESNET.WEIGHTS; centroids
 (.npy) need no conversion. ``safetensors`` takes the directories of trainings (OUTPUT_DIR) and writes for each a directory of its name:
@@ -18,6 +20,7 @@ import argparse
 from pathlib import Path
 
 from u2seg.checkpoint import convert_torchvision_resnet
+from u2seg.data.formats.class_agnostic import write_class_agnostic
 from u2seg.engine.release import write_release
 from u2seg.export.label_conversion import FIFTYONE, READERS, WRITERS, convert_labels, import_corrected
 from u2seg.luss import convert_pass
@@ -27,7 +30,7 @@ from u2seg.visualization.label_page import load_panoptic_labels
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     commands = parser.add_subparsers(
-        dest="kind", required=True, metavar="labels|corrected|dino-resnet|pass|safetensors"
+        dest="kind", required=True, metavar="labels|corrected|masks|dino-resnet|pass|safetensors"
     )
     labels = commands.add_parser("labels", help="labels or predictions for another tool")
     labels.add_argument("source", help="directory of labels or predictions, or a COCO panoptic JSON")
@@ -44,12 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     corrected.add_argument("--output", required=True, metavar="DIR", help="root of the dataset to write")
     corrected.add_argument("--categories", metavar="JSON", help="categories.json that was written with the labels")
     corrected.add_argument("--stuff", nargs="*", default=[], metavar="NAME", help="categories that are stuff")
-    for kind, summary, output in (
-        ("dino-resnet", "a torchvision ResNet for Detectron2", ".pkl file to write"),
-        ("pass", "a published PASS checkpoint", ".pth file to write"),
+    for kind, summary, source, output in (
+        ("masks", "masks as a COCO instances JSON", "label directory or mask directory", ".json file to write"),
+        ("dino-resnet", "a torchvision ResNet for Detectron2", "published weights", ".pkl file to write"),
+        ("pass", "a published PASS checkpoint", "published weights", ".pth file to write"),
     ):
         command = commands.add_parser(kind, help=summary)
-        command.add_argument("source", help="published weights")
+        command.add_argument("source", help=source)
         command.add_argument("output", help=output)
     trained = commands.add_parser("safetensors", help="trained models with their settings and a model card")
     trained.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="OUTPUT_DIR of a training")
@@ -64,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     convert = {
         "labels": _labels,
         "corrected": _corrected,
+        "masks": _masks,
         "dino-resnet": _dino_resnet,
         "pass": _pass,
         "safetensors": _write_releases,
@@ -93,6 +98,11 @@ def _corrected(args: argparse.Namespace) -> None:
         "  BY_PATH:\n"
         f"    corrected: {{FORMAT: coco_panoptic, ROOT: {made.root}, SPLIT: {made.split}}}"
     )
+
+
+def _masks(args: argparse.Namespace) -> None:
+    num_images, num_masks = write_class_agnostic(args.source, args.output)
+    print(f"{num_masks} masks of {num_images} images in {args.output}")
 
 
 def _dino_resnet(args: argparse.Namespace) -> None:

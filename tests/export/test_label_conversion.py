@@ -15,6 +15,7 @@ from u2seg.cli.main import main
 from u2seg.data import register_datasets
 from u2seg.data.datasets.registration import load_dicts
 from u2seg.export.label_conversion import FIFTYONE, convert_labels, import_corrected
+from u2seg.export.label_tools.coco_format import read_coco
 from u2seg.export.label_tools.cvat_format import read_cvat
 from u2seg.export.label_tools.label_studio_format import decode_brush, encode_brush, read_label_studio
 from u2seg.export.label_tools.labeled_images import LabeledImage, Region, filled_polygon, joined_polygon
@@ -333,6 +334,37 @@ def test_an_image_that_is_not_there_or_has_another_size_is_named(root, labels, t
         Image.new("RGB", (10, 10)).save(tmp_path / "images" / image.name)
     with pytest.raises(ValueError, match=r"has 10 x 10 pixels .* its labels \(48, 64\)"):
         import_corrected(tmp_path, tmp_path / "images", tmp_path / "out", "cvat")
+
+
+def test_coco_files_of_other_tools_have_polygons_and_must_have_masks(tmp_path):
+    content = {
+        "images": [{"id": 5, "file_name": "a.jpg", "height": 10, "width": 20}],
+        "categories": [{"id": 3, "name": "cat"}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 5,
+                "category_id": 3,
+                "segmentation": [[2, 2, 6, 2, 6, 5, 2, 5], [9, 1, 12, 1, 12, 3, 9, 3]],
+            },
+            {
+                "id": 2,
+                "image_id": 5,
+                "category_id": 3,
+                "segmentation": {"size": [10, 20], "counts": [0, 200]},
+                "iscrowd": 1,
+            },
+            {"id": 3, "image_id": 5, "category_id": 3, "segmentation": {"size": [10, 20], "counts": [190, 10]}},
+        ],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    [(name, regions)] = read_coco(tmp_path / "a.json")
+    assert name == "a.jpg" and [int(one.mask.sum()) for one in regions] == [4 * 3 + 3 * 2, 10]
+    assert regions[1].mask[:, 19].all()  # COCO counts column by column
+    content["annotations"][0]["segmentation"] = []
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="1 annotations have no mask, the first one with id 1"):
+        list(read_coco(tmp_path / "a.json"))
 
 
 def test_a_cvat_mask_must_fill_its_window(tmp_path):

@@ -34,11 +34,16 @@ def read_coco(path: Path) -> Iterator[tuple[str, list[Region]]]:
     """Yields (the image's name, regions) from a COCO instances JSON; crowds are left out.
 
     Raises:
-        ValueError: the file has another form.
+        ValueError: the file has another form, or an annotation has a box alone.
     """
     content = read_json(path)
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
         raise ValueError(f"{path} is no COCO instances JSON: expected images, annotations and categories")
+    bare = [annotation["id"] for annotation in content["annotations"] if not annotation.get("segmentation")]
+    if bare:
+        raise ValueError(
+            f"{path}: {len(bare)} annotations have no mask, the first one with id {bare[0]}; draw one, or delete them"
+        )
     names = {category["id"]: category["name"] for category in content["categories"]}
     by_image: dict[int, list[dict]] = {}
     for annotation in content["annotations"]:

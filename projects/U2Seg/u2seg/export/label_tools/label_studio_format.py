@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlparse
+from urllib.parse import parse_qs, quote, unquote, urlparse
 from xml.etree import ElementTree
 
 import numpy as np
@@ -35,7 +35,7 @@ def write_label_studio(
     names = checked_names(categories)
     tasks = [
         {
-            "data": {_IMAGE: url_prefix + image.name},
+            "data": {_IMAGE: url_prefix + quote(image.name)},
             "predictions": [{"model_version": "u2seg", "result": [_result(region) for region in image.regions]}],
         }
         for image in images

@@ -28,12 +28,15 @@ COMMANDS = {
     "show-samples": "draw training samples as the trainer gets them",
     "train": "train or evaluate a model, as Detectron2's train_net.py does",
     "predict": "run a trained model on images",
+    "serve": "segment images in the browser with a trained model",
     "score": "score saved tables or panoptic files, without a model",
     "evaluate-masks": "class-agnostic AP and AR of any masks",
     "self-train": "improve a model by its own confident predictions",
     "luss": "PASS: large-scale unsupervised semantic segmentation",
     "prepare": "make the annotation files of a dataset from its published ones",
-    "convert": "convert published weights, and trained models for others",
+    "export": "write a model as ONNX or TorchScript, checked against it",
+    "convert": "convert published weights, trained models, and labels for other tools",
+    "push": "put a trained model on the Hugging Face Hub, with a model card",
     "doctor": "check the installation, devices, weights and datasets",
 }
 

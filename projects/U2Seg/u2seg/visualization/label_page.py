@@ -22,6 +22,7 @@ from u2seg.visualization.panoptic_drawing import contiguous_segments, draw_panop
 _PANOPTIC_JSON = "panoptic.json"
 _CROP_SIDE = 180  # pixels
 _CROPS = 8  # examples of one cluster
+GALLERY = "Clusters, the largest first"
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def show_labels(
         title=title,
         summary=f"{len(chosen)} of {len(first.annotations)} images, evenly spaced.",
         tables=[_counts(label_sets)],
-        rows=chain(_gallery(first, clusters, failures), _rows(label_sets, names, failures)),
+        rows=chain(cluster_gallery(first, clusters, failures), _rows(label_sets, names, failures)),
     )
     return page, failures
 
@@ -171,8 +172,14 @@ def _count(labels: PanopticLabels) -> dict[str, object]:
     }
 
 
-def _gallery(labels: PanopticLabels, clusters: int, failures: list[Failure]) -> Iterator[Row]:
-    """Yields a row of examples for each of the most common thing classes."""
+def cluster_gallery(labels: PanopticLabels, clusters: int, failures: list[Failure]) -> Iterator[Row]:
+    """Yields a row of examples for each of the most common thing classes, the largest first.
+
+    Args:
+        labels: the labels.
+        clusters: at most so many classes.
+        failures: images that cannot be read are added to it.
+    """
     members = defaultdict(list)
     for annotation in labels.annotations:
         for segment in annotation["segments_info"]:
@@ -190,7 +197,8 @@ def _gallery(labels: PanopticLabels, clusters: int, failures: list[Failure]) -> 
             examples[f"{number}"] = _crop(image_rgb, panoptic_map == segment["id"])
         if examples:
             name = labels.space.thing_names[labels.space.thing_contiguous_ids[category]]
-            yield Row(f"Thing class {name}: {len(members[category])} segments", examples, columns=_CROPS)
+            title = f"Thing class {name}: {len(members[category])} segments"
+            yield Row(title, examples, columns=_CROPS, group=GALLERY)
 
 
 def _crop(image_rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -150,6 +150,7 @@ class VoteCut(MaskGenerator):
 
         Args:
             views: float (B, Ci, rows i, columns i), one for each backbone.
+            images_rgb: not used.
         """
         grid_size = (views[0].shape[2], views[0].shape[3])
         candidates: list[list[tuple[np.ndarray, float]]] = [[] for _ in range(len(views[0]))]

@@ -220,7 +220,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("opts", "message"),
         [
-            (("CLUSTERS.NUM_CLUSTERS", "800"), "is 800, but 7 photos can give at most 455 masks"),
+            (("CLUSTERS.NUM_CLUSTERS", "800"), "is 800, but 7 photos can give at most 70 masks"),
             (("SOLVER.IMS_PER_BATCH", "8"), "is 8, and there are 7 photos"),
             (("MODEL.WEIGHTS", "none.pth"), "MODEL.WEIGHTS is 'none.pth', and there is no such file"),
             (("MASKS.TAO", "1"), "did you mean TAU"),

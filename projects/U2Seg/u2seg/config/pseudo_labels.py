@@ -82,7 +82,7 @@ def add_masks_config(cfg: CN) -> None:
     cfg.MASKS.RECURSIVE.MAX_BORDERS = 1  # image borders that an object may touch
     cfg.MASKS.RECURSIVE.MAX_CUTS_PER_IMAGE = 64
     # "RegionHierarchy": regions of superpixels that are merged in several ways, ranked by objectness; needs no weights [ours].
-    # All constants were chosen on 100 training photos of COCO by class-agnostic AR10 and AR100.
+    # Chosen on 20 to 24 of COCO's training photos at 384x512 pixels.
     cfg.MASKS.HIERARCHY = CN()
     cfg.MASKS.HIERARCHY.SIGMAS = (1.0, 2.0)  # pixels, smoothing of each scale of the contours
     # Pixels, odd: a superpixel starts where the contour is weakest in a square of this side.
@@ -90,6 +90,7 @@ def add_masks_config(cfg: CN) -> None:
     # One value for each hierarchy: the cost of merging two neighbors is the sum of these weights times the mean contour between
     # them, the distances of their CIELAB, HSV and texture histograms and of their patch features, the share of the image that
     # both cover, and the share that their common box covers beyond them; all times the smaller one's area to the exponent.
+    # Chosen by the AR of all regions of one hierarchy: 18.9 by contours, 20.1 by CIELAB, 22.7 and 23.7 by texture with both.
     cfg.MASKS.HIERARCHY.CONTOUR_WEIGHTS = (1.0, 0.15, 0.3, 0.0, 0.3)
     cfg.MASKS.HIERARCHY.LAB_WEIGHTS = (0.0, 0.5, 0.5, 1.0, 0.0)
     cfg.MASKS.HIERARCHY.HSV_WEIGHTS = (0.0, 0.0, 0.0, 0.0, 1.0)

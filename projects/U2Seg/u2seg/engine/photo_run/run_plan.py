@@ -420,10 +420,13 @@ def _checked(plan: RunPlan) -> RunPlan:
     """Returns the plan; refuses what its settings cannot do with these photos."""
     cfg = setup_cfg(plan.config_file)
     count = len(plan.photos.names)
-    most = count * (
-        cfg.MASKS.RECURSIVE.MAX_CUTS_PER_IMAGE + 1 if cfg.MASKS.GENERATOR == "RecursiveCut" else cfg.MASKS.ROUNDS
-    )
-    if cfg.MASKS.GENERATOR in ("RecursiveCut", "MaskCut") and most < cfg.CLUSTERS.NUM_CLUSTERS:
+    limits = {
+        "MaskCut": cfg.MASKS.ROUNDS,
+        "RecursiveCut": cfg.MASKS.RECURSIVE.MAX_CUTS_PER_IMAGE + 1,
+        "RegionHierarchy": cfg.MASKS.HIERARCHY.MAX_MASKS,
+    }
+    most = count * limits.get(cfg.MASKS.GENERATOR, cfg.CLUSTERS.NUM_CLUSTERS)
+    if most < cfg.CLUSTERS.NUM_CLUSTERS:
         raise ValueError(
             f"CLUSTERS.NUM_CLUSTERS is {cfg.CLUSTERS.NUM_CLUSTERS}, but {count} photos can give at most {most} masks, and no cluster may "
             "be empty. Leave the key out to have the number chosen from the masks"

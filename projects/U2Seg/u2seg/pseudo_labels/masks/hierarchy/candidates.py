@@ -9,10 +9,8 @@ from u2seg.pseudo_labels.masks.hierarchy.merging import MergeTree
 from u2seg.pseudo_labels.masks.hierarchy.region_graph import RegionGraph
 
 
-def pool_candidates(
-    graph: RegionGraph, trees: Sequence[MergeTree], min_area: float, max_area: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the regions of several trees, bool (N, S), and in how many trees each occurs, int64 (N,).
+def pool_candidates(graph: RegionGraph, trees: Sequence[MergeTree], min_area: float, max_area: float) -> np.ndarray:
+    """Returns the regions of several trees, each once, bool (N, S).
 
     Args:
         graph: superpixels, S of them.
@@ -28,13 +26,13 @@ def pool_candidates(
     return distinct(np.concatenate(found))
 
 
-def distinct(members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the different rows of bool (N, S), in the order in which they first occur, and how often each occurs."""
+def distinct(members: np.ndarray) -> np.ndarray:
+    """Returns the different rows of bool (N, S), in the order in which they first occur."""
+    if not len(members):
+        return members
     packed = np.packbits(members, axis=1)
-    rows = packed.view(np.dtype((np.void, packed.shape[1]))).ravel() if len(packed) else packed[:, :0].ravel()
-    _, first, counts = np.unique(rows, return_index=True, return_counts=True)
-    order = np.argsort(first)
-    return members[first[order]], counts[order]
+    _, first = np.unique(packed.view(np.dtype((np.void, packed.shape[1]))).ravel(), return_index=True)
+    return members[np.sort(first)]
 
 
 def fill_member_holes(graph: RegionGraph, members: np.ndarray) -> np.ndarray:

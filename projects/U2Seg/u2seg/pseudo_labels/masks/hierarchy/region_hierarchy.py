@@ -15,7 +15,7 @@ from u2seg.pseudo_labels.masks.hierarchy.region_graph import RegionGraph, build_
 from u2seg.pseudo_labels.masks.hierarchy.superpixels import superpixels
 from u2seg.pseudo_labels.masks.interfaces import MASK_GENERATOR_REGISTRY, MaskGenerator, PatchMasks
 
-_SHORTLIST = 800  # candidates that are compared with each other; ten times what is kept
+_SHORTLIST = 800  # candidates that are compared with each other: their IoU with each other is what takes time
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,9 @@ class RegionHierarchy(MaskGenerator):
         """Returns the regions of all hierarchies that look most like objects, bool (N, S), each once and without holes."""
         settings = self.settings
         trees = [merge_regions(graph, weights) for weights in settings.merges]
-        members, _ = pool_candidates(graph, trees, settings.min_area, settings.max_area)
+        members = pool_candidates(graph, trees, settings.min_area, settings.max_area)
         best = np.argsort(-objectness(outline_cues(graph, members)), kind="stable")[:_SHORTLIST]
-        return distinct(fill_member_holes(graph, members[best]))[0]
+        return distinct(fill_member_holes(graph, members[best]))
 
     def _select(self, graph: RegionGraph, members: np.ndarray, scores: np.ndarray, ious: np.ndarray) -> np.ndarray:
         """Returns the indices of the masks among the candidates, best first: no duplicate, and none that better ones hold."""

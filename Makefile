@@ -3,13 +3,17 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.u2seg-ready
 
-.PHONY: setup demo demo-supervised test test-pythons lint docs lock clean
+.PHONY: setup setup-dev demo demo-supervised test test-pythons lint docs lock clean
 
 setup: $(STAMP)
 
 $(STAMP): requirements.lock setup.py pyproject.toml tools/setup_env.sh
 	tools/setup_env.sh $(VENV)
 	touch $@
+
+# pydensecrf2, which the CRF's tests and benchmark compare with; it is compiled by gcc, in about 80 seconds.
+setup-dev: $(STAMP)
+	$(PY) -m pip install --quiet --disable-pip-version-check pydensecrf2
 
 demo: $(STAMP)
 	$(VENV)/bin/u2seg demo --output output/demo

@@ -7,14 +7,18 @@ generalized problem, float64, once a round; it is timed on its own matrices, rem
 Promises, on a CPU:
 * three rounds of the cut, affinity included, at least 40 times faster than three dense solves;
 * the same second eigenvector as the dense solver's to 1e-4 of its largest entry;
-* the CRF of three masks at least 3 times faster than pydensecrf2 (where that is installed), marginals within 0.02, labels 99.5 % equal;
-* cut and CRF together under 15 % of the ViT-S/8 forward pass.
+* the CRF of three masks at least 5 times faster than pydensecrf2, marginals within 0.02, labels 99.5 % equal.
 
+What depends on the machine: all seconds; and the share of the ViT-S/8 forward pass that cut and CRF take, which is printed and no
+promise. A forward pass is matrix products, and cut and CRF mostly memory, so that the share was 12 % on one idle two-core machine and
+23 % on another. Ratios to SciPy and pydensecrf2 move less, but move: 61 to 82 times on the same two machines.
+
+    make setup-dev  # pydensecrf2; without it the CRF is timed but not compared
     python benchmarks/maskcut.py [--images DIRECTORY] [--num-images 4] [--device cpu] [--clock wall]
 
 Wall time is what counts; on a machine that others load, ``OMP_NUM_THREADS=1 ... --clock cpu`` compares processor time instead.
-On a GPU the same comparison is printed with images per second; the share of the forward pass is then no promise. Without --images
-the images are rendered. Exits with status 1 when a promise is missed. The last line holds the figures as JSON.
+On a GPU the same comparison is printed with images per second. Without --images the images are rendered. Exits with status 1 when a
+promise is missed. The last line holds the figures as JSON.
 """
 
 import argparse
@@ -35,13 +39,12 @@ from u2seg.features.handmade import HandmadeDescriptor
 from u2seg.features.vit import TimmViT
 from u2seg.features.vit_weights import ARCHITECTURES
 from u2seg.pseudo_labels.masks import DenseCRF, MaskCut
-from u2seg.pseudo_labels.masks.maskcut import prepare_features, scipy_second_eigenvector
+from u2seg.pseudo_labels.masks.maskcut import MaskCutSettings, prepare_features, scipy_second_eigenvector
 from u2seg.pseudo_labels.masks.ncut import BinaryAffinity, second_eigenvectors
 from u2seg.utils.image_io import list_images, read_image_rgb
 
 MIN_CUT_SPEEDUP, MAX_VECTOR_ERROR = 40.0, 1e-4
-MIN_CRF_SPEEDUP, MAX_CRF_ERROR, MIN_CRF_AGREEMENT = 3.0, 0.02, 0.995
-MAX_SHARE_OF_FORWARD = 0.15
+MIN_CRF_SPEEDUP, MAX_CRF_ERROR, MIN_CRF_AGREEMENT = 5.0, 0.02, 0.995
 SIZE, ROUNDS = 480, 3
 REPEATS = 3  # of what is fast
 
@@ -97,14 +100,16 @@ def median_time(device: torch.device, function, *args):
 
 def mask_cut(settings, center: bool, tau: float) -> MaskCut:
     return MaskCut(
-        center_features=center,
-        tau=tau,
-        eps=settings.EPS,
-        rounds=ROUNDS,
-        min_area=settings.MIN_AREA,
-        max_area=settings.MAX_AREA,
-        max_corners=settings.MAX_CORNERS,
-        max_previous_iou=settings.MAX_PREVIOUS_IOU,
+        MaskCutSettings(
+            center_features=center,
+            tau=tau,
+            eps=settings.EPS,
+            rounds=ROUNDS,
+            min_area=settings.MIN_AREA,
+            max_area=settings.MAX_AREA,
+            max_corners=settings.MAX_CORNERS,
+            max_previous_iou=settings.MAX_PREVIOUS_IOU,
+        )
     )
 
 
@@ -220,7 +225,7 @@ def summary(rows: list[dict]) -> dict:
     return figures
 
 
-def broken_promises(figures: dict, device: str) -> list[str]:
+def broken_promises(figures: dict) -> list[str]:
     broken = [
         f"{name} is {figures[name]:.1f}, below {MIN_CUT_SPEEDUP}"
         for name in ("speedup_cut", "speedup_cut_by_hand")
@@ -228,8 +233,6 @@ def broken_promises(figures: dict, device: str) -> list[str]:
     ]
     if figures["max_vector_error"] > MAX_VECTOR_ERROR:
         broken.append(f"max_vector_error is {figures['max_vector_error']:.1e}, above {MAX_VECTOR_ERROR}")
-    if device == "cpu" and figures["share_of_forward"] > MAX_SHARE_OF_FORWARD:
-        broken.append(f"share_of_forward is {figures['share_of_forward']:.1%}, above {MAX_SHARE_OF_FORWARD:.0%}")
     if "speedup_crf" in figures:
         if figures["speedup_crf"] < MIN_CRF_SPEEDUP:
             broken.append(f"speedup_crf is {figures['speedup_crf']:.2f}, below {MIN_CRF_SPEEDUP}")
@@ -254,7 +257,7 @@ def main() -> int:
     figures = summary(measure(args))
     for name, value in figures.items():
         print(f"{name:28s} {value:10.4g}")
-    broken = broken_promises(figures, args.device)
+    broken = broken_promises(figures)
     for line in broken:
         print(f"PROMISE MISSED: {line}")
     print(json.dumps({"device": args.device, "clock": args.clock, "threads": torch.get_num_threads(), **figures}))

@@ -3,10 +3,14 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as mask_utils
 from u2seg.cli.main import main
 from u2seg.data.formats.coco_panoptic import write_panoptic_png
+from u2seg.data.formats.mask_shards import write_shard
 from u2seg.structures.label_space import LabelSpace
+from u2seg.structures.mask_records import ImageMasks
 from u2seg.visualization.label_page import load_panoptic_labels
+from u2seg.visualization.mask_labels import load_labels
 
 
 def write_labels(root, sizes=((40, 60), (50, 30))):
@@ -122,3 +126,58 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch, capsys, content, message
         load_panoptic_labels(tmp_path / "labels", tmp_path)
     assert run_tool(tmp_path / "labels", "--images", tmp_path, "--output", tmp_path / "out") == 1
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def write_masks(root):
+    """Two images, the first with a large and a small mask within it, and one that could not be read."""
+    write_labels(root)
+    masks = np.zeros((2, 40, 60), np.uint8)
+    masks[0, 5:12, 10:20] = 1
+    masks[1, :30, :40] = 1
+    counts = tuple(mask_utils.encode(np.asfortranarray(mask))["counts"] for mask in masks)
+    numbers = np.array([0.9, 0.5], np.float32)
+    records = [
+        ImageMasks(1, "deep/1.jpg", 40, 60, counts, numbers, numbers, numbers, np.ones((2, 3), np.float32)),
+        ImageMasks(2, "deep/2.jpg", 50, 30),
+        ImageMasks(3, "deep/3.jpg", error="broken"),
+    ]
+    write_shard(root / "made" / "masks" / "shard-00000.parquet", records)
+    return root / "made"
+
+
+def test_a_directory_of_masks_alone_is_shown(tmp_path):
+    labels = write_masks(tmp_path)
+    loaded = load_labels(labels, tmp_path / "images")
+    image_rgb, segments = loaded.read(loaded.annotations[0])
+    assert image_rgb.shape == (40, 60, 3)
+    # The smaller mask lies on the larger one.
+    assert np.bincount(segments.ravel()).tolist() == [40 * 60 - 1200, 70, 1130]
+    assert run_tool(labels, "--images", tmp_path / "images", "--output", tmp_path / "out") == 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    for text in ("deep/1.jpg", "deep/2.jpg", "Thing class object: 2 segments"):
+        assert text in page
+    assert "deep/3.jpg" not in page
+
+
+def test_an_image_of_another_size_than_its_masks_is_told(tmp_path, capsys):
+    labels = write_masks(tmp_path)
+    Image.new("RGB", (8, 9)).save(tmp_path / "images" / "deep" / "1.jpg")
+    assert run_tool(labels, "--images", tmp_path / "images", "--output", tmp_path / "out", "--clusters", 0) == 1
+    assert "deep/1.jpg: it has size (9, 8), its masks (40, 60)" in capsys.readouterr().err
+
+
+def test_masks_are_converted_to_coco(tmp_path, capsys):
+    labels = write_masks(tmp_path)
+    assert main(["convert", "masks", str(labels), str(tmp_path / "masks.json")]) == 0
+    assert capsys.readouterr().out == f"2 masks of 2 images in {tmp_path}/masks.json\n"
+    content = json.loads((tmp_path / "masks.json").read_text())
+    assert content["images"] == [
+        {"id": 1, "file_name": "deep/1.jpg", "height": 40, "width": 60},
+        {"id": 2, "file_name": "deep/2.jpg", "height": 50, "width": 30},
+    ]
+    small, large = content["annotations"]
+    assert (small["bbox"], small["area"], small["id"]) == ([10.0, 5.0, 10.0, 7.0], 70, 1)
+    assert (large["bbox"], large["area"], large["score"]) == ([0.0, 0.0, 40.0, 30.0], 1200, 0.5)
+    assert mask_utils.decode(small["segmentation"])[5:12, 10:20].all()
+    assert main(["convert", "masks", str(tmp_path / "images"), str(tmp_path / "masks.json")]) == 1
+    assert "holds no masks: expected a label directory with masks/" in capsys.readouterr().err

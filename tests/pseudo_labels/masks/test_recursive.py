@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from u2seg.pseudo_labels.masks.ncut import BinaryAffinity, exact_second_eigenvector, second_eigenvectors
-from u2seg.pseudo_labels.masks.recursive_cut import RecursiveCut
+from u2seg.pseudo_labels.masks.recursive_cut import RecursiveCut, RecursiveCutSettings
 
 
 def make_generator(**settings):
@@ -19,7 +19,7 @@ def make_generator(**settings):
         "max_area": 0.2,
         "max_cuts": 64,
     }
-    return RecursiveCut(**{**defaults, **settings})
+    return RecursiveCut(RecursiveCutSettings(**{**defaults, **settings}))
 
 
 def scene(rows=16, columns=24):

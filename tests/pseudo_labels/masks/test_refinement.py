@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+import torch
 from detectron2.config import get_cfg
 from u2seg.config import add_u2seg_config
-from u2seg.pseudo_labels.masks import build_mask_refinement, guided_filter_masks
+from u2seg.pseudo_labels.masks import DenseCRF, build_mask_refinement, guided_filter_masks
 from u2seg.pseudo_labels.masks.refinement import fill_holes, resize_mask, upsample_nearest, without_overlaps
 
 
@@ -20,7 +21,7 @@ def two_halves(height=40, width=64, edge=30):
     return image
 
 
-@pytest.mark.parametrize("name", ["dense_crf", "guided_filter"])
+@pytest.mark.parametrize("name", ["dense_crf", "dense_crf_on_crops", "guided_filter"])
 def test_refinement_moves_a_border_to_the_edge(cfg, name):
     cfg.MASKS.REFINEMENT = name
     mask = np.zeros((1, 40, 64), bool)
@@ -32,7 +33,7 @@ def test_refinement_moves_a_border_to_the_edge(cfg, name):
     assert refined[0, :, 31:].all()
 
 
-@pytest.mark.parametrize("name", ["dense_crf", "guided_filter", "none"])
+@pytest.mark.parametrize("name", ["dense_crf", "dense_crf_on_crops", "guided_filter", "none"])
 def test_no_masks_stay_no_masks(cfg, name):
     cfg.MASKS.REFINEMENT = name
     assert build_mask_refinement(cfg)(two_halves(), np.zeros((0, 40, 64), bool)).shape == (0, 40, 64)
@@ -52,10 +53,42 @@ def test_crf_settings_come_from_the_configuration(cfg):
     assert np.array_equal(build_mask_refinement(cfg)(two_halves(), mask), mask)  # the unary alone
 
 
+def test_the_crf_on_crops_sees_a_third_more_on_every_side(cfg):
+    cfg.MASKS.REFINEMENT = "dense_crf_on_crops"
+    refine = build_mask_refinement(cfg)
+    image = np.full((40, 64, 3), 30, np.uint8)
+    image[8:30, 22:44] = (220, 200, 40)
+    mask = np.zeros((1, 40, 64), bool)
+    mask[0, 10:28, 24:42] = True  # the crop is rows 4..33 and columns 18..47
+    expected = DenseCRF(np.ascontiguousarray(image[4:34, 18:48])).foreground(
+        torch.from_numpy(2.0 * mask[:, 4:34, 18:48] - 1).float()
+    )
+    expected = fill_holes(expected[0].numpy() > 0.5)
+    refined = refine(image, mask)
+    assert np.array_equal(refined[0, 4:34, 18:48], expected)
+    assert refined.sum() == expected.sum()
+    assert refined.sum() > mask.sum()
+
+
+def test_the_crf_on_crops_leaves_a_mask_that_it_would_spoil(cfg):
+    cfg.MASKS.REFINEMENT = "dense_crf_on_crops"
+    image = np.full((40, 64, 3), 90, np.uint8)
+    speck = np.zeros((1, 40, 64), bool)
+    speck[0, 20, 30:32] = True
+    refined = build_mask_refinement(cfg)(image, speck)
+    assert np.array_equal(refined, speck)
+    # A box IoU that nothing reaches leaves every mask.
+    cfg.MASKS.CRF.MIN_BOX_IOU = 1.0
+    mask = np.zeros((1, 40, 64), bool)
+    mask[0, :, 26:] = True
+    assert np.array_equal(build_mask_refinement(cfg)(two_halves(), mask), mask)
+
+
 def test_unknown_refinement_has_a_clear_error(cfg):
     cfg.MASKS.REFINEMENT = "dense_crv"
     with pytest.raises(
-        KeyError, match="Unknown MASKS.REFINEMENT 'dense_crv'; registered: dense_crf, guided_filter, none"
+        KeyError,
+        match="Unknown MASKS.REFINEMENT 'dense_crv'; registered: dense_crf, dense_crf_on_crops, guided_filter, none",
     ):
         build_mask_refinement(cfg)
 

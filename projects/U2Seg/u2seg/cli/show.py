@@ -1,4 +1,4 @@
-"""Shows panoptic labels on their images: pseudo-labels, predictions, or a ground truth in COCO's format.
+"""Shows labels on their images: pseudo-labels (after the mask stage alone, masks), predictions, or a ground truth in COCO's format.
 
     u2seg show labels --images photos --output page
     u2seg show pseudo-label=labels prediction=predictions gt=panoptic_val.json --images photos --output page
@@ -11,7 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from u2seg.visualization.label_page import load_panoptic_labels, show_labels
+from u2seg.visualization.label_page import show_labels
+from u2seg.visualization.mask_labels import load_labels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "labels",
         nargs="+",
         metavar="[NAME=]LABELS",
-        help="directory that holds panoptic.json and panoptic/, or a COCO panoptic JSON",
+        help="directory that holds panoptic.json and panoptic/, or masks/ alone; or a COCO panoptic JSON",
     )
     parser.add_argument("--images", required=True, metavar="DIR", help="directory of the images")
     parser.add_argument("--output", required=True, metavar="DIR", help="directory for the page")
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     label_sets = {}
     for given in args.labels:
         name, equals, path = given.partition("=")
-        label_sets[name if equals else Path(given).name] = load_panoptic_labels(path if equals else given, args.images)
+        label_sets[name if equals else Path(given).name] = load_labels(path if equals else given, args.images)
     page, failures = show_labels(label_sets, args.output, title=args.title, limit=args.limit, clusters=args.clusters)
     for failure in failures:
         print(f"error: {failure.file_name}: {failure.reason}", file=sys.stderr)

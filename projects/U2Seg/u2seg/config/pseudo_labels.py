@@ -56,6 +56,21 @@ def add_masks_config(cfg: CN) -> None:
     cfg.MASKS.VOTE.MIN_SHARE = 0.2  # share of an object's candidates that must hold a patch [CuVLER]
     cfg.MASKS.VOTE.MAX_MASKS = 10  # an image [CuVLER]
     cfg.MASKS.VOTE.MAX_CORNERS = 2  # a candidate that owns so many of the image's corners is background [CuVLER]
+    # VoteCut's differences from the published rules [ours]; what the published code does is in brackets, and all of it together in
+    # configs/masks/votecut_cuvler.yaml.
+    cfg.MASKS.VOTE.RULES = CN()
+    cfg.MASKS.VOTE.RULES.DIVIDE_BY_DEGREE = True  # MaskCut's x = D^-1/2 u is grouped [False: u]
+    # The best k-means there is, which ten random starts look for [True]; False: one start from equally spaced centers.
+    cfg.MASKS.VOTE.RULES.BEST_GROUPS = False
+    # MAX_CORNERS corners in a level group drop it whole [True]; False: in a connected part, that part.
+    cfg.MASKS.VOTE.RULES.COUNT_GROUP_CORNERS = False
+    cfg.MASKS.VOTE.RULES.MAX_PARTS = 0  # connected parts of a level group above which it is dropped [30]; 0: no limit
+    cfg.MASKS.VOTE.RULES.MIN_SIDE = 0  # patches; parts narrower and lower are dropped [5, and MASKS.MIN_AREA 0]
+    # Groups grow around a pivot that moves to their middle [True]; False: the most overlapped mask and what overlaps it.
+    cfg.MASKS.VOTE.RULES.REFINE_PIVOTS = False
+    cfg.MASKS.VOTE.RULES.KEEP_OVERLAPS = False  # [True]; False: better voted masks take what they share with others
+    # Scores are shares of the image's largest group [True]; False: of all votes.
+    cfg.MASKS.VOTE.RULES.SCORE_BY_LARGEST = False
     # "KMeansRegions", a baseline: connected regions of so many clusters of an image's features [ours].
     cfg.MASKS.KMEANS_REGIONS = CN()
     cfg.MASKS.KMEANS_REGIONS.NUM_CLUSTERS = 8
@@ -66,7 +81,7 @@ def add_masks_config(cfg: CN) -> None:
     cfg.MASKS.RECURSIVE.MAX_EXTERNAL_LINKS = 0.3  # share of a region's links that may leave it
     cfg.MASKS.RECURSIVE.MAX_BORDERS = 1  # image borders that an object may touch
     cfg.MASKS.RECURSIVE.MAX_CUTS_PER_IMAGE = 64
-    # Name in MASK_REFINEMENT_REGISTRY: "dense_crf" [MaskCut], "guided_filter" (cheaper), "none".
+    # Name in MASK_REFINEMENT_REGISTRY: "dense_crf" [MaskCut], "dense_crf_on_crops" [CuVLER], "guided_filter" (cheaper), "none".
     cfg.MASKS.REFINEMENT = "dense_crf"
     cfg.MASKS.CRF = CN()
     cfg.MASKS.CRF.GAUSSIAN_SXY = 3.0  # pixels [MaskCut]; STEGO: 1
@@ -75,10 +90,14 @@ def add_masks_config(cfg: CN) -> None:
     cfg.MASKS.CRF.BILATERAL_SRGB = 5.0  # 8-bit color units [MaskCut]; STEGO: 3
     cfg.MASKS.CRF.BILATERAL_COMPAT = 10.0  # weight [MaskCut]; STEGO: 4
     cfg.MASKS.CRF.NUM_ITERATIONS = 10  # mean-field updates [MaskCut]
+    # IoU of a mask's boxes before and after "dense_crf_on_crops" below which it stays as it was [CuVLER]
+    cfg.MASKS.CRF.MIN_BOX_IOU = 0.5
     cfg.MASKS.GUIDED_FILTER = CN()
     cfg.MASKS.GUIDED_FILTER.RADIUS = 16  # pixels: two patches, about how far a coarse border may be off [ours]
     cfg.MASKS.GUIDED_FILTER.EPS = 1e-4  # squared color contrast, range 0..1, that counts as an edge [ours]
     cfg.MASKS.MIN_REFINED_IOU = 0.5  # masks that the refinement changes more are dropped [MaskCut]
+    # Whether the generator's score is multiplied by the IoU of a mask before and after refinement [ours; CuVLER: False]
+    cfg.MASKS.SCORE_TIMES_IOU = True
     # Whether an image's masks may overlap [MaskCut]; False: the smaller one keeps the pixels [ours].
     cfg.MASKS.ALLOW_OVERLAPS = True
     cfg.MASKS.SHARD_SIZE = 64  # images in one file on disk; what a kill loses at most
@@ -175,6 +194,14 @@ register_rules(
         "MASKS.VOTE.MIN_SHARE": SHARE,
         "MASKS.VOTE.MAX_MASKS": COUNT,
         "MASKS.VOTE.MAX_CORNERS": integer(0, 5),
+        "MASKS.VOTE.RULES.DIVIDE_BY_DEGREE": flag(),
+        "MASKS.VOTE.RULES.BEST_GROUPS": flag(),
+        "MASKS.VOTE.RULES.COUNT_GROUP_CORNERS": flag(),
+        "MASKS.VOTE.RULES.MAX_PARTS": NON_NEGATIVE,
+        "MASKS.VOTE.RULES.MIN_SIDE": NON_NEGATIVE,
+        "MASKS.VOTE.RULES.REFINE_PIVOTS": flag(),
+        "MASKS.VOTE.RULES.KEEP_OVERLAPS": flag(),
+        "MASKS.VOTE.RULES.SCORE_BY_LARGEST": flag(),
         "MASKS.KMEANS_REGIONS.NUM_CLUSTERS": integer(1, 10_000),
         "MASKS.RECURSIVE.RADIUS": number(0, 1000, above=True),
         "MASKS.RECURSIVE.MAX_CUT": SHARE,
@@ -189,6 +216,8 @@ register_rules(
         "MASKS.CRF.BILATERAL_SRGB": number(0, 1e6, above=True),
         "MASKS.CRF.BILATERAL_COMPAT": number(0, 1e6),
         "MASKS.CRF.NUM_ITERATIONS": integer(0, 10_000),
+        "MASKS.CRF.MIN_BOX_IOU": SHARE,
+        "MASKS.SCORE_TIMES_IOU": flag(),
         "MASKS.GUIDED_FILTER.RADIUS": integer(1, 1000),
         "MASKS.GUIDED_FILTER.EPS": number(0, 1e6, above=True),
         "MASKS.MIN_REFINED_IOU": SHARE,

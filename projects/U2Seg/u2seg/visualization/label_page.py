@@ -213,6 +213,15 @@ def evenly_spaced(items: list, count: int) -> list:
     return [items[index] for index in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
+def has_panoptic_labels(labels: str | Path) -> bool:
+    """Returns whether :func:`load_panoptic_labels` finds a panoptic JSON and its PNGs there."""
+    try:
+        _find(Path(labels))
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _find(labels: Path) -> tuple[Path, Path]:
     """Returns the panoptic JSON and its PNG directory."""
     if labels.suffix == ".json" and labels.is_file():
@@ -227,5 +236,5 @@ def _find(labels: Path) -> tuple[Path, Path]:
             return directory / _PANOPTIC_JSON, directory / "panoptic"
     raise FileNotFoundError(
         f"no panoptic labels in {labels}; expected {labels / _PANOPTIC_JSON} with {labels / 'panoptic'}/*.png, "
-        f"the same below {labels / 'panoptic'}, or a panoptic JSON in COCO's layout"
+        f"the same below {labels / 'panoptic'}, or a panoptic JSON in COCO's layout; masks/shard-*.parquet will do as well"
     )

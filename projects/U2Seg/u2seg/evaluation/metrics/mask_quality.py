@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from u2seg.data.formats.class_agnostic import find_mask_directory
 from u2seg.data.formats.coco_schema import compressed_counts, read_instances_json, read_results_json
 from u2seg.data.formats.mask_shards import iter_records
 from u2seg.utils.files import read_json
-from u2seg.utils.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
@@ -89,24 +89,12 @@ def format_quality(results: dict) -> str:
 def _load_predictions(path: Path, gt: "COCO") -> list[dict]:
     """Returns COCO results: dicts with image_id, category_id, segmentation (RLE or polygons) and score."""
     if path.is_dir():
-        return _from_records(_mask_directory(path), gt)
+        return _from_records(find_mask_directory(path), gt)
     annotations = read_results_json(path, {i: (image["height"], image["width"]) for i, image in gt.imgs.items()})
     _check_numbering(path, gt)
     return [
         _result(a["image_id"], _as_rle(a["segmentation"], a["image_id"], gt), a.get("score", 1)) for a in annotations
     ]
-
-
-def _mask_directory(path: Path) -> Path:
-    for directory in (path, path / "masks"):
-        manifest = directory / MANIFEST
-        stage = read_json(manifest).get("stage") if manifest.is_file() else "masks"
-        if stage == "masks" and any(directory.glob("shard-*.parquet")):
-            return directory
-    raise FileNotFoundError(
-        f"{path} holds no masks: expected a label directory with masks/, or a mask directory with shard-*.parquet; for predictions give "
-        "their coco_results.json"
-    )
 
 
 def _from_records(path: Path, gt: "COCO") -> list[dict]:

@@ -72,6 +72,7 @@ class AutomaticMaskGenerator:
         refinement: MaskRefinement,
         min_refined_iou: float,
         allow_overlaps: bool,
+        score_times_iou: bool = True,
     ):
         """Takes its parts; ``AutomaticMaskGenerator(cfg)`` builds them from ``FEATURES`` and ``MASKS``.
 
@@ -81,12 +82,14 @@ class AutomaticMaskGenerator:
             refinement: enlarged masks to masks that follow the image.
             min_refined_iou: IoU of a mask before and after refinement, 0..1, below which it is dropped.
             allow_overlaps: whether masks may overlap; else a smaller one takes its pixels from a larger one.
+            score_times_iou: whether the generator's score is multiplied by the IoU of a mask before and after refinement.
         """
         self.extractor = extractor
         self.generator = generator
         self.refinement = refinement
         self.min_refined_iou = min_refined_iou
         self.allow_overlaps = allow_overlaps
+        self.score_times_iou = score_times_iou
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -97,6 +100,7 @@ class AutomaticMaskGenerator:
             "refinement": build_mask_refinement(cfg),
             "min_refined_iou": cfg.MASKS.MIN_REFINED_IOU,
             "allow_overlaps": cfg.MASKS.ALLOW_OVERLAPS,
+            "score_times_iou": cfg.MASKS.SCORE_TIMES_IOU,
         }
 
     def generate(self, image_rgb: np.ndarray) -> list[dict]:
@@ -138,7 +142,7 @@ class AutomaticMaskGenerator:
         enlarged = upsample_nearest(coarse.found.masks, coarse.resized_rgb.shape[:2])
         refined = [fill_holes(mask) for mask in self.refinement(coarse.resized_rgb, enlarged)]
         ious = np.asarray([mask_iou(before, after) for before, after in zip(enlarged, refined)], np.float32)
-        scores = (coarse.found.scores * ious).astype(np.float32)
+        scores = (coarse.found.scores * (ious if self.score_times_iou else 1)).astype(np.float32)
         kept = [index for index in np.argsort(-scores, kind="stable") if ious[index] >= self.min_refined_iou]
         masks = [resize_mask(refined[index], coarse.size) for index in kept]
         if not self.allow_overlaps:

@@ -119,7 +119,7 @@ def _balance(log_odds: Tensor) -> Tensor:
 
 def _normalized(lattice: PermutohedralLattice, weight: float) -> PermutohedralLattice:
     """Returns the lattice, its kernel matrix K symmetrically normalized to weight * n K n with n = (K 1)^-1/2."""
-    ones = torch.ones((lattice.num_points, COLUMNS), device=lattice.device)
+    ones = torch.ones((lattice.num_points, 1), device=lattice.device)
     root = (lattice.filter(ones)[:, 0] + 1e-20).rsqrt()
     lattice.scale(root, weight * root)
     return lattice

@@ -26,7 +26,9 @@ MaskRefinement = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class PatchMasks:
-    """Masks of one image on its patch grid, in the order in which they were found; they do not overlap.
+    """Masks of one image on its patch grid, in the order in which they were found.
+
+    They do not overlap, but for VoteCut's by the published rules.
 
     Attributes:
         masks: bool (N, rows, columns).

@@ -1,7 +1,7 @@
 """MaskCut: several objects an image by repeated normalized cuts, what was found being removed before the next one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -58,6 +58,53 @@ class MaskCutRules:
         return cls(**{key.lower(): value for key, value in cfg.MASKS.RULES.items()})
 
 
+@dataclass(frozen=True)
+class MaskCutSettings:
+    """What both kinds of MaskCut are built with: ``MASKS`` of the configuration.
+
+    Attributes:
+        center_features: whether the mean over patches is subtracted first.
+        tau: cosine similarity, -1..1, above which two patches are joined.
+        eps: weight of the links between patches that are not joined, above 0 and below 1.
+        rounds: masks sought in an image, at least 1.
+        min_area, max_area: shares, 0..1, of the image between which a mask's area lies; the published code has no upper one.
+        max_corners: number of the image's corners from which a mask counts as background.
+        max_previous_iou: IoU, 0..1, with the previous mask above which a later one is rejected.
+
+    Raises:
+        ValueError: ``rounds`` or ``eps`` is out of its range.
+    """
+
+    center_features: bool
+    tau: float
+    eps: float
+    rounds: int
+    min_area: float
+    max_corners: int
+    max_previous_iou: float
+    max_area: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuses what gives no cuts; see the class."""
+        if self.rounds < 1:
+            raise ValueError(f"MASKS.ROUNDS must be at least 1, got {self.rounds}")
+        if not 0 < self.eps < 1:
+            raise ValueError(f"MASKS.EPS must be above 0 and below 1, got {self.eps}")
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "MaskCutSettings":
+        """Returns the settings that ``cfg.MASKS`` describes."""
+        return cls(**{field.name: cfg.MASKS[field.name.upper()] for field in fields(cls)})
+
+    def affinity(self, features: Tensor) -> BinaryAffinity:
+        """Returns the patch graphs of a batch of images.
+
+        Args:
+            features: float (B, C, rows, columns).
+        """
+        return BinaryAffinity(prepare_features(features, self.center_features), self.tau)
+
+
 @MASK_GENERATOR_REGISTRY.register()
 class MaskCut(MaskGenerator):
     """The rounds of MaskCut, batched over images.
@@ -70,59 +117,26 @@ class MaskCut(MaskGenerator):
     """
 
     @configurable
-    def __init__(
-        self,
-        *,
-        center_features: bool,
-        tau: float,
-        eps: float,
-        rounds: int,
-        min_area: float,
-        max_area: float,
-        max_corners: int,
-        max_previous_iou: float,
-        rules: MaskCutRules = MaskCutRules(),
-    ):
-        """Takes its settings; see ``MASKS`` in the configuration."""
-        if rounds < 1:
-            raise ValueError(f"MASKS.ROUNDS must be at least 1, got {rounds}")
-        if not 0 < eps < 1:
-            raise ValueError(f"MASKS.EPS must be above 0 and below 1, got {eps}")
-        self.center_features = center_features
-        self.tau = tau
-        self.eps = eps
-        self.rounds = rounds
-        self.min_area = min_area
-        self.max_area = max_area
-        self.max_corners = max_corners
-        self.max_previous_iou = max_previous_iou
+    def __init__(self, settings: MaskCutSettings, rules: MaskCutRules = MaskCutRules()):
+        """Takes its settings and rules."""
+        self.settings = settings
         self.rules = rules
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments."""
-        return {
-            "center_features": cfg.MASKS.CENTER_FEATURES,
-            "tau": cfg.MASKS.TAU,
-            "eps": cfg.MASKS.EPS,
-            "rounds": cfg.MASKS.ROUNDS,
-            "min_area": cfg.MASKS.MIN_AREA,
-            "max_area": cfg.MASKS.MAX_AREA,
-            "max_corners": cfg.MASKS.MAX_CORNERS,
-            "max_previous_iou": cfg.MASKS.MAX_PREVIOUS_IOU,
-            "rules": MaskCutRules.from_config(cfg),
-        }
+        return {"settings": MaskCutSettings.from_config(cfg), "rules": MaskCutRules.from_config(cfg)}
 
     def __call__(self, features: Tensor) -> list[PatchMasks]:
         """Returns the masks of each image, at most ``rounds``; see the base class."""
         batch, _, rows, columns = features.shape
-        affinity = BinaryAffinity(prepare_features(features, self.center_features), self.tau)
+        affinity = self.settings.affinity(features)
         progress = [_Progress.start(rows, columns) for _ in range(batch)]
-        for round_index in range(self.rounds):
+        for round_index in range(self.settings.rounds):
             if all(image.is_finished for image in progress):
                 break
             removed = torch.from_numpy(np.stack([image.removed.ravel() for image in progress]))
-            cuts = second_eigenvectors(affinity, removed.to(features.device), self.eps)
+            cuts = second_eigenvectors(affinity, removed.to(features.device), self.settings.eps)
             for image, vector, value in zip(progress, cuts.vectors.cpu().numpy(), cuts.cut_values.tolist()):
                 if not image.is_finished:
                     self._one_round(image, vector.reshape(rows, columns), value, is_first=round_index == 0)
@@ -150,16 +164,16 @@ class MaskCut(MaskGenerator):
             image.previous = None
 
     def _is_acceptable(self, region: np.ndarray, live: np.ndarray, previous: np.ndarray | None, is_first: bool) -> bool:
-        if previous is not None and mask_iou(region, previous) > self.max_previous_iou:
+        if previous is not None and mask_iou(region, previous) > self.settings.max_previous_iou:
             return False
         fresh = region & live
         if fresh.sum() > self.rules.max_live_share * live.sum():
             return False
-        if self.rules.reject_corners and count_corners(region) >= self.max_corners:
+        if self.rules.reject_corners and count_corners(region) >= self.settings.max_corners:
             return False
         area = (fresh if self.rules.measure_new_patches else region).mean()
-        is_large_enough = area > self.min_area or (is_first and not self.rules.check_first_area)
-        return bool(is_large_enough and area <= self.max_area)
+        is_large_enough = area > self.settings.min_area or (is_first and not self.rules.check_first_area)
+        return bool(is_large_enough and area <= self.settings.max_area)
 
 
 @dataclass
@@ -246,54 +260,27 @@ class StrictMaskCut(MaskGenerator):
     @configurable
     def __init__(
         self,
-        *,
-        center_features: bool,
-        tau: float,
-        eps: float,
-        rounds: int,
-        min_area: float,
-        max_corners: int,
-        max_previous_iou: float,
+        settings: MaskCutSettings,
         solver: Callable[[np.ndarray], tuple[np.ndarray, float]] | None = None,
     ):
-        """Takes its settings; see ``MASKS`` in the configuration.
+        """Takes its settings, of which it ignores ``max_area``.
 
         Args:
-            center_features: as ``MASKS.CENTER_FEATURES``, and so on.
-            tau: see there.
-            eps: see there.
-            rounds: see there.
-            min_area: see there.
-            max_corners: corners from which a side counts as background.
-            max_previous_iou: see there.
+            settings: see there.
             solver: from an affinity, float64 (n, n), to the second eigenvector, with its sign, and eigenvalue.
         """
-        self.center_features = center_features
-        self.tau = tau
-        self.eps = eps
-        self.rounds = rounds
-        self.min_area = min_area
-        self.max_corners = max_corners
-        self.max_previous_iou = max_previous_iou
+        self.settings = settings
         self.solver = solver or scipy_second_eigenvector
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments."""
-        return {
-            "center_features": cfg.MASKS.CENTER_FEATURES,
-            "tau": cfg.MASKS.TAU,
-            "eps": cfg.MASKS.EPS,
-            "rounds": cfg.MASKS.ROUNDS,
-            "min_area": cfg.MASKS.MIN_AREA,
-            "max_corners": cfg.MASKS.MAX_CORNERS,
-            "max_previous_iou": cfg.MASKS.MAX_PREVIOUS_IOU,
-        }
+        return {"settings": MaskCutSettings.from_config(cfg)}
 
     def __call__(self, features: Tensor) -> list[PatchMasks]:
         """Returns the masks of each image, at most ``rounds``; see the base class."""
         rows, columns = features.shape[2:]
-        affinity = BinaryAffinity(prepare_features(features, self.center_features), self.tau)
+        affinity = self.settings.affinity(features)
         return [self._one_image(affinity.dense(index).cpu().numpy(), rows, columns) for index in range(len(features))]
 
     def _one_image(self, joined: np.ndarray, rows: int, columns: int) -> PatchMasks:
@@ -301,14 +288,14 @@ class StrictMaskCut(MaskGenerator):
         previous = np.zeros((rows, columns), bool)
         masks, cut_values = [], []
         solved = None  # of an unchanged graph; a rejection leaves it unchanged
-        for round_index in range(self.rounds):
+        for round_index in range(self.settings.rounds):
             if solved is None:
                 live = ~removed.ravel()
-                solved = self.solver(np.where(joined.astype(bool) & live[:, None] & live, 1.0, self.eps))
+                solved = self.solver(np.where(joined.astype(bool) & live[:, None] & live, 1.0, self.settings.eps))
             vector, value = solved
             region = self._select(vector.reshape(rows, columns))
             is_rejected = round_index > 0 and (
-                mask_iou(region, previous) > self.max_previous_iou or region.mean() <= self.min_area
+                mask_iou(region, previous) > self.settings.max_previous_iou or region.mean() <= self.settings.min_area
             )
             previous = np.zeros_like(region) if is_rejected else region
             fresh = previous & ~removed
@@ -322,7 +309,7 @@ class StrictMaskCut(MaskGenerator):
     def _select(self, vector: np.ndarray) -> np.ndarray:
         side = vector > vector.mean()
         seed = int(np.abs(vector).argmax())
-        if count_corners(side) >= self.max_corners or not side.flat[seed]:
+        if count_corners(side) >= self.settings.max_corners or not side.flat[seed]:
             side = ~side
             seed = int((-vector).argmax())
         else:

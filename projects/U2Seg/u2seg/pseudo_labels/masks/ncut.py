@@ -144,6 +144,15 @@ class BinaryAffinity:
             total += part.to(torch.float64) * float(1 << (power * digit_bits))
         return total * scale
 
+    def degrees(self, eps: float) -> Tensor:
+        """Returns the diagonal of D, float64 (B, n): each patch's sum of weights, patches that are not joined counting eps.
+
+        Args:
+            eps: weight of patches that are not joined.
+        """
+        ones = torch.ones((self.batch_size, self.num_patches, 1), dtype=torch.float64, device=self.device)
+        return (1 - eps) * self.product(ones)[:, :, 0] + eps * self.num_patches
+
     def joined(self, index: int) -> np.ndarray:
         """Returns one image's B, bool (n, n), on the CPU; on a CPU without a copy."""
         matrix = self._matrix[index]

@@ -59,23 +59,25 @@ class PermutohedralLattice:
         """Returns the values filtered by a Gaussian of standard deviation 1, float32 (N, C); not normalized, without gradient.
 
         Args:
-            values: float32 (N, C). Multiples of 4 columns waste nothing.
+            values: float32 (N, C). One column and multiples of 4 waste nothing.
         """
         count = values.shape[1]
         if not count:
             return values.clone()
-        values = F.pad(values, (0, -count % COLUMNS)) if count % COLUMNS else values
+        if count > 1 and count % COLUMNS:
+            values = F.pad(values, (0, -count % COLUMNS))
         splatted = _sums_of_rows(values, self._splat_points, self._splat_starts, self._splat_weights)
         blocks = [self._blur(block.contiguous()) for block in splatted.split(COLUMNS, dim=1)]
         blurred = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
         return _sums_of_rows(blurred, self._slice_vertices, self._slice_starts, self._slice_weights)[:, :count]
 
     def _blur(self, vertices: Tensor) -> Tensor:
-        """Returns values of vertices (M + 1, COLUMNS) blurred along every axis; in place."""
+        """Returns values of vertices, (M + 1, COLUMNS) or (M + 1, 1), blurred along every axis; in place."""
         # The axes' kernel: 1/2, 1, 1/2 (Adams et al., section 3.2). Four floats are gathered as one 16-byte number: torch copies
         # rows of a matrix several times more slowly.
         after, before = torch.empty_like(vertices), torch.empty_like(vertices)
-        whole, whole_after, whole_before = (x.view(torch.complex128).flatten() for x in (vertices, after, before))
+        number = torch.complex128 if vertices.shape[1] == COLUMNS else torch.float32
+        whole, whole_after, whole_before = (x.view(number).flatten() for x in (vertices, after, before))
         for next_vertices, previous_vertices in self._neighbors:
             torch.index_select(whole, 0, next_vertices, out=whole_after)
             torch.index_select(whole, 0, previous_vertices, out=whole_before)
@@ -196,25 +198,17 @@ def _group(keys: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         group_of: int32 (R, N), index into ``starts`` of each key.
     """
     num_rows, count = keys.shape
-    position_bits = max(1, (count - 1).bit_length())
-    if int(keys.max()).bit_length() + position_bits <= 63:
-        # One sort of key and position together; NumPy's is several times faster than torch's on a CPU.
-        packed = (keys << position_bits) | torch.arange(count, device=keys.device)
-        if packed.device.type == "cpu":
-            packed.numpy().sort(axis=1)
-        else:
-            packed = packed.sort(dim=1).values
-        points = packed & ((1 << position_bits) - 1)
-        ordered = packed >> position_bits
-    else:
-        ordered, points = keys.sort(dim=1, stable=True)
+    # Sorted row by row: torch sorts a vector of integers by their digits, a matrix by comparing, which takes four times as long.
+    digits = keys.to(torch.int32) if int(keys.max()) < 2**31 else keys
+    rows = [torch.sort(row, stable=True) for row in digits]
+    ordered, points = torch.stack([row.values for row in rows]), torch.stack([row.indices for row in rows])
     is_first = torch.ones_like(ordered, dtype=torch.bool)
     torch.ne(ordered[:, 1:], ordered[:, :-1], out=is_first[:, 1:])
     is_first = is_first.flatten()
     starts = torch.nonzero(is_first).flatten()
     group_of = torch.empty(keys.shape, dtype=torch.int32, device=keys.device)
     group_of.scatter_(1, points, (is_first.cumsum(0, dtype=torch.int32) - 1).view(num_rows, count))
-    return points, starts, ordered.flatten().index_select(0, starts), group_of
+    return points, starts, ordered.flatten().index_select(0, starts).to(torch.int64), group_of
 
 
 def _neighbors(unique: Tensor, remainders: Tensor, strides: "_Strides") -> list[tuple[Tensor, Tensor]]:
@@ -232,16 +226,17 @@ def _neighbors(unique: Tensor, remainders: Tensor, strides: "_Strides") -> list[
     numbers = torch.cat([unique + remainders * strides.end, unique.new_full((1,), -1)])  # row M: no vertex
     wraps = int(torch.searchsorted(remainders, d))  # from here on the remainder is d
     itself = torch.arange(count, device=unique.device)
+    nothing = unique.new_full((1,), count)
     neighbors = []
     for stride in [*strides.by_axis, 0]:
         wanted = numbers[:-1] + (strides.end - stride)
         torch.add(unique[wraps:], sum(strides.by_axis) - stride, out=wanted[wraps:])
         position = _search(numbers[:-1], wanted)
-        found = numbers.index_select(0, position) == wanted
-        after, before = unique.new_full((2, count + 1), count).unbind()
-        after[:-1] = torch.where(found, position, count)
+        position.masked_fill_(numbers.index_select(0, position) != wanted, count)
+        after, before = torch.cat([position, nothing]), itself.new_full((count + 1,), count)
         before.scatter_(0, after[:-1], itself)
-        before[count] = count  # where all those without a neighbor have written
+        # Where all those without a neighbor have written.
+        before[count] = count
         neighbors.append((after, before))
     return neighbors
 

@@ -1,5 +1,7 @@
 """RecursiveCut: the image is cut in two, and each part again, until the parts hold together; those that look like objects stay."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
@@ -12,6 +14,32 @@ from u2seg.pseudo_labels.masks.ncut import BinaryAffinity, exact_second_eigenvec
 
 MAX_SHARED = 0.2  # share of a candidate that better candidates may have taken already [ours]
 EXACT_BELOW = 1600  # patches up to which a region's graph is solved by components at once, which is faster there
+
+
+@dataclass(frozen=True)
+class RecursiveCutSettings:
+    """What RecursiveCut is built with: ``MASKS`` and ``MASKS.RECURSIVE`` of the configuration.
+
+    Attributes:
+        radius: distance of features, in their unit, below which two patches are joined.
+        eps: weight of the links between patches that are not joined.
+        max_cut: normalized-cut value, 0..1, from which a region is one piece.
+        max_external_links: share, 0..1, of a region's links that may leave it.
+        max_borders: borders of the image, 0..4, that an object may touch.
+        max_corners: an object holds fewer of the image's corners than this.
+        min_area, max_area: shares, 0..1, of the image between which an object's area lies.
+        max_cuts: cuts per image at most.
+    """
+
+    radius: float
+    eps: float
+    max_cut: float
+    max_external_links: float
+    max_borders: int
+    max_corners: int
+    min_area: float
+    max_area: float
+    max_cuts: int
 
 
 @MASK_GENERATOR_REGISTRY.register()
@@ -28,48 +56,30 @@ class RecursiveCut(MaskGenerator):
     """
 
     @configurable
-    def __init__(
-        self,
-        *,
-        radius: float,
-        eps: float,
-        max_cut: float,
-        max_external_links: float,
-        max_borders: int,
-        max_corners: int,
-        min_area: float,
-        max_area: float,
-        max_cuts: int,
-    ):
-        """Takes its settings; see ``MASKS`` and ``MASKS.RECURSIVE`` in the configuration."""
-        self.radius = radius
-        self.eps = eps
-        self.max_cut = max_cut
-        self.max_external_links = max_external_links
-        self.max_borders = max_borders
-        self.max_corners = max_corners
-        self.min_area = min_area
-        self.max_area = max_area
-        self.max_cuts = max_cuts
+    def __init__(self, settings: RecursiveCutSettings):
+        """Takes its settings."""
+        self.settings = settings
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments."""
-        return {
-            "radius": cfg.MASKS.RECURSIVE.RADIUS,
-            "eps": cfg.MASKS.EPS,
-            "max_cut": cfg.MASKS.RECURSIVE.MAX_CUT,
-            "max_external_links": cfg.MASKS.RECURSIVE.MAX_EXTERNAL_LINKS,
-            "max_borders": cfg.MASKS.RECURSIVE.MAX_BORDERS,
-            "max_corners": cfg.MASKS.MAX_CORNERS,
-            "min_area": cfg.MASKS.MIN_AREA,
-            "max_area": cfg.MASKS.MAX_AREA,
-            "max_cuts": cfg.MASKS.RECURSIVE.MAX_CUTS_PER_IMAGE,
-        }
+        recursive = cfg.MASKS.RECURSIVE
+        settings = RecursiveCutSettings(
+            radius=recursive.RADIUS,
+            eps=cfg.MASKS.EPS,
+            max_cut=recursive.MAX_CUT,
+            max_external_links=recursive.MAX_EXTERNAL_LINKS,
+            max_borders=recursive.MAX_BORDERS,
+            max_corners=cfg.MASKS.MAX_CORNERS,
+            min_area=cfg.MASKS.MIN_AREA,
+            max_area=cfg.MASKS.MAX_AREA,
+            max_cuts=recursive.MAX_CUTS_PER_IMAGE,
+        )
+        return {"settings": settings}
 
     def __call__(self, features: Tensor) -> list[PatchMasks]:
         """Returns the masks of each image, those with the smallest share of external links first; see the base class."""
-        affinity = BinaryAffinity.of_distances(features.flatten(2), self.radius)
+        affinity = BinaryAffinity.of_distances(features.flatten(2), self.settings.radius)
         return [self._one_image(affinity, index, features.shape[2:]) for index in range(len(features))]
 
     def _one_image(self, affinity: BinaryAffinity, index: int, size: tuple[int, int]) -> PatchMasks:
@@ -81,7 +91,7 @@ class RecursiveCut(MaskGenerator):
         taken = np.zeros(size, bool)
         masks, external_shares = [], []
         for external_share, region in sorted(candidates, key=lambda candidate: candidate[0]):
-            if external_share > self.max_external_links:
+            if external_share > self.settings.max_external_links:
                 break
             if (region & taken).sum() <= MAX_SHARED * region.sum():
                 masks.append(region & ~taken)
@@ -92,13 +102,13 @@ class RecursiveCut(MaskGenerator):
 
     def _partition(self, affinity: BinaryAffinity, index: int, size: tuple[int, int]) -> list[np.ndarray]:
         """Returns every region met on the way down that may be an object, bool (rows, columns) each."""
-        min_patches = self.min_area * size[0] * size[1]
+        min_patches = self.settings.min_area * size[0] * size[1]
         waiting, objects, num_cuts = [np.ones(size, bool)], [], 0
         while waiting:
             region = waiting.pop()
             if self._may_be_object(region):
                 objects.append(region)
-            if region.sum() < max(2, 2 * min_patches) or num_cuts >= self.max_cuts:
+            if region.sum() < max(2, 2 * min_patches) or num_cuts >= self.settings.max_cuts:
                 continue
             num_cuts += 1
             for side in self._halves(affinity, index, region):
@@ -113,11 +123,11 @@ class RecursiveCut(MaskGenerator):
         none_removed = torch.zeros((1, len(nodes)), dtype=torch.bool, device=affinity.device)
         graph = affinity.subgraph(index, nodes)
         if len(nodes) <= EXACT_BELOW:
-            cut_value, vector = exact_second_eigenvector(graph, none_removed, self.eps)
+            cut_value, vector = exact_second_eigenvector(graph, none_removed, self.settings.eps)
         else:
-            cut = second_eigenvectors(graph, none_removed, self.eps)
+            cut = second_eigenvectors(graph, none_removed, self.settings.eps)
             cut_value, vector = float(cut.cut_values[0]), cut.vectors[0]
-        if cut_value >= self.max_cut:
+        if cut_value >= self.settings.max_cut:
             return []
         vector = vector.cpu().numpy()
         side = np.zeros_like(region)
@@ -127,9 +137,9 @@ class RecursiveCut(MaskGenerator):
     def _may_be_object(self, region: np.ndarray) -> bool:
         borders = sum(bool(line.any()) for line in (region[0], region[-1], region[:, 0], region[:, -1]))
         return bool(
-            self.min_area < region.mean() <= self.max_area
-            and count_corners(region) < self.max_corners
-            and borders <= self.max_borders
+            self.settings.min_area < region.mean() <= self.settings.max_area
+            and count_corners(region) < self.settings.max_corners
+            and borders <= self.settings.max_borders
         )
 
     def _external_shares(self, affinity: BinaryAffinity, index: int, regions: list[np.ndarray]) -> list[float]:

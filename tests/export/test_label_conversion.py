@@ -1,8 +1,12 @@
 """Labels in other tools' formats, read back by the tools' own libraries where they are installed, and the way back."""
 
+import importlib.util
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -201,21 +205,64 @@ def test_brush_code_of_every_run_length():
         decode_brush(encode_brush(np.ones((4, 4), bool)), (4, 3))
 
 
-def test_fiftyone_holds_the_regions(root, labels):
-    pytest.importorskip("fiftyone", reason="the package fiftyone is not installed")
+def regions_of_detections(detections):
+    """(label, mask of 48 x 64) of FiftyOne's detections, by what its documentation says: relative boxes, masks inside them."""
+    found = []
+    for one in detections:
+        mask = np.zeros((48, 64), bool)
+        left, top = round(one.bounding_box[0] * 64), round(one.bounding_box[1] * 48)
+        assert one.mask.shape == (round(one.bounding_box[3] * 48), round(one.bounding_box[2] * 64))
+        mask[top : top + one.mask.shape[0], left : left + one.mask.shape[1]] = one.mask
+        found.append((one.label, mask))
+    return found
+
+
+class FakeDataset(list):
+    def __init__(self, name, persistent, overwrite):
+        super().__init__()
+        assert persistent and overwrite
+        self.name = name
+
+    add_samples = list.extend
+
+
+class FakeSample(dict):
+    def __init__(self, filepath):
+        super().__init__()
+        self.filepath = filepath
+
+
+def test_fiftyone_gets_the_regions(root, labels, monkeypatch):
+    made = []
+    fake = SimpleNamespace(
+        Dataset=lambda *args, **kwargs: made.append(FakeDataset(*args, **kwargs)) or made[-1],
+        Sample=FakeSample,
+        Detections=SimpleNamespace,
+        Detection=SimpleNamespace,
+    )
+    monkeypatch.setitem(sys.modules, "fiftyone", fake)
+    assert convert_labels(labels, "somewhere/mine", FIFTYONE, with_stuff=True) == count(expected_regions(root))
+    [dataset] = made
+    assert dataset.name == "mine" and dataset.default_classes == NAMES and len(dataset) == 4
+    for sample in dataset:
+        found = regions_of_detections(sample["u2seg"].detections)
+        assert same_regions(found, expected_regions(root)[Path(sample.filepath).name])
+    monkeypatch.setitem(sys.modules, "fiftyone", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'u2seg\[fiftyone\]'"):
+        convert_labels(labels, "mine", FIFTYONE)
+
+
+@pytest.mark.skipif(
+    not (importlib.util.find_spec("fiftyone") and (shutil.which("mongod") or "FIFTYONE_DATABASE_URI" in os.environ)),
+    reason="the package fiftyone or its database is not installed",
+)
+def test_fiftyone_gives_the_regions_back(root, labels):
     import fiftyone
 
     convert_labels(labels, "u2seg-test", FIFTYONE, with_stuff=True)
-    dataset = fiftyone.load_dataset("u2seg-test")
-    expected = expected_regions(root)
-    for sample in dataset:
-        found = []
-        for one in sample["u2seg"].detections:
-            mask = np.zeros((48, 64), bool)
-            left, top = round(one.bounding_box[0] * 64), round(one.bounding_box[1] * 48)
-            mask[top : top + one.mask.shape[0], left : left + one.mask.shape[1]] = one.mask
-            found.append((one.label, mask))
-        assert same_regions(found, expected[Path(sample.filepath).name])
+    for sample in fiftyone.load_dataset("u2seg-test"):
+        found = regions_of_detections(sample["u2seg"].detections)
+        assert same_regions(found, expected_regions(root)[Path(sample.filepath).name])
     fiftyone.delete_dataset("u2seg-test")
 
 

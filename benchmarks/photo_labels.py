@@ -17,9 +17,11 @@ import argparse
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from detectron2.config import CfgNode
 from u2seg.config import setup_cfg
 from u2seg.engine.end_to_end import METRICS
 from u2seg.engine.end_to_end import train as train_model
@@ -41,14 +43,37 @@ PROTOCOL = "hungarian"
 MODEL = "model"
 WHOLE_IMAGE = [
     *("MASKS.GENERATOR", "WholeImage", "MASKS.REFINEMENT", "none", "MASKS.MAX_AREA", 1.0, "MASKS.MAX_CORNERS", 5),
+    *("SEMANTICS.SKIP_MASKED", False),  # no patch is left otherwise
 ]
-# Row -> configuration, settings, and the row whose masks it shares.
+# Crops of masks at the size of the crops that the backbone was learned from.
+LEARNED_CROPS = ["CLUSTERS.EMBEDDING", "masked_crop", "FEATURES.IMAGE_SIZE", (96, 96)]
+
+
+@dataclass(frozen=True)
+class Row:
+    """How the labels of one row are made: configuration and settings of each stage.
+
+    Attributes:
+        masks: of the mask stage, or the name of the row whose masks are taken.
+        clusters: of the thing clusters.
+        semantics: of the stuff clusters.
+    """
+
+    masks: tuple[str, list] | str
+    clusters: tuple[str, list]
+    semantics: tuple[str, list]
+
+
 ROWS = {
-    "whole image": (LEARNED, WHOLE_IMAGE, ""),
-    "hand-made descriptor": (HANDMADE, [], ""),
-    "learned backbone": (LEARNED, [], ""),
-    "random clusters": (LEARNED, ["CLUSTERS.EMBEDDING", "random_vectors"], "learned backbone"),
+    "whole image": Row((LEARNED, WHOLE_IMAGE), (LEARNED, WHOLE_IMAGE), (LEARNED, WHOLE_IMAGE)),
+    "hand-made descriptor": Row((HANDMADE, []), (HANDMADE, []), (HANDMADE, [])),
+    "learned things": Row("hand-made descriptor", (LEARNED, LEARNED_CROPS), (HANDMADE, [])),
+    "learned things and stuff": Row("hand-made descriptor", (LEARNED, LEARNED_CROPS), (LEARNED, [])),
+    "random clusters": Row(
+        "hand-made descriptor", (HANDMADE, ["CLUSTERS.EMBEDDING", "random_vectors"]), (HANDMADE, [])
+    ),
 }
+TAUGHT_BY = "learned things"  # the row whose labels the detector learns
 COLUMNS = ("PQ", "PQ_th", "PQ_st", "mIoU", "AR100")
 
 
@@ -87,17 +112,13 @@ def link_photos(args: argparse.Namespace) -> Path:
 
 def label_row(name: str, args: argparse.Namespace) -> dict:
     """Returns the scores of one row of labels: of the training photos, then of the validation photos with the same clusters."""
-    config, row_opts, shared = ROWS[name]
-    weights = ["FEATURES.RESNET.WEIGHTS", str(backbone_weights(args))] if config == LEARNED else []
-    opts = [*weights, *row_opts, *args.opts]
     root = _directory(args, name)
+    centroids: dict[str, list] = {"clusters": [], "semantics": []}
     for split, images in (("train", link_photos(args)), ("val", args.coco / "val2017")):
         labels = root / split
-        if shared and not (labels / "masks").is_dir():
-            shutil.copytree(_directory(args, shared) / split / "masks", labels / "masks")
-        make_pseudo_labels(setup_cfg(config, opts), images, labels)
-        opts = [*opts, "CLUSTERS.CENTROIDS", str(labels / "clusters" / CENTROIDS)]
-        opts += ["SEMANTICS.CENTROIDS", str(labels / "semantics" / CENTROIDS)]
+        make_stages(ROWS[name], args, images, labels, centroids)
+        for stage in centroids:
+            centroids[stage] = [f"{stage.upper()}.CENTROIDS", str(labels / stage / CENTROIDS)]
         score_panoptic_files(
             args.coco / f"annotations/panoptic_{split}2017.json",
             args.coco / f"panoptic_{split}2017",
@@ -111,10 +132,31 @@ def label_row(name: str, args: argparse.Namespace) -> dict:
     return {**scores, "masks": {metric: quality[metric] for metric in ("AP", "AR10", "AR100")}}
 
 
+def make_stages(row: Row, args: argparse.Namespace, images: Path, labels: Path, centroids: dict[str, list]) -> None:
+    """Makes the labels of one split; ``centroids`` are the settings of each stage that name an earlier split's clusters."""
+
+    def cfg_of(setting: tuple[str, list], stage: str) -> CfgNode:
+        config, opts = setting
+        learned = ["FEATURES.RESNET.WEIGHTS", str(backbone_weights(args))] if config == LEARNED else []
+        return setup_cfg(config, [*learned, *opts, *centroids.get(stage, []), *args.opts])
+
+    if isinstance(row.masks, str):
+        if not (labels / "masks").is_dir():
+            partial = labels / "masks.part"
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(_directory(args, row.masks) / labels.name / "masks", partial)
+            partial.rename(labels / "masks")
+    else:
+        make_pseudo_labels(cfg_of(row.masks, "masks"), images, labels, stages=["masks"])
+    make_pseudo_labels(cfg_of(row.clusters, "clusters"), images, labels, stages=["clusters"])
+    make_pseudo_labels(cfg_of(row.semantics, "semantics"), images, labels, stages=["semantics"])
+    make_pseudo_labels(cfg_of(row.clusters, "panoptic"), images, labels, stages=["panoptic"])
+
+
 def model_row(args: argparse.Namespace) -> dict:
-    """Returns the scores of a detector that starts from the backbone and learns the labels of the learned features."""
+    """Returns the scores of a detector that starts from the backbone and learns the labels of the row ``TAUGHT_BY``."""
     backbone_weights(args)
-    labels = _directory(args, "learned backbone") / "train"
+    labels = _directory(args, TAUGHT_BY) / "train"
     datasets = {"coco_mini_train.ROOT": labels, "coco_mini_train.IMAGES": link_photos(args)}
     datasets.update({f"{name}.ROOT": args.coco for name in ("coco_mini_fit", "coco_mini_val")})
     opts = ["MODEL.WEIGHTS", str(args.output / "backbone.pth"), "SOLVER.MAX_ITER", str(args.iterations)]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from u2seg.pseudo_labels.masks.permutohedral import COLUMNS, PermutohedralLattice
+from u2seg.pseudo_labels.masks.permutohedral import PermutohedralLattice, padded_columns
 
 _CONVERGED = 1e-6  # change of twice every marginal below which further updates cannot be seen
 
@@ -95,9 +95,8 @@ class DenseCRF:
         count = len(log_odds)
         if not count:
             return log_odds.float()
-        # Once, rather than in every filter, which takes one column or multiples of some.
-        padded = 1 if count == 1 else -(-count // COLUMNS) * COLUMNS
-        unary = log_odds.new_zeros((self.size[0] * self.size[1], padded), dtype=torch.float32)
+        # Padded once, rather than in every filter.
+        unary = log_odds.new_zeros((self.size[0] * self.size[1], padded_columns(count)), dtype=torch.float32)
         unary[:, :count] = log_odds.flatten(1).T
         # With marginals q and 1 - q, the log-odds are the unary plus the kernels applied to q - (1 - q): one column a mask is enough.
         balance = _balance(unary)

@@ -24,6 +24,7 @@ from u2seg.pseudo_labels.semantics.learned.crops import CropFeatures, CropSet, b
 from u2seg.pseudo_labels.semantics.learned.head_training import HeadSchedule, train_head
 from u2seg.pseudo_labels.semantics.learned.neighbors import nearest_neighbors
 from u2seg.pseudo_labels.semantics.learned.semantic_head import PixelClusters, PixelSettings, SemanticHead
+from u2seg.pseudo_labels.semantics.learned.stego_training import mean_correlation
 from u2seg.pseudo_labels.semantics.semantic_stage import make_semantics
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.manifest import StageMismatchError
@@ -238,6 +239,27 @@ def test_a_provider_trains_labels_and_is_scored_by_its_file(photos, masks, tmp_p
     cfg.SEMANTICS.NUM_CLUSTERS = 4
     with pytest.raises(CheckpointError, match=r"3 clusters, SEMANTICS.NUM_CLUSTERS is 4; set it to 3"):
         make_semantics(cfg, photos, masks, tmp_path / "other")
+
+
+def test_features_that_all_look_alike_are_noticed(photos, masks, tmp_path, caplog):
+    features = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0)) + 1
+    unit = torch.nn.functional.normalize(features, dim=1)
+    pairs = [
+        float((unit[i, :, y, x] * unit[j, :, v, u]).sum())
+        for i in range(3)
+        for j in range(3)
+        if i != j
+        for y in range(2)
+        for x in range(2)
+        for v in range(2)
+        for u in range(2)
+    ]
+    assert mean_correlation(features) == pytest.approx(np.mean(pairs), abs=1e-6)
+    for shift, warned in (("-0.9", True), ("0.99", False)):
+        caplog.clear()
+        cfg = make_cfg("STEGO", "SEMANTICS.STEGO.NEGATIVE_SHIFT", shift, "SEMANTICS.STEGO.MAX_ITER", "1")
+        make_semantics(cfg, photos, masks, tmp_path / shift)
+        assert ("one cluster will be left" in caplog.text) == warned
 
 
 def test_settings_of_another_provider_do_not_bind_a_directory(photos, masks, tmp_path):

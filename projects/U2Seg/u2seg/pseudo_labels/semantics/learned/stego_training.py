@@ -1,5 +1,6 @@
 """STEGO's training on the crops of a directory of images."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from u2seg.pseudo_labels.semantics.learned.head_training import HeadSchedule, tr
 from u2seg.pseudo_labels.semantics.learned.losses.stego_loss import CorrelationWeights, stego_losses
 from u2seg.pseudo_labels.semantics.learned.neighbors import NEIGHBORS, nearest_neighbors, save_neighbors
 from u2seg.pseudo_labels.semantics.learned.semantic_head import SemanticHead
+
+logger = logging.getLogger(__name__)
 
 
 class StegoObjective(nn.Module):
@@ -72,6 +75,7 @@ def train_stego(cfg: CfgNode, features: CropFeatures, output: Path) -> SemanticH
         drawn = neighbors[numbers, rng.integers(0, neighbors.shape[1], len(numbers))]
         return features(numbers), features(drawn)
 
+    _warn_of_collapse(mean_correlation(batch_of(0)[0]), settings.NEGATIVE_SHIFT)
     torch.manual_seed(seed)  # the random weights
     model = SemanticHead(
         CodeHead(features.shape[0], settings.DIM, settings.DROPOUT),
@@ -100,3 +104,24 @@ def train_stego(cfg: CfgNode, features: CropFeatures, output: Path) -> SemanticH
     schedule = HeadSchedule("STEGO", settings.MAX_ITER, learned.CHECKPOINT_PERIOD, seed)
     train_head(objective, optimizer, batch_of, output / "head", schedule)
     return model
+
+
+@torch.no_grad()
+def mean_correlation(features: Tensor) -> float:
+    """Returns the mean cosine of the patches of one crop with those of another, over all pairs of different crops.
+
+    Args:
+        features: float32 (B, C, rows, columns), B at least 2.
+    """
+    means = F.normalize(features, dim=1).mean(dim=(2, 3))
+    count = len(means)
+    return float((means.sum(dim=0).square().sum() - means.square().sum()) / (count * (count - 1)))
+
+
+def _warn_of_collapse(correlation: float, negative_shift: float) -> None:
+    if correlation > negative_shift:
+        logger.warning(
+            f"The features of any two crops have a mean cosine of {correlation:.2f}, above SEMANTICS.STEGO.NEGATIVE_SHIFT "
+            f"{negative_shift:g}: all codes will attract each other, and one cluster will be left. The published shifts belong to "
+            "DINO's tokens; choose larger ones for these features, or features with a mean of zero."
+        )

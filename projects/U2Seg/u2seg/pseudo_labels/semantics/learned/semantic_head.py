@@ -30,7 +30,8 @@ class SemanticHead(nn.Module):
     def __init__(self, head: nn.Module, probe: ClusterProbe, center: Tensor):
         """Takes the parts."""
         super().__init__()
-        self.register_buffer("center", center.clone())
+        # A parameter, since a model that shares it may be moved to another device: a buffer would be left behind.
+        self.center = nn.Parameter(center.detach().clone(), requires_grad=False)
         self.head = head
         self.probe = probe
 

@@ -10,7 +10,8 @@ method makes semantic maps of the same images, and then of 60 others, which have
 again. With ``--scenes`` the demo's 60 validation scenes are labeled instead, by its hand-made features, and PQ of stuff is printed as
 well (protocol ``hungarian``); that is no part of the promise.
 
-Promise: {promise}
+Promise: the mean mIoU of STEGO, and that of CAUSE, over three seeds is at least 10 points above that of k-means. The exit status is 1
+where it is not kept.
 """
 
 import argparse
@@ -51,13 +52,14 @@ NETWORK_OPTS = [
 ]
 LABEL_OPTS = [
     *("FEATURES.NAME", "ResNetFeatures", "FEATURES.RESNET.OUT_FEATURE", "res5"),
-    *("FEATURES.IMAGE_SIZE", "(96,96)", "FEATURES.BATCH_SIZE", "20"),
+    *("FEATURES.RESNET.CENTER", "False", "FEATURES.IMAGE_SIZE", "(96,96)", "FEATURES.BATCH_SIZE", "20"),
     *("MASKS.GENERATOR", "WholeImage", "MASKS.REFINEMENT", "none", "MASKS.NUM_WORKERS", "0"),
     *("SEMANTICS.NUM_CLUSTERS", "6", "SEMANTICS.SKIP_MASKED", "False", "SEMANTICS.LEARNED.CROP_RATIO", "1.0"),
     *("SEMANTICS.LEARNED.TRAIN_SIZE", "(96,96)", "SEMANTICS.LEARNED.MAP_SIZE", "(96,96)"),
 ]
 SCHEDULE = [
     *("SEMANTICS.LEARNED.CRF.ENABLED", "False", "SEMANTICS.LEARNED.CHECKPOINT_PERIOD", "50"),
+    *("SEMANTICS.LEARNED.CENTER", "True"),
     *("SEMANTICS.STEGO.MAX_ITER", "200", "SEMANTICS.STEGO.BASE_LR", "0.002", "SEMANTICS.STEGO.NUM_POINTS", "7"),
     *("SEMANTICS.CAUSE.CODEBOOK_SIZE", "64", "SEMANTICS.CAUSE.PROJECTION_DIM", "128"),
     *("SEMANTICS.CAUSE.BANK_SIZE", "20", "SEMANTICS.CAUSE.CODEBOOK_EPOCHS", "4"),

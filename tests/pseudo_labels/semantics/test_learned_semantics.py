@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from u2seg.checkpoint import CheckpointError
+from u2seg.checkpoint import CheckpointError, read_weights
 from u2seg.config import setup_cfg
 from u2seg.data.formats.semantic_shards import iter_semantic_maps
 from u2seg.features import build_feature_extractor
@@ -24,6 +24,7 @@ from u2seg.pseudo_labels.semantics.learned.crops import CropFeatures, CropSet, b
 from u2seg.pseudo_labels.semantics.learned.head_training import HeadSchedule, train_head
 from u2seg.pseudo_labels.semantics.learned.neighbors import nearest_neighbors
 from u2seg.pseudo_labels.semantics.learned.semantic_head import PixelClusters, PixelSettings, SemanticHead
+from u2seg.pseudo_labels.semantics.learned.stego_training import mean_correlation
 from u2seg.pseudo_labels.semantics.semantic_stage import make_semantics
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.manifest import StageMismatchError
@@ -103,8 +104,12 @@ def test_crops_are_read_as_squares_and_their_features_kept_or_not(photos):
     kept, not_kept = (CropFeatures(crops, extractor, batch_size=6, cache_mib=mib, num_threads=2) for mib in (100, 0))
     numbers = np.array([3, 19, 3])
     torch.testing.assert_close(kept(numbers), not_kept(numbers))
-    np.testing.assert_allclose(kept.pooled(), not_kept.pooled(), atol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(kept.pooled(), axis=1), 1, atol=1e-6)
+    means = kept.means()
+    np.testing.assert_allclose(means[numbers], kept(numbers).mean(dim=(2, 3)).numpy(), atol=1e-5)
+    before = kept(numbers)
+    for features in (kept, not_kept):
+        features.center = torch.from_numpy(means.mean(axis=0))
+        torch.testing.assert_close(features(numbers), before - features.center[:, None, None])
 
 
 def test_an_epoch_sees_every_crop_once():
@@ -213,13 +218,19 @@ def test_a_training_that_was_killed_ends_as_one_that_was_not(tmp_path):
     assert run("killed").calls == [] and torch.equal(run("killed").weight, whole.weight)
 
 
-@pytest.mark.parametrize("options", [("STEGO",), ("CAUSE", "SEMANTICS.CAUSE.HEAD", "MLP"), ("CAUSE",)])
+@pytest.mark.parametrize(
+    "options", [("STEGO", "SEMANTICS.LEARNED.CENTER", "True"), ("CAUSE", "SEMANTICS.CAUSE.HEAD", "MLP"), ("CAUSE",)]
+)
 def test_a_provider_trains_labels_and_is_scored_by_its_file(photos, masks, tmp_path, options):
     cfg = make_cfg(*options)
     maps = maps_of(make_semantics(cfg, photos, masks, tmp_path / "s"))
     assert sorted(maps) == ["0.png", "1.png", "2.png", "3.png"]
     assert all(one.shape == (40, 48) and one.dtype == np.uint8 and one.max() < 3 for one in maps.values())
     weights = tmp_path / "s" / "model_final.pth"
+    center = read_weights(weights)["center"]
+    if cfg.SEMANTICS.LEARNED.CENTER:
+        assert center.numpy() == pytest.approx(np.load(tmp_path / "s" / "crop_means.npy").mean(axis=0))
+    assert bool(center.any()) == cfg.SEMANTICS.LEARNED.CENTER
 
     # The file labels new images as the training did, and the evaluation's model agrees.
     cfg.SEMANTICS.LEARNED.WEIGHTS = cfg.MODEL.WEIGHTS = str(weights)
@@ -238,6 +249,27 @@ def test_a_provider_trains_labels_and_is_scored_by_its_file(photos, masks, tmp_p
     cfg.SEMANTICS.NUM_CLUSTERS = 4
     with pytest.raises(CheckpointError, match=r"3 clusters, SEMANTICS.NUM_CLUSTERS is 4; set it to 3"):
         make_semantics(cfg, photos, masks, tmp_path / "other")
+
+
+def test_features_that_all_look_alike_are_noticed(photos, masks, tmp_path, caplog):
+    features = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0)) + 1
+    unit = torch.nn.functional.normalize(features, dim=1)
+    pairs = [
+        float((unit[i, :, y, x] * unit[j, :, v, u]).sum())
+        for i in range(3)
+        for j in range(3)
+        if i != j
+        for y in range(2)
+        for x in range(2)
+        for v in range(2)
+        for u in range(2)
+    ]
+    assert mean_correlation(features) == pytest.approx(np.mean(pairs), abs=1e-6)
+    for shift, warned in (("-0.9", True), ("0.99", False)):
+        caplog.clear()
+        cfg = make_cfg("STEGO", "SEMANTICS.STEGO.NEGATIVE_SHIFT", shift, "SEMANTICS.STEGO.MAX_ITER", "1")
+        make_semantics(cfg, photos, masks, tmp_path / shift)
+        assert ("one cluster will be left" in caplog.text) == warned
 
 
 def test_settings_of_another_provider_do_not_bind_a_directory(photos, masks, tmp_path):
@@ -262,7 +294,7 @@ def test_equal_colors_get_equal_clusters_and_different_ones_are_told_apart(photo
 def test_a_head_of_other_features_or_another_file_is_refused(tmp_path):
     cfg = make_cfg("STEGO")
     extractor = build_feature_extractor(cfg)
-    head = SemanticHead(CodeHead(5, 8, 0.0), ClusterProbe(3, 8, 2.0))
+    head = SemanticHead(CodeHead(5, 8, 0.0), ClusterProbe(3, 8, 2.0), torch.zeros(5))
     with pytest.raises(ValueError, match="trained on features of 5 channels, FEATURES gives 8"):
         PixelClusters(extractor, head, PixelSettings.of_config(cfg))
     torch.save({"model": {"backbone.weight": torch.zeros(2)}}, tmp_path / "other.pth")

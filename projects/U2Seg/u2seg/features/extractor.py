@@ -50,6 +50,10 @@ class FeatureExtractor(nn.Module):
         """
         raise NotImplementedError
 
+    def mean_feature(self, images: Tensor) -> Tensor:
+        """Returns the mean patch feature of each image, float32 (B, C), before any centering of the image by itself."""
+        return self(images).mean(dim=(2, 3))
+
     def views(self, images: Tensor) -> list[Tensor]:
         """Returns the features of one or more backbones, each on a grid of its own; the first is what :meth:`forward` returns.
 

@@ -34,6 +34,10 @@ class SeveralBackbones(FeatureExtractor):
         """Returns the main extractor's vectors of whole images."""
         return self.main.embed(images)
 
+    def mean_feature(self, images: Tensor) -> Tensor:
+        """Returns the main extractor's mean features."""
+        return self.main.mean_feature(images)
+
     def views(self, images: Tensor) -> list[Tensor]:
         """Returns the main extractor's features, then each other's, float32 (B, Ci, rows i, columns i)."""
         return [self.main(images), *(other(_resized(images, other.image_size)) for other in self.others)]

@@ -205,7 +205,7 @@ class VoteCut(MaskGenerator):
         return bool(settings.min_area < mask.mean() <= settings.max_area and count_corners(mask) < settings.max_corners)
 
     def _consensus(
-        self, candidates: list[tuple[np.ndarray, float]], grid_size: tuple[int, int], num_views: int
+        self, candidates: list[tuple[np.ndarray, float]], grid_size: tuple[int, int], num_views: int = 1
     ) -> PatchMasks:
         """Returns each group's patches that enough of its members hold."""
         settings = self.settings

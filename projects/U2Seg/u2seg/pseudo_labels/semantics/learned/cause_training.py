@@ -92,7 +92,7 @@ def train_cause(cfg: CfgNode, features: CropFeatures, output: Path) -> SemanticH
             learning_rate=lambda iteration: 0.5 ** (iteration // halving),
         ),
     )
-    return SemanticHead(contrast.average, probe)
+    return SemanticHead(contrast.average, probe, features.center.to(features.device))
 
 
 class Codebook(nn.Module):

@@ -33,6 +33,9 @@ def add_learned_semantics_config(cfg: CN) -> None:
     cfg.SEMANTICS.LEARNED.FACET = "normalized_token"
     # Train on the four corners and the center of each image, of so much of its height and width [STEGO]; 1.0: on whole images.
     cfg.SEMANTICS.LEARNED.CROP_RATIO = 0.5
+    # Subtract the training crops' mean feature: where all features resemble one another, after a ReLU for example, their cosines tell
+    # little; a ResNet's features are then not centered image by image [ours].
+    cfg.SEMANTICS.LEARNED.CENTER = False
     cfg.SEMANTICS.LEARNED.BATCH_SIZE = 16  # crops [STEGO, CAUSE]
     cfg.SEMANTICS.LEARNED.CHECKPOINT_PERIOD = 500  # iterations; what a kill loses at most
     # Features of all crops are kept in memory where they need no more MiB than this; else computed anew for each batch [ours].
@@ -99,6 +102,7 @@ register_rules(
         "SEMANTICS.LEARNED.MAP_SIZE": several(integer(16, 8192), count=2),
         "SEMANTICS.LEARNED.FACET": choice("key", "query", "value", "token", "normalized_token"),
         "SEMANTICS.LEARNED.CROP_RATIO": number(0, 1, above=True),
+        "SEMANTICS.LEARNED.CENTER": flag(),
         "SEMANTICS.LEARNED.BATCH_SIZE": integer(2, 65536),
         "SEMANTICS.LEARNED.CHECKPOINT_PERIOD": COUNT,
         "SEMANTICS.LEARNED.CACHE_MIB": NON_NEGATIVE,

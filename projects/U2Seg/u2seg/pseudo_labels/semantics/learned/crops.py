@@ -1,6 +1,6 @@
 """Five crops of each image, cut when they are needed, and their features."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,6 @@ from torch import Tensor
 from u2seg.features import FeatureExtractor
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.image_io import read_listed_image
-from u2seg.utils.kmeans import l2_normalize
 from u2seg.utils.progress import Progress
 
 FIVE = 5  # top left, top right, bottom left, bottom right, center
@@ -85,6 +84,7 @@ class CropFeatures:
         crops: whose features they are.
         shape: (C, rows, columns) of one crop's features.
         device: where they are computed and returned.
+        center: float32 (C,), what is subtracted from every feature.
     """
 
     def __init__(
@@ -109,6 +109,7 @@ class CropFeatures:
         self._is_kept = mib <= cache_mib
         self._kept: Tensor | None = None
         self._pool = ThreadPoolExecutor(num_threads)
+        self.center = torch.zeros(extractor.num_channels)
 
     def __len__(self) -> int:
         return len(self.crops)
@@ -119,40 +120,40 @@ class CropFeatures:
         Args:
             numbers: int (B,).
         """
+        center = self.center.to(self.device)[:, None, None]
         if not self._is_kept:
-            return self._compute(numbers)
+            return self._compute(numbers, self._extractor) - center
         if self._kept is None:
             # Filled in place: a list that is joined at the end would need the memory twice.
             self._kept = torch.empty((len(self), *self.shape))
             for start, features in self._batches("features"):
                 self._kept[start : start + len(features)] = features.cpu()
-        return self._kept[torch.from_numpy(np.asarray(numbers))].to(self.device)
+        return self._kept[torch.from_numpy(np.asarray(numbers))].to(self.device) - center
 
-    def pooled(self) -> np.ndarray:
-        """Returns the mean feature of every crop, of length one, float32 (N, C)."""
+    def means(self) -> np.ndarray:
+        """Returns the mean feature of every crop, float32 (N, C), with nothing subtracted."""
         vectors = np.empty((len(self), self.shape[0]), np.float32)
-        for start, features in self._kept_batches() if self._is_kept else self._batches("neighbors"):
-            vectors[start : start + len(features)] = features.mean(dim=(2, 3)).cpu().numpy()
-        return l2_normalize(vectors)
+        for start, features in self._batches("crops", self._extractor.mean_feature):
+            vectors[start : start + len(features)] = features.cpu().numpy()
+        return vectors
 
-    def _kept_batches(self) -> Iterator[tuple[int, Tensor]]:
-        for start in range(0, len(self), self._batch_size):
-            yield start, self(np.arange(start, min(start + self._batch_size, len(self))))
-
-    def _batches(self, description: str) -> Iterator[tuple[int, Tensor]]:
+    def _batches(
+        self, description: str, compute: Callable[[Tensor], Tensor] | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
         with Progress(len(self), description, unit="crops", transient=True) as bar:
             for start in range(0, len(self), self._batch_size):
-                features = self._compute(np.arange(start, min(start + self._batch_size, len(self))))
+                numbers = np.arange(start, min(start + self._batch_size, len(self)))
+                features = self._compute(numbers, compute or self._extractor)
                 bar.update(len(features))
                 yield start, features
 
     @torch.no_grad()
-    def _compute(self, numbers: np.ndarray) -> Tensor:
+    def _compute(self, numbers: np.ndarray, compute: Callable[[Tensor], Tensor]) -> Tensor:
         def prepare(number: int) -> Tensor:
             return self._extractor.preprocess(self.crops.read(number))
 
         images = torch.stack(list(self._pool.map(prepare, map(int, numbers))))
-        return self._extractor(images.to(self.device)).float()
+        return compute(images.to(self.device)).float()
 
 
 def batch_numbers(iteration: int, count: int, batch_size: int, seed: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from u2seg.data.formats.mask_shards import iter_shards
 from u2seg.features import resolve_device
 from u2seg.pseudo_labels.semantics.learned.cause_training import train_cause
 from u2seg.pseudo_labels.semantics.learned.crops import CropFeatures, CropSet
+from u2seg.pseudo_labels.semantics.learned.neighbors import MEANS, kept_array
 from u2seg.pseudo_labels.semantics.learned.semantic_head import (
     MODEL,
     PixelClusters,
@@ -92,6 +93,8 @@ class LearnedSemantics:
             cache_mib=learned.CACHE_MIB,
             num_threads=learned.NUM_THREADS,
         )
+        if learned.CENTER:
+            features.center = torch.from_numpy(kept_array(self._output / MEANS, features.means).mean(axis=0))
         return self._train(self._cfg, features, self._output)
 
 

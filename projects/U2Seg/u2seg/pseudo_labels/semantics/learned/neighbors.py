@@ -1,5 +1,6 @@
 """Nearest neighbors among pooled features: which crops resemble which."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from u2seg.utils.files import atomic_path
 from u2seg.utils.kmeans import faiss_module
 
 NEIGHBORS = "neighbors.npy"  # the file, int32 (N, k), in which the semantic stage keeps them
+MEANS = "crop_means.npy"  # and that of the crops' mean features, float32 (N, C)
 
 
 def nearest_neighbors(vectors: np.ndarray, count: int, block: int = 65536) -> np.ndarray:
@@ -43,7 +45,10 @@ def nearest_neighbors(vectors: np.ndarray, count: int, block: int = 65536) -> np
     return found
 
 
-def save_neighbors(path: Path, neighbors: np.ndarray) -> None:
-    """Writes what :func:`nearest_neighbors` returned, whole or not at all."""
-    with atomic_path(path) as temporary:
-        np.save(temporary, neighbors)
+def kept_array(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """Returns the array in a file, which is computed and written, whole or not at all, where there is none."""
+    if not path.is_file():
+        found = compute()
+        with atomic_path(path) as temporary:
+            np.save(temporary, found)
+    return np.load(path, mmap_mode="r")

@@ -61,6 +61,7 @@ def convert_stego(source: str | Path, output: str | Path) -> PublishedHead:
     _require(state, wanted, source, "STEGO")
     weights = {ours: state[theirs] for theirs, ours in wanted.items()}
     dim, channels = weights["head.linear.weight"].shape[:2]
+    weights["center"] = torch.zeros(channels)
     settings = [
         *("SEMANTICS.PROVIDER", "STEGO", "SEMANTICS.NUM_CLUSTERS", str(len(weights["probe.clusters"]))),
         *("SEMANTICS.STEGO.DIM", str(dim), *_backbone(state, "net.model.", channels)),
@@ -102,6 +103,7 @@ def convert_cause(
     _require(own, wanted, segment, "a head of CAUSE")
     weights = {ours: _as_convolution(own[theirs]) for theirs, ours in wanted.items()}
     dim, channels = weights[f"{prefix}linear.weight"].shape[:2]
+    weights["center"] = torch.zeros(channels)
     taken = set(wanted)
     if is_tr:
         words = _codebook(codebook, clusters, cluster, channels)

@@ -21,11 +21,17 @@ MODEL = "model_final.pth"
 
 
 class SemanticHead(nn.Module):
-    """A code head and a cluster probe; nothing of the frozen backbone, which a file of it does not hold either."""
+    """A code head and a cluster probe; nothing of the frozen backbone, which a file of it does not hold either.
 
-    def __init__(self, head: nn.Module, probe: ClusterProbe):
-        """Takes the two parts."""
+    Attributes:
+        center: float32 (C,), what is subtracted from features.
+    """
+
+    def __init__(self, head: nn.Module, probe: ClusterProbe, center: Tensor):
+        """Takes the parts."""
         super().__init__()
+        # A parameter, since a model that shares it may be moved to another device: a buffer would be left behind.
+        self.center = nn.Parameter(center.detach().clone(), requires_grad=False)
         self.head = head
         self.probe = probe
 
@@ -36,8 +42,8 @@ class SemanticHead(nn.Module):
         return branches.linear.in_channels
 
     def codes(self, features: Tensor) -> Tensor:
-        """Returns codes, float32 (B, D, rows, columns), of features (B, C, rows, columns)."""
-        return self.head(features)
+        """Returns codes, float32 (B, D, rows, columns), of features (B, C, rows, columns) as an extractor gives them."""
+        return self.head(features - self.center[:, None, None])
 
 
 def save_semantic_head(path: Path, weights: Mapping[str, Tensor]) -> None:
@@ -75,7 +81,8 @@ def load_semantic_head(cfg: CfgNode, path: str | Path, provider: str) -> Semanti
             f"{path} has {num_clusters} clusters, SEMANTICS.NUM_CLUSTERS is {cfg.SEMANTICS.NUM_CLUSTERS}; set it to {num_clusters}"
         )
     probe = ClusterProbe(num_clusters, dim, cfg.SEMANTICS[provider].LOGIT_SCALE)
-    model = SemanticHead(_head_of(weights, path), probe)
+    head = _head_of(weights, path)
+    model = SemanticHead(head, probe, torch.zeros(weights["center"].shape if "center" in weights else 0))
     own = model.state_dict()
     wrong = sorted(
         name for name in own.keys() | weights.keys() if own.get(name, _NONE).shape != weights.get(name, _NONE).shape
@@ -119,6 +126,8 @@ def build_head_extractor(cfg: CfgNode, image_size: tuple[int, int]) -> FeatureEx
     other = cfg.clone()
     other.defrost()
     other.FEATURES.IMAGE_SIZE = tuple(image_size)
+    if cfg.SEMANTICS.LEARNED.CENTER:
+        other.FEATURES.RESNET.CENTER = False
     other.FEATURES.VIT.FACET, other.FEATURES.VIT.BLOCK = cfg.SEMANTICS.LEARNED.FACET, -1
     return build_feature_extractor(other)
 

@@ -34,7 +34,7 @@ class SemanticHeadSegmenter(nn.Module):
             bgr: whether images come as BGR.
         """
         super().__init__()
-        self.head, self.probe = model.head, model.probe
+        self.head, self.probe, self.center = model.head, model.probe, model.center
         # Not parts of this module, whose state is the head's.
         self._parts = (extractor, model)
         self._settings = settings

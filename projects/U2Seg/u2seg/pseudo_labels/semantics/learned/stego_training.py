@@ -1,5 +1,6 @@
 """STEGO's training on the crops of a directory of images."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,11 @@ from u2seg.pseudo_labels.semantics.learned.code_heads import CodeHead
 from u2seg.pseudo_labels.semantics.learned.crops import CropFeatures, batch_numbers
 from u2seg.pseudo_labels.semantics.learned.head_training import HeadSchedule, train_head
 from u2seg.pseudo_labels.semantics.learned.losses.stego_loss import CorrelationWeights, stego_losses
-from u2seg.pseudo_labels.semantics.learned.neighbors import NEIGHBORS, nearest_neighbors, save_neighbors
+from u2seg.pseudo_labels.semantics.learned.neighbors import MEANS, NEIGHBORS, kept_array, nearest_neighbors
 from u2seg.pseudo_labels.semantics.learned.semantic_head import SemanticHead
+from u2seg.utils.kmeans import l2_normalize
+
+logger = logging.getLogger(__name__)
 
 
 class StegoObjective(nn.Module):
@@ -43,10 +47,10 @@ class StegoObjective(nn.Module):
         """Returns ``loss_self``, ``loss_neighbor``, ``loss_negative`` and ``loss_cluster``.
 
         Args:
-            batch: features of crops and of a neighbor of each, both float32 (B, C, rows, columns).
+            batch: features of crops and of a neighbor of each, both float32 (B, C, rows, columns), the center subtracted.
         """
         images, neighbors = (
-            (F.dropout2d(features, self._dropout, self.training), self.model.codes(features)) for features in batch
+            (F.dropout2d(features, self._dropout, self.training), self.model.head(features)) for features in batch
         )
         losses = stego_losses(images, neighbors, self._weights, side=self._side, num_negatives=self._num_negatives)
         return {**losses, "loss_cluster": self.model.probe.loss(images[1])}
@@ -61,10 +65,12 @@ def train_stego(cfg: CfgNode, features: CropFeatures, output: Path) -> SemanticH
         output: directory for the neighbors and the checkpoints.
     """
     settings, learned, seed = cfg.SEMANTICS.STEGO, cfg.SEMANTICS.LEARNED, cfg.SEMANTICS.SEED
-    path = output / NEIGHBORS
-    if not path.is_file():
-        save_neighbors(path, nearest_neighbors(features.pooled(), settings.NUM_NEIGHBORS))
-    neighbors = np.load(path, mmap_mode="r")
+
+    def find_neighbors() -> np.ndarray:
+        means = kept_array(output / MEANS, features.means) - features.center.numpy()
+        return nearest_neighbors(l2_normalize(means), settings.NUM_NEIGHBORS)
+
+    neighbors = kept_array(output / NEIGHBORS, find_neighbors)
 
     def batch_of(iteration: int) -> tuple[Tensor, Tensor]:
         numbers = batch_numbers(iteration, len(features), learned.BATCH_SIZE, seed)
@@ -72,10 +78,12 @@ def train_stego(cfg: CfgNode, features: CropFeatures, output: Path) -> SemanticH
         drawn = neighbors[numbers, rng.integers(0, neighbors.shape[1], len(numbers))]
         return features(numbers), features(drawn)
 
+    _warn_of_collapse(mean_correlation(batch_of(0)[0]), settings.NEGATIVE_SHIFT)
     torch.manual_seed(seed)  # the random weights
     model = SemanticHead(
         CodeHead(features.shape[0], settings.DIM, settings.DROPOUT),
         ClusterProbe(cfg.SEMANTICS.NUM_CLUSTERS, settings.DIM, settings.LOGIT_SCALE),
+        features.center,
     ).to(features.device)
     objective = StegoObjective(
         model,
@@ -100,3 +108,24 @@ def train_stego(cfg: CfgNode, features: CropFeatures, output: Path) -> SemanticH
     schedule = HeadSchedule("STEGO", settings.MAX_ITER, learned.CHECKPOINT_PERIOD, seed)
     train_head(objective, optimizer, batch_of, output / "head", schedule)
     return model
+
+
+@torch.no_grad()
+def mean_correlation(features: Tensor) -> float:
+    """Returns the mean cosine of the patches of one crop with those of another, over all pairs of different crops.
+
+    Args:
+        features: float32 (B, C, rows, columns), B at least 2.
+    """
+    means = F.normalize(features, dim=1).mean(dim=(2, 3))
+    count = len(means)
+    return float((means.sum(dim=0).square().sum() - means.square().sum()) / (count * (count - 1)))
+
+
+def _warn_of_collapse(correlation: float, negative_shift: float) -> None:
+    if correlation > negative_shift:
+        logger.warning(
+            f"The features of any two crops have a mean cosine of {correlation:.2f}, above SEMANTICS.STEGO.NEGATIVE_SHIFT "
+            f"{negative_shift:g}: all codes will attract each other, and one cluster will be left. The published shifts belong to "
+            "DINO's tokens; set SEMANTICS.LEARNED.CENTER, or choose larger shifts for these features."
+        )

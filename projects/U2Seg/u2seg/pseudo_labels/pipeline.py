@@ -7,13 +7,13 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from u2seg.config import check_config
+from u2seg.pseudo_labels.image_source import open_source
 from u2seg.pseudo_labels.launchers import Launcher, LocalLauncher, run_phases
 from u2seg.pseudo_labels.masks.mask_stage import is_readable, reopen_failures
 from u2seg.pseudo_labels.phases import STAGES, LabelRun, Phase, rounds_of
 from u2seg.pseudo_labels.sharding import Worker
 from u2seg.utils.files import read_json, remove_partial_files, write_json
 from u2seg.utils.image_io import ImageSource
-from u2seg.utils.image_source import open_source
 from u2seg.utils.manifest import (
     FAILURES,
     MANIFEST,
@@ -43,7 +43,7 @@ def make_pseudo_labels(
 
     Args:
         cfg: a configuration with this project's keys.
-        images: directory tree of photos, a list, or tar shards; see ``u2seg.utils.image_source.open_source``.
+        images: directory tree of photos, a list, or tar shards; see ``u2seg.pseudo_labels.image_source.open_source``.
         output: directory to fill: one subdirectory a stage, ``manifest.json``, ``failures.json``.
         stages: which to run, a subset of ``STAGES``; what a stage needs must be there or be run with it.
         max_failures: largest share, 0..1, of photos that a stage may find unreadable; ``MASKS.MAX_FAILURES`` if None.

@@ -11,12 +11,12 @@ from u2seg.data.formats.mask_shards import count_records, mask_shards, read_shar
 from u2seg.data.formats.parquet_files import read_rows
 from u2seg.features import feature_settings, resolve_device
 from u2seg.pseudo_labels.clusters.mask_embeddings import MASK_EMBEDDING_REGISTRY
+from u2seg.pseudo_labels.image_source import open_source
 from u2seg.pseudo_labels.lost_images import report_lost_images
 from u2seg.pseudo_labels.sharding import Worker
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path, read_json, short_file_digest, write_json
 from u2seg.utils.image_io import ImageSource
-from u2seg.utils.image_source import open_source
 from u2seg.utils.kmeans import CENTROIDS, assign, kmeans, l2_normalize
 from u2seg.utils.manifest import (
     MANIFEST,

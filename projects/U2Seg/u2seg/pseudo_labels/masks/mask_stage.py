@@ -22,13 +22,13 @@ from u2seg.pseudo_labels.image_plan import (
     remove_other_plans,
     write_plan,
 )
+from u2seg.pseudo_labels.image_source import open_source
 from u2seg.pseudo_labels.masks.automatic import AutomaticMaskGenerator, CoarseMasks, PreparedImage, prepare_image
 from u2seg.pseudo_labels.semantics.patch_sample import PatchSample
 from u2seg.pseudo_labels.sharding import Worker
 from u2seg.structures import ImageMasks
 from u2seg.utils.files import read_json, short_file_digest, stream_list_digest
 from u2seg.utils.image_io import ImageReadError, ImageSource
-from u2seg.utils.image_source import open_source
 from u2seg.utils.manifest import (
     FAILURES,
     MANIFEST,
@@ -59,7 +59,7 @@ def make_masks(cfg: CfgNode, images: Images, output: str | Path, *, max_failures
 
     Args:
         cfg: configuration; ``FEATURES`` and ``MASKS`` are used.
-        images: directory of images, or another source; see ``u2seg.utils.image_source.open_source``.
+        images: directory of images, or another source; see ``u2seg.pseudo_labels.image_source.open_source``.
         output: directory to make or to go on with; see ``u2seg.data.formats.mask_shards`` for what it holds.
         max_failures: share of unreadable images, 0..1, above which the run ends with an error; None: ``MASKS.MAX_FAILURES``.
 

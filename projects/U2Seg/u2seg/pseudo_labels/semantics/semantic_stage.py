@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from u2seg.data.formats.mask_shards import count_records, mask_shards, read_shard, summarize_shard
 from u2seg.data.formats.semantic_shards import semantic_shard_names, write_semantic_shard
 from u2seg.features import feature_settings
+from u2seg.pseudo_labels.image_source import open_source
 from u2seg.pseudo_labels.lost_images import report_lost_images
 from u2seg.pseudo_labels.semantics.patch_sample import remove_patch_samples
 from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_REGISTRY
@@ -15,7 +16,6 @@ from u2seg.pseudo_labels.sharding import Worker
 from u2seg.structures.label_space import MAX_STUFF
 from u2seg.utils.files import read_json, short_file_digest
 from u2seg.utils.image_io import ImageSource
-from u2seg.utils.image_source import open_source
 from u2seg.utils.manifest import (
     MANIFEST,
     TooManyFailuresError,
@@ -34,6 +34,7 @@ from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
 
 _FITTED = ".fitted"  # begins the name of an empty file: the provider has learned
+_NOT_IN_MANIFEST = ("CACHE_MIB", "CHECKPOINT_PERIOD", "NUM_THREADS")
 
 Images = str | Path | ImageSource
 
@@ -80,8 +81,13 @@ def open_semantics(cfg: CfgNode, masks: Path, output: Path, *, clean: bool = Tru
             f"SEMANTICS.NUM_CLUSTERS is {cfg.SEMANTICS.NUM_CLUSTERS}, but an 8-bit PNG holds at most {MAX_STUFF}"
         )
     get_registered(SEMANTIC_PROVIDER_REGISTRY, cfg.SEMANTICS.PROVIDER, "SEMANTICS.PROVIDER")
-    settings = {key.lower(): value for key, value in cfg.SEMANTICS.items()}
+    # A section that is named like another provider is that one's alone.
+    others = {name for name, _ in SEMANTIC_PROVIDER_REGISTRY} - {cfg.SEMANTICS.PROVIDER}
+    settings = {key.lower(): value for key, value in cfg.SEMANTICS.items() if key not in others}
     settings["centroids"] = cfg.SEMANTICS.CENTROIDS and short_file_digest(cfg.SEMANTICS.CENTROIDS)
+    # Neither how much is kept in memory nor how often a checkpoint is written changes a map by more than rounding.
+    learned = {key.lower(): value for key, value in cfg.SEMANTICS.LEARNED.items() if key not in _NOT_IN_MANIFEST}
+    settings["learned"] = {**learned, "weights": learned["weights"] and short_file_digest(learned["weights"])}
     settings["features"] = feature_settings(cfg)
     settings["masks"] = settings_digest(masks)
     open_stage(output, "semantics", settings, clean=clean)

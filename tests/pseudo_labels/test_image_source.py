@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from u2seg.pseudo_labels.image_source import DirectorySource, ListSource, TarSource, open_source
 from u2seg.utils.files import UnsafeNameError
 from u2seg.utils.image_io import ImageReadError, content_digest, list_images, read_image_rgb
-from u2seg.utils.image_source import DirectorySource, ListSource, TarSource, open_source
 
 NAMES = ["a-b/x.png", "a.png", "a/x.png", "a/y/z.png", "b.png"]
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from doc_pages import COMMAND_LINES, ROOT, blocks
 from tiny_photos import write_tiny_photos_config
+from u2seg.cli import labels
 from u2seg.cli.main import main
 from u2seg.engine import end_to_end
 from u2seg.engine.photo_run import run_features, run_plan
 from u2seg.pseudo_labels import pipeline
+from u2seg.pseudo_labels.launchers import Launcher
 from u2seg.utils.files import read_json, write_json
 
 NUM_PHOTOS = 6
@@ -42,6 +44,7 @@ PARSED_ONLY = {
     "u2seg labels photos --config-file masks/votecut_cuvler.yaml": "weights",
     "u2seg labels photos --config-file quick_schedules/coco_mini_learned.yaml": "a backbone that was trained for hours",
     "u2seg train --config-file quick_schedules/coco_mini_learned.yaml": "the same",
+    "u2seg labels photos --config-file my.yaml --output labels --launcher slurm": "a SLURM cluster; see tests/slurm",
     "u2seg luss export output/photos/backbone": "the same",
     "u2seg convert pass": "weights",
     "u2seg convert dino-resnet": "weights",
@@ -193,8 +196,9 @@ SESSION = (
     "u2seg show-samples --config-file my.yaml --output samples.png",
     "u2seg self-train --config-file my.yaml --rounds 2 --output output/self MODEL.WEIGHTS output/my/model/model_final.pth",
     "u2seg labels photos --config-file my.yaml --output labels --worker 0/64",
+    "u2seg labels photos --config-file my.yaml --output labels --finalize",
     "u2seg labels photos --config-file my.yaml --stages masks --output labels",
-    "u2seg labels photos --config-file my.yaml --output labels --workers 4",
+    "u2seg labels photos --config-file my.yaml --output labels --launcher local",
     "u2seg convert masks labels masks.json",
     "u2seg show labels --images photos --output page",
     "u2seg show pseudo-label=labels prediction=predictions gt=panoptic_val.json --images photos --output page",
@@ -250,8 +254,8 @@ def _small_and_offline(tmp_path, monkeypatch):
     monkeypatch.setattr(
         end_to_end, "training_length", lambda minutes, *seconds: {"SOLVER.MAX_ITER": 3 if minutes > 15 else 2}
     )
-    # Worker 0 of 64 has made the only shard of masks: the four workers would start and find nothing to do.
-    monkeypatch.setattr(pipeline, "run_local_workers", lambda *args: None)
+    # Worker 0 of 64 has made the only shard of masks; what is left is too little for processes of their own.
+    monkeypatch.setattr(labels, "LocalLauncher", lambda cfg, run, count: Launcher(cfg, run))
 
 
 def run_line(line: str) -> int:

@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
+from fault_injection import Faults, KilledError, contents
 from PIL import Image
 from pycocotools import mask as mask_utils
 from u2seg.cli.main import main
@@ -151,6 +153,30 @@ def test_a_killed_run_goes_on_where_it_was(predictor, tmp_path):
     photo(tmp_path / "in" / "b.png", seed=9)
     predict_files(half, [tmp_path / "in"], tmp_path / "out")
     assert len(calls) == 7
+
+
+def test_killed_at_every_file_operation_the_predictions_are_those_of_this_run(predictor, tmp_path, monkeypatch):
+    remembered = functools.lru_cache(lambda data, shape: predictor(np.frombuffer(data, np.uint8).reshape(shape)))
+    quick = Mock(
+        side_effect=lambda image_rgb: remembered(image_rgb.tobytes(), image_rgb.shape),
+        digest=predictor.digest,
+        label_space=predictor.label_space,
+        style=predictor.style,
+        draw=lambda image_rgb, prediction: image_rgb,
+    )
+    # The directory holds the predictions of another run, which must not be taken for this one's.
+    for seed, name in enumerate("ab"):
+        photo(tmp_path / "in" / f"{name}.png", 30, 40, seed=seed)
+    predict_files(quick, [tmp_path / "in"], tmp_path / "out")
+    for seed, name in enumerate("ab"):
+        photo(tmp_path / "in" / f"{name}.png", 30, 40, seed=seed + 7)
+    predict_files(quick, [tmp_path / "in"], tmp_path / "whole")
+    faults = Faults(monkeypatch, tmp_path / "out", kill=True)
+    kills = faults.runs(
+        lambda: predict_files(quick, [tmp_path / "in"], tmp_path / "out"), KilledError, lambda error: None
+    )
+    assert kills > 40
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_pycocotools_reads_the_results(predictor, tmp_path):

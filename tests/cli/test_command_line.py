@@ -1,14 +1,21 @@
 """The command ``u2seg``: what its words become, how wrong ones are told, what the help and ``doctor`` say."""
 
+import errno
 import importlib
+import logging
+import os
 import re
+from pathlib import Path
 
 import pytest
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+from torch.utils.data import DataLoader, Dataset
 from u2seg.cli import arguments, doctor, installation, luss
 from u2seg.cli.installation import Check
 from u2seg.cli.main import COMMANDS, main, parse_arguments
 from u2seg.data.benchmarks import PREPARE
 from u2seg.data.datasets import label_splits
+from u2seg.utils.image_io import ImageReadError
 from u2seg.version import __version__
 
 
@@ -203,3 +210,96 @@ def test_doctor_looks_at_this_environment(tmp_path, monkeypatch):
     assert checks["$DETECTRON2_DATASETS"].found
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
     assert not {check.name: check for check in installation.check_installation()}["$DETECTRON2_DATASETS"].found
+
+
+class Broken(Dataset):
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ImageReadError("a.png: the file is empty (0 bytes)"), "error: a.png: the file is empty (0 bytes)\n"),
+        (KeyError("no mapper 'x'"), "error: no mapper 'x'\n"),
+    ],
+)
+def test_the_error_of_a_loaders_worker_is_one_line(monkeypatch, capsys, error, line):
+    loader = DataLoader(Broken(error), num_workers=1, collate_fn=list, multiprocessing_context="fork")
+    monkeypatch.setattr(doctor, "run", lambda args: list(loader))
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().err == line
+
+
+TRACE = """
+
+-- Process 1 terminated with the following error:
+Traceback (most recent call last):
+  File "a.py", line 3, in work
+    raise KeyError("x")
+KeyError: 'x'
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "a.py", line 5, in work
+    raise MANY
+"""
+
+
+def test_the_error_of_one_of_several_processes_is_told_as_in_one_process(monkeypatch, capsys):
+    def fail(args):
+        raise ProcessRaisedException(TRACE.replace("MANY", "StageMismatchError") + last, 1, 77)
+
+    monkeypatch.setattr(doctor, "run", fail)
+    last = "u2seg.utils.manifest.StageMismatchError: o was made with other settings:\n  a: asked for 1\nDelete it.\n"
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().err == "error: o was made with other settings:\n  a: asked for 1\nDelete it.\n"
+    last = "KeyError: \"Unknown HOOKS 'x'\"\n"
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().err == "error: Unknown HOOKS 'x'\n"
+    last = "AssertionError: a defect\n"
+    with pytest.raises(ProcessRaisedException):
+        main(["doctor"])
+    monkeypatch.setattr(doctor, "run", lambda args: (_ for _ in ()).throw(killed))
+    killed = ProcessExitedException("process 0 terminated with signal SIGKILL", 0, 77, -9, "SIGKILL")
+    assert main(["doctor"]) == 1
+    assert "signal SIGKILL; the machine may have run out of memory. Run the same" in capsys.readouterr().err
+
+
+def test_what_to_do_about_a_directory_that_is_read_only(monkeypatch, capsys):
+    def fail(args):
+        raise PermissionError(errno.EACCES, "Permission denied", "/somewhere/log.txt")
+
+    monkeypatch.setattr(doctor, "run", fail)
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().err == (
+        "error: /somewhere/log.txt: Permission denied; make it writable or choose another output directory\n"
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full on this system")
+def test_a_log_on_a_full_disk_adds_no_error_of_its_own(monkeypatch, capsys):
+    def fail(args):
+        log.write("held in memory")
+        logger.error("not written")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/dev/full")
+
+    monkeypatch.setattr(doctor, "run", fail)
+    logger = logging.getLogger("a_full_one")
+    logger.propagate = False
+    # It is closed at the end, as Detectron2 closes its logs when Python ends.
+    with Path("/dev/full").open("w") as log:
+        handler = logging.StreamHandler(log)
+        logger.addHandler(handler)
+        try:
+            assert main(["doctor"]) == 1
+        finally:
+            logger.removeHandler(handler)
+    assert capsys.readouterr().err == "error: /dev/full: No space left on device; free some space on that disk\n"

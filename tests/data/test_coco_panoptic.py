@@ -34,7 +34,7 @@ def test_ids_that_do_not_fit_and_other_images_are_refused(tmp_path):
         write_panoptic_png(tmp_path / "a.png", np.array([[0, 1 << 24]]))
     assert not (tmp_path / "a.png").exists()
     Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / "gray.png")
-    with pytest.raises(ValueError, match=r"gray\.png must be an RGB panoptic PNG.*got mode L"):
+    with pytest.raises(ValueError, match=r"gray\.png must be an RGB panoptic PNG.*got uint8 of shape \(2, 2\)"):
         read_panoptic_png(tmp_path / "gray.png")
 
 

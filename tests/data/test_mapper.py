@@ -114,7 +114,7 @@ def test_errors_name_the_file(tmp_path, dicts):
     with pytest.raises(ImageReadError, match=r"nowhere\.png: no such file"):
         mapper({**dicts[0], "file_name": str(tmp_path / "nowhere.png")})
     (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(ImageReadError, match=r"broken\.png"):
+    with pytest.raises(ValueError, match=r"broken\.png is not readable as an image"):
         mapper({**dicts[0], "pan_seg_file_name": str(tmp_path / "broken.png")})
     with pytest.raises(ValueError, match=r"\(48, 64\), its annotation says \(48, 65\)"):
         mapper({**dicts[0], "width": 65})
@@ -164,3 +164,34 @@ def test_seed_random_fixes_all_three_generators():
     seed_random((3, 1))
     assert draw() == first
     assert all(a != b for a, b in zip(first, second))
+
+
+def test_a_wrong_semantic_target_is_named(dicts, tmp_path):
+    mapper = PanopticMapper(make_cfg(MODEL__SEM_SEG_HEAD__NUM_CLASSES=3), True)
+    path = tmp_path / "stuff.png"
+    record = {**dicts[0], "sem_seg_file_name": str(path)}
+    with pytest.raises(FileNotFoundError, match=r"stuff\.png: no such file"):
+        mapper(record)
+    whole = np.full((48, 64), 255, np.uint8)
+    whole[0, :3] = 0, 1, 2
+    Image.fromarray(whole).save(path)
+    assert set(mapper(record)["sem_seg"].unique().tolist()) <= {0, 1, 2, 255}
+    data = path.read_bytes()
+    whole[3, 3] = 3
+    cases = (
+        (lambda: Image.fromarray(whole).save(path), r"stuff\.png holds the id 3; expected 0\.\.2 \(MODEL"),
+        (
+            lambda: Image.fromarray(whole.T).save(path),
+            r"stuff\.png has \(height, width\) \(64, 48\), its image \(48, 64\)",
+        ),
+        (
+            lambda: Image.fromarray(whole).convert("RGB").save(path),
+            r"stuff\.png must be an 8-bit map of ids, got uint8 of",
+        ),
+        (lambda: path.write_bytes(data[: len(data) - 20]), r"stuff\.png is not readable as an image"),
+        (lambda: path.write_bytes(b""), r"stuff\.png: the file is empty"),
+    )
+    for spoil, message in cases:
+        spoil()
+        with pytest.raises(ValueError, match=message):
+            mapper(record)

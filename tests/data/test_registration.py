@@ -150,3 +150,105 @@ def test_paths_under_datasets_follow_the_environment(coco_root, monkeypatch):
 def test_the_fixture_holds_void_things_and_stuff(coco_root):
     pixels = np.asarray(Image.open(coco_root / "panoptic_train" / "000001.png"))[:, :, 0]
     assert set(np.unique(pixels)) == {0, 1, 2, 3, 4}
+
+
+def spoiled(root, kind, change):
+    """Changes one of a dataset's JSON files and returns its path."""
+    path = root / "annotations" / f"{kind}_train.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return path
+
+
+WRONG = {
+    "no images": (
+        "panoptic",
+        lambda c: c.pop("images"),
+        "images is missing; a dataset is loaded by its list of images",
+    ),
+    "no size": (
+        "panoptic",
+        lambda c: c["images"][1].pop("height"),
+        r"images\[1\] has no 'height'; expected an integer above 0",
+    ),
+    "no name": ("panoptic", lambda c: c["images"][1].pop("file_name"), r"images\[1\] has no 'file_name'"),
+    "image twice": (
+        "panoptic",
+        lambda c: c["images"][1].update(id=1),
+        r"images\[1\] has id 1, which an earlier row has too",
+    ),
+    "image of no list": (
+        "panoptic",
+        lambda c: c["annotations"][1].update(image_id=99),
+        r"annotations\[1\] has image_id 99, which the images of this file lack",
+    ),
+    "segment of no category": (
+        "panoptic",
+        lambda c: c["annotations"][0]["segments_info"][0].update(category_id=99),
+        "has category_id 99, which the categories of this file lack",
+    ),
+    "no segments": (
+        "panoptic",
+        lambda c: c["annotations"][0].pop("segments_info"),
+        "has no 'segments_info'|instances JSON",
+    ),
+    "object of no category": (
+        "instances",
+        lambda c: c["annotations"][0].update(category_id=7),
+        "has category_id 7, which the",
+    ),
+    "a box of three": (
+        "instances",
+        lambda c: c["annotations"][0].update(bbox=[1, 2, 3]),
+        "expected four finite numbers",
+    ),
+    "no mask": (
+        "instances",
+        lambda c: c["annotations"][0].pop("segmentation"),
+        "has no segmentation; training needs the mask",
+    ),
+    "another file": ("instances", lambda c: c.pop("annotations"), "no COCO instances JSON: annotations is missing"),
+    "too few run lengths": (
+        "instances",
+        lambda c: c["annotations"][0].update(segmentation={"size": [48, 64], "counts": [3, 4]}),
+        "run lengths that cover 7 pixels; its image has 48 x 64 = 3072",
+    ),
+    "another category": (
+        "instances",
+        lambda c: (c["categories"].append({"id": 5, "name": "x"}), c["annotations"][0].update(category_id=5)),
+        "has category_id 5, which is no thing of the dataset's panoptic JSON",
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "change", "message"), WRONG.values(), ids=WRONG)
+def test_a_wrong_row_is_named_before_training(coco_root, kind, change, message):
+    description = {"FORMAT": "coco_panoptic", "ROOT": str(coco_root), "SPLIT": "train"}
+    register_dataset("reg_spoiled", description)
+    path = spoiled(coco_root, kind, change)
+    with pytest.raises(ValueError, match=message) as error:
+        DatasetCatalog.get("reg_spoiled")
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("categories"), "no COCO panoptic JSON: categories is missing"),
+        (lambda c: c["categories"][0].pop("isthing"), r"categories\[0\] has no 'isthing'"),
+    ],
+)
+def test_wrong_categories_are_named_when_a_dataset_is_registered(coco_root, change, message):
+    path = spoiled(coco_root, "panoptic", change)
+    with pytest.raises(ValueError, match=message) as error:
+        register_dataset("reg_spoiled", {"FORMAT": "coco_panoptic", "ROOT": str(coco_root), "SPLIT": "train"})
+    assert str(path) in str(error.value)
+
+
+def test_images_to_evaluate_alone_are_checked_too(coco_root):
+    path = spoiled(coco_root, "panoptic", lambda c: c["images"][0].update(width="64"))
+    description = {"FORMAT": "evaluation_only", "PANOPTIC_JSON": str(path), "IMAGES": str(coco_root / "train")}
+    register_dataset("reg_evaluated", description)
+    with pytest.raises(ValueError, match=r'images\[0\] has width "64"; expected an integer above 0'):
+        DatasetCatalog.get("reg_evaluated")

@@ -1,6 +1,7 @@
 """Killed at any file operation of its end, a training, a self-training or a stage of LUSS goes on and ends as if it had not been."""
 
 import builtins
+import errno
 import io
 import json
 import multiprocessing
@@ -12,6 +13,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils.events import JSONWriter
+from fault_injection import PARTIAL, Faults
 from torch import nn
 from u2seg.engine import (
     TrainingMismatchError,
@@ -25,6 +28,7 @@ from u2seg.engine.trainer import train_and_record
 from u2seg.evaluation import EVALUATOR_REGISTRY
 from u2seg.luss import recipe
 from u2seg.utils.files import write_json
+from u2seg.utils.write_errors import WriteError
 
 KILLED = 9
 
@@ -160,6 +164,49 @@ def test_a_training_killed_at_any_operation_of_its_end_is_completed(tiny_run, tm
             train_and_record(cfg, resume=True)
         assert state(cut) == whole, f"killed before operation {number}"
     assert number > 30  # the operations were counted
+
+
+def test_on_a_full_disk_a_training_says_so_and_goes_on(tiny_run, tmp_path, monkeypatch):
+    train_and_record(tiny_run(tmp_path / "whole"), resume=False)
+    cfg = tiny_run(tmp_path / "cut")
+    faults = Faults(monkeypatch, tmp_path / "cut", kill=False, only=("mkdir", "mkstemp", "replace"))
+
+    def check(error):
+        assert str(error).startswith(str(tmp_path / "cut")) and "free some space on that disk" in str(error)
+        assert not list(tmp_path.rglob(PARTIAL))
+
+    assert faults.runs(lambda: train_and_record(cfg, resume=True), WriteError, check) > 12
+    assert state(tmp_path / "cut") == state(tmp_path / "whole")
+
+
+def test_an_error_of_writing_that_names_no_file_names_the_directory(tiny_run, tmp_path, monkeypatch):
+    def full(self):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(JSONWriter, "write", full)
+    with pytest.raises(WriteError, match=r"run cannot be written: No space left on device; free some space"):
+        train_and_record(tiny_run(tmp_path / "run"), resume=False)
+
+
+def test_a_directory_deleted_during_training_is_named(tiny_run, tmp_path, monkeypatch):
+    train_and_record(tiny_run(tmp_path / "whole"), resume=False)
+    forward = Tiny.forward
+
+    def deleting(self, batch):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        return forward(self, batch)
+
+    cfg = tiny_run(tmp_path / "run")
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(WriteError, match="was deleted or moved"),
+    ):
+        patch.setattr(Tiny, "forward", deleting)
+        train_and_record(cfg, resume=True)
+    # TensorBoard's file may be there again, nothing that a restart would go on from.
+    assert not {path.suffix for path in (tmp_path / "run").rglob("*.*")} & {".pth", ".json"}
+    train_and_record(cfg, resume=True)
+    assert state(tmp_path / "run") == state(tmp_path / "whole")
 
 
 def test_a_stale_final_model_is_not_taken_for_the_new_one(tiny_run, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
+from fault_injection import PARTIAL, Faults, KilledError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -20,6 +21,8 @@ from u2seg.modeling import complete_config
 from u2seg.pseudo_labels import relabel as relabel_module
 from u2seg.pseudo_labels.relabel import Objects, confirmed_labels_first, predictions_first, relabel
 from u2seg.structures import pairwise_mask_iou
+from u2seg.utils.manifest import TooManyFailuresError
+from u2seg.utils.write_errors import WriteError
 
 
 def objects(masks, classes, scores):
@@ -198,6 +201,57 @@ def test_killed_while_labeling_it_goes_on_and_gives_the_same_files(run, tmp_path
     assert seen == [1, 2, 3, 4, 3, 4, 5, 6]  # the first shard of two is not made again
     relabel(run, tmp_path / "cut", 0.7)
     assert len(seen) == 8  # complete: nothing is predicted
+
+
+@pytest.fixture
+def two_images(run, monkeypatch):
+    """The run, of whose images the first two are labeled, by a model that is quick."""
+    monkeypatch.setattr(relabel_module, "_load_model", lambda cfg: Oracle())
+    run.SELF_TRAINING.SHARD_SIZE = 1
+    subset = Path(run.DATASETS.BY_PATH.self_train.ROOT) / "two.json"
+    subset.write_text(json.dumps({"image_ids": [1, 2]}))
+    run.DATASETS.BY_PATH.self_train.SUBSET = str(subset)
+    register_dataset("self_train", run.DATASETS.BY_PATH.self_train)
+    return run
+
+
+def test_killed_at_every_file_operation_the_new_labels_are_the_same(two_images, tmp_path, monkeypatch):
+    whole = contents(relabel(two_images, tmp_path / "whole", 0.7))
+    faults = Faults(monkeypatch, tmp_path / "cut", kill=True)
+    kills = faults.runs(lambda: relabel(two_images, tmp_path / "cut", 0.7), KilledError, lambda error: None)
+    assert kills > 40
+    assert contents(tmp_path / "cut") == whole
+
+
+def test_on_a_full_disk_one_line_says_so_and_labeling_goes_on(two_images, tmp_path, monkeypatch):
+    whole = contents(relabel(two_images, tmp_path / "whole", 0.7))
+    faults = Faults(monkeypatch, tmp_path / "cut", kill=False, only=("mkdir", "mkstemp", "replace"))
+
+    def check(error):
+        assert str(error).startswith(str(tmp_path / "cut")) and "free some space on that disk" in str(error)
+        assert not list(tmp_path.rglob(PARTIAL))
+
+    assert faults.runs(lambda: relabel(two_images, tmp_path / "cut", 0.7), WriteError, check) > 20
+    assert contents(tmp_path / "cut") == whole
+
+
+def test_an_image_that_cannot_be_read_any_more_is_recorded_and_the_others_are_labeled(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(relabel_module, "_load_model", lambda cfg: Oracle())
+    whole = contents(relabel(run, tmp_path / "whole", 0.7))
+    image = Path(run.DATASETS.BY_PATH.self_train.IMAGES) / "000002.png"
+    pixels = image.read_bytes()
+    image.write_bytes(pixels[:100])
+    with pytest.raises(TooManyFailuresError, match=r"1 of 6 images could not be read.*\n  000002\.png: .*truncated"):
+        relabel(run, tmp_path / "new", 0.7)
+    image.write_bytes(pixels)
+    assert contents(relabel(run, tmp_path / "new", 0.7)) == {**whole, "panoptic/failures.json": b"[]\n"}
+    image.unlink()
+    run.MASKS.MAX_FAILURES = 0.2
+    labels = relabel(run, tmp_path / "five", 0.7)
+    panoptic = json.loads((labels / "panoptic" / "panoptic.json").read_text())
+    assert [row["id"] for row in panoptic["images"]] == [1, 3, 4, 5, 6]
+    failures = json.loads((labels / "panoptic" / "failures.json").read_text())
+    assert [row["file_name"] for row in failures] == ["000002.png"] and "no such file" in failures[0]["reason"]
 
 
 def test_two_rounds_and_a_third_call_that_has_nothing_to_do(run, tmp_path, monkeypatch):

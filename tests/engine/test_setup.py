@@ -12,6 +12,7 @@ from u2seg.checkpoint.loading import check_class_counts
 from u2seg.config import setup_cfg
 from u2seg.data import DatasetFilesError
 from u2seg.engine import U2SegTrainer
+from u2seg.engine.expected_results import refuse_impossible_results, verify_expected_results
 from u2seg.modeling import complete_config
 from u2seg.solver import build_optimizer
 from u2seg.solver.build import lr_factors
@@ -175,6 +176,22 @@ def test_a_run_that_misses_its_expected_results_fails(tiny_cfg, tmp_path, coco_r
         U2SegTrainer(cfg).train()
 
 
+def test_the_traceback_of_an_error_in_training_goes_to_the_log_alone(tiny_cfg, tmp_path, capfd, monkeypatch):
+    from u2seg.engine import run_training
+    from u2seg.luss.recipe import _close_logs
+
+    (tmp_path / "in.yaml").write_text(tiny_cfg(tmp_path / "run", "SOLVER.MAX_ITER", 1).dump())
+    monkeypatch.setattr(U2SegTrainer, "run_step", lambda self: (_ for _ in ()).throw(ValueError("of one line")))
+    try:
+        with pytest.raises(ValueError, match="of one line"):
+            run_training(SimpleNamespace(config_file=str(tmp_path / "in.yaml"), opts=[], eval_only=False, resume=False))
+    finally:
+        _close_logs()
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+    assert "Traceback" in (tmp_path / "run" / "log.txt").read_text()
+
+
 def test_eval_only_without_a_model_says_what_to_give(tiny_cfg, tmp_path):
     from u2seg.engine import run_training
 
@@ -182,3 +199,52 @@ def test_eval_only_without_a_model_says_what_to_give(tiny_cfg, tmp_path):
     path.write_text(tiny_cfg(tmp_path).dump())
     with pytest.raises(ValueError, match="--eval-only needs a model: MODEL.WEIGHTS FILE, or --resume"):
         run_training(SimpleNamespace(config_file=str(path), opts=[], eval_only=True, resume=False))
+
+
+@pytest.mark.parametrize(
+    ("tests", "row", "message"),
+    [
+        ((), ["panoptic_seg", "PQ", 6.0, 0.5], r"'panoptic_seg', but DATASETS\.TEST is empty: nothing is scored"),
+        (
+            ("tiny_train",),
+            ["panoptic", "PQ", 6.0, 0.5],
+            r"'panoptic', which is not scored on tiny_train; there are panoptic_seg, bbox",
+        ),
+        (("tiny_train",), ["bbox/majority", "AP", 6.0, 0.5], "'bbox/majority', which is not scored on tiny_train"),
+        (
+            ("tiny_train", "setup_other"),
+            ["panoptic_seg", "PQ", 6.0, 0.5],
+            "with several test sets it must begin with one of tiny_train/, setup_other/",
+        ),
+    ],
+)
+def test_expected_results_that_no_run_can_reach_are_refused_before_it(tiny_cfg, tmp_path, tests, row, message):
+    cfg = tiny_cfg(tmp_path)
+    cfg.DATASETS.TEST, cfg.TEST.EXPECTED_RESULTS = tests, [row]
+    with pytest.raises(ValueError, match=message):
+        refuse_impossible_results(cfg)
+
+
+def test_expected_results_that_were_not_scored_are_named(tiny_cfg, tmp_path):
+    cfg = tiny_cfg(tmp_path)
+    cfg.DATASETS.TEST = ("tiny_train",)
+    scores = {"panoptic_seg": {"PQ": 40.0, "SQ": 70.0}, "bbox/cups": {"AP": 3.0}}
+    for row, message in (
+        (["segm", "AP", 3.0, 1.0], "names segm, which was not scored; there are panoptic_seg, bbox/cups"),
+        (["panoptic_seg", "RQ", 3.0, 1.0], "the metric 'RQ' of panoptic_seg, which was not scored; there are PQ, SQ"),
+    ):
+        cfg.TEST.EXPECTED_RESULTS = [row]
+        refuse_impossible_results(cfg)
+        with pytest.raises(ValueError, match=message):
+            verify_expected_results(cfg, scores)
+    cfg.TEST.EXPECTED_RESULTS = [["panoptic_seg", "PQ", 40.0, 1.0]]
+    verify_expected_results(cfg, scores)
+    part = {f"partial/{task}": row for task, row in scores.items()}
+    with pytest.raises(
+        ValueError, match=r"only a part of the images was scored: the score is called partial/panoptic_seg"
+    ):
+        verify_expected_results(cfg, part)
+    cfg.DATASETS.TEST = ("a", "b")
+    cfg.TEST.EXPECTED_RESULTS = [["b/panoptic_seg", "PQ", 40.0, 1.0]]
+    with pytest.raises(ValueError, match="the score is called b/partial/panoptic_seg"):
+        verify_expected_results(cfg, {"a": scores, "b": part})

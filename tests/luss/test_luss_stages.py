@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
+from fault_injection import PARTIAL, Faults, KilledError, contents
 from luss_toy import make_toy, write_config
 from u2seg.config import setup_cfg
 from u2seg.luss.clustering import cluster_images, cluster_quality, read_embeddings
@@ -13,7 +14,8 @@ from u2seg.luss.pixel_labels import write_pseudo_labels
 from u2seg.luss.recipe import Run, run_pass
 from u2seg.modeling import complete_config
 from u2seg.utils.files import read_json
-from u2seg.utils.manifest import StageMismatchError
+from u2seg.utils.manifest import StageMismatchError, TooManyFailuresError
+from u2seg.utils.write_errors import WriteError
 
 SMALL = ["MODEL.DEVICE", "cpu", "MODEL.SMALL_RESNET.WIDTH", 8, "MODEL.PASS.HIDDEN_DIM", 16, "DATALOADER.NUM_WORKERS", 0]
 
@@ -118,6 +120,90 @@ def test_images_that_cannot_be_read_are_recorded(toy, tmp_path):
     assert 3 not in set(LabelStore(labels).numbers()) and len(LabelStore(labels)) == 20
     reason = (labels / "failures.json").read_text()
     assert '"03.jpg"' in reason and "0 bytes" in reason
+
+
+def stages_of(toy, root):
+    """Returns a function that makes clusters, labels and the bank of eight images below ``root``."""
+    cfg = config(toy, "train_semi")
+    bank_cfg = config(toy, "train_semi", name="LUSS/pass_tiny_distance.yaml")
+
+    def make():
+        clusters = cluster_images(cfg, root / "clusters")
+        cfg.LUSS.CENTROIDS = str(clusters / "centroids.npy")
+        write_pseudo_labels(cfg, root / "labels")
+        if not (root / "bank.npz").is_file():
+            build_bank(bank_cfg, root / "bank.npz")
+
+    return make
+
+
+def arrays(root):
+    """Returns the contents of all files below a directory; of archives the arrays, since an archive holds the time of its writing."""
+    found = contents(root)
+    for name in [name for name in found if name.endswith(".npz")]:
+        with np.load(root / name) as archive:
+            found[name] = {key: archive[key].tolist() for key in archive.files}
+    return found
+
+
+@pytest.fixture
+def quick_models(monkeypatch):
+    """Each architecture is built once: what is tested are files."""
+    from u2seg.luss import clustering, distance_matching, image_list, pixel_labels
+
+    built = {}
+
+    def load(cfg, architecture):
+        if architecture not in built:
+            built[architecture] = image_list.load_model(cfg, architecture)
+        return built[architecture]
+
+    for module in (clustering, distance_matching, pixel_labels):
+        monkeypatch.setattr(module, "load_model", load)
+
+
+@pytest.mark.parametrize("kill", [True, False])
+def test_clusters_labels_and_bank_survive_a_fault_at_every_file_operation(
+    toy, tmp_path, monkeypatch, quick_models, kill
+):
+    stages_of(toy, tmp_path / "whole")()
+    faults = Faults(monkeypatch, tmp_path / "cut", kill=kill, only=() if kill else ("mkdir", "mkstemp", "replace"))
+
+    def check(error):
+        if not kill:
+            assert str(error).startswith(str(tmp_path / "cut")) and "free some space on that disk" in str(error)
+            assert not list(tmp_path.rglob(PARTIAL))
+
+    count = faults.runs(stages_of(toy, tmp_path / "cut"), KilledError if kill else WriteError, check)
+    assert count > (40 if kill else 20)
+    assert arrays(tmp_path / "cut") == arrays(tmp_path / "whole")
+
+
+def test_images_that_were_put_back_are_labeled(toy, tmp_path, quick_models):
+    directory = tmp_path / "images"
+    directory.mkdir()
+    sources = sorted((toy[0] / "data/imagenet/train").rglob("*.JPEG"))[:6]
+    for index, source in enumerate(sources):
+        (directory / f"{index}.jpg").write_bytes(source.read_bytes())
+    given = ["DATASETS.BY_PATH.pass_images.ROOT", str(directory), "LUSS.SHARD_SIZE", 3]
+    weights = ["MODEL.WEIGHTS", str(toy[0] / "w.pth")]
+    cfg = complete_config(setup_cfg("LUSS/pass_tiny_attention.yaml", [*SMALL, *given, *weights]))
+    from u2seg.luss import clustering
+
+    whole = cluster_images(cfg, tmp_path / "whole")
+    # It vanishes when the list of images has been made.
+    batches = clustering.iter_batches
+
+    def vanishing(*args):
+        (directory / "1.jpg").unlink(missing_ok=True)
+        return batches(*args)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TooManyFailuresError, match=r"1\.jpg: .*no such file"):
+        patch.setattr(clustering, "iter_batches", vanishing)
+        cluster_images(cfg, tmp_path / "cut")
+    (directory / "1.jpg").write_bytes(sources[1].read_bytes())
+    cluster_images(cfg, tmp_path / "cut")
+    assert arrays(tmp_path / "cut") == arrays(whole)
 
 
 def test_the_bank_holds_one_vector_for_each_class_of_an_image(toy, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_kinds import EITHER, READ, REFUSED, SKIPPED, write_image_kinds
 from PIL import Image, ImageFile
 from u2seg.utils.image_io import (
     ImageReadError,
@@ -266,3 +267,15 @@ def test_damaged_images_are_recorded_and_the_rest_is_labeled(tmp_path):
     assert reasons.pop("whole.png") is None and "pipe.png" not in reasons
     assert all(reasons.values()) and set(reasons) == {"long.png", "empty.jpg", "text.webp", "cut.jpg", "link.png"}
     assert reasons["long.png"] == "its sides are 2 x 900, more than 400 to 1"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_kind_of_file_is_read_or_refused_with_a_reason(tmp_path):
+    root = tmp_path / "images"
+    root.mkdir()
+    expected = write_image_kinds(root)
+    listed = set(list_images(root))
+    assert listed == {name for name, result in expected.items() if result != SKIPPED}
+    found = {name: READ if is_read_or_refused(read_image_rgb, root / name) else REFUSED for name in listed}
+    assert found == {name: found[name] if expected[name] == EITHER else expected[name] for name in listed}
+    assert len(expected) > 130

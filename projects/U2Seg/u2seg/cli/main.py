@@ -2,15 +2,20 @@
 
 import argparse
 import logging
+import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
 from u2seg.cli.arguments import split_overrides
 from u2seg.features.vit_weights import WeightsError
 from u2seg.utils.manifest import TooManyFailuresError
+from u2seg.utils.write_errors import REMEDIES
 from u2seg.version import __version__
 
 COMMANDS = {
@@ -18,16 +23,20 @@ COMMANDS = {
     "run": "from photos to labels, a trained model, predictions and a page of images",
     "config": "write a configuration file to start from",
     "labels": "turn unlabeled photos into panoptic pseudo-labels",
+    "clusters": "name the clusters of labels, and make several into one",
     "show": "write a page that shows labels or predictions on their images",
     "show-samples": "draw training samples as the trainer gets them",
     "train": "train or evaluate a model, as Detectron2's train_net.py does",
     "predict": "run a trained model on images",
+    "serve": "segment images in the browser with a trained model",
     "score": "score saved tables or panoptic files, without a model",
     "evaluate-masks": "class-agnostic AP and AR of any masks",
     "self-train": "improve a model by its own confident predictions",
     "luss": "PASS: large-scale unsupervised semantic segmentation",
     "prepare": "make the annotation files of a dataset from its published ones",
-    "convert": "convert published weights, and trained models for others",
+    "export": "write a model as ONNX or TorchScript, checked against it",
+    "convert": "convert published weights, trained models, and labels for other tools",
+    "push": "put a trained model on the Hugging Face Hub, with a model card",
     "doctor": "check the installation, devices, weights and datasets",
 }
 
@@ -57,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     command, args = parse_arguments(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # A log that cannot be written, on a full disk for example, is no reason for a traceback a line.
+    logging.raiseExceptions = False
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
     for name in _NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -66,6 +77,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.debug:
             raise
         print(f"error: {_message(error)}", file=sys.stderr)
+        _give_up_full_logs()
+        return 1
+    except ProcessRaisedException as error:  # in one of several processes
+        kind, message = _original(str(error))
+        if args.debug or kind not in _names(EXPECTED_ERRORS):
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 1
+    except ProcessExitedException as error:
+        if args.debug:
+            raise
+        memory = "; the machine may have run out of memory" if error.signal_name == "SIGKILL" else ""
+        print(f"error: {error}{memory}. Run the same command again: it goes on where it was", file=sys.stderr)
         return 1
 
 
@@ -118,11 +142,53 @@ def _take_overrides(args: argparse.Namespace, words: list[str], parser: argparse
 
 
 def _message(error: BaseException) -> str:
+    text = str(error)
     if isinstance(error, KeyError) and error.args:
-        return str(error.args[0])  # str() of a KeyError is its message in quotes
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error) or type(error).__name__
+        text = str(error.args[0])  # str() of a KeyError is its message in quotes
+    if isinstance(error, OSError) and error.strerror:
+        remedy = REMEDIES.get(error.errno or 0)
+        named = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+        return f"{named}; {remedy}" if remedy else named
+    if text.startswith("Caught ") and "Traceback (most recent call last):" in text:  # in a worker of a data loader
+        return _original(text)[1]
+    return text or type(error).__name__
+
+
+def _give_up_full_logs() -> None:
+    """Lets go of what log files on a full disk still hold in memory, or Python would end with an error about each of them."""
+    loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))]
+    for handler in {handler for logger in loggers for handler in logger.handlers}:
+        _give_up_if_full(handler)
+
+
+def _give_up_if_full(handler: logging.Handler) -> None:
+    try:
+        handler.flush()
+    except OSError:
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), handler.stream.fileno())  # type: ignore[attr-defined]  # only streams are flushed
+    except ValueError:  # it is closed already
+        return
+
+
+def _original(text: str) -> tuple[str, str]:
+    """Returns the kind and the message of the error of another process, which came with its traceback as text."""
+    last = text.rpartition("Traceback (most recent call last):\n")[2].rstrip()
+    # The lines of the traceback are indented, those of the message come after them.
+    found = re.search(r"^(?:\w+\.)*(\w+)(?:: (.*))?\Z", last, re.MULTILINE | re.DOTALL)
+    if found is None:
+        return "", last
+    kind, message = found[1], found[2] or found[1]
+    quoted = kind.endswith("KeyError") and len(message) > 1 and message[0] == message[-1] and message[0] in "'\""
+    return kind, message[1:-1] if quoted else message
+
+
+def _names(errors: tuple[type[BaseException], ...]) -> set[str]:
+    """Returns the names of errors and of all that derive from them."""
+    names = {error.__name__ for error in errors}
+    for error in errors:
+        names |= _names(tuple(error.__subclasses__()))
+    return names
 
 
 if __name__ == "__main__":

@@ -169,10 +169,7 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
             f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN!r} is not offered by this loader; leave it at TrainingSampler "
             "and weigh datasets by DATASETS.TRAIN_RATIO"
         )
-    sets = [
-        get_detection_dataset_dicts([name], filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-        for name in cfg.DATASETS.TRAIN
-    ]
+    sets = [_training_records(name, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS) for name in cfg.DATASETS.TRAIN]
     dicts = [record for one in sets for record in one]
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING and all("width" in record for record in dicts)
     paste = cfg.INPUT.COPY_PASTE
@@ -194,6 +191,19 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
         collate_fn=_as_list,
         worker_init_fn=_init_worker,
     )
+
+
+def _training_records(name: str, with_instances_only: bool) -> list[dict]:
+    """Returns the images of a registered dataset to train on.
+
+    Raises:
+        ValueError: there is none, or one has a class that the dataset lacks.
+    """
+    try:
+        return get_detection_dataset_dicts([name], filter_empty=with_instances_only)
+    except AssertionError as error:  # how Detectron2 says that a dataset is empty, or has a class that it lacks
+        left_out = "; DATALOADER.FILTER_EMPTY_ANNOTATIONS leaves out images without an instance"
+        raise ValueError(f"{name} cannot be trained on: {error}{left_out if with_instances_only else ''}") from error
 
 
 def _endless_permutations(size: int, key: tuple[int, ...]) -> Iterator[int]:

@@ -9,13 +9,12 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
-from PIL import Image
 
 from u2seg.data.copy_paste import CopyPaste, build_copy_paste
 from u2seg.data.formats.coco_panoptic import read_panoptic_png
 from u2seg.data.training_sample import Sample, boxes_of_masks, segment_targets, to_instances
-from u2seg.structures import semantic_target
-from u2seg.utils.image_io import ImageReadError, read_image_rgb
+from u2seg.structures import IGNORE_LABEL, semantic_target
+from u2seg.utils.image_io import ImageReadError, read_named_rgb, read_stored_array
 from u2seg.utils.registry import NamedRegistry, get_registered
 from u2seg.utils.seeding import seed_random
 
@@ -47,6 +46,7 @@ class PanopticMapper:
         image_format: str,
         recompute_boxes: bool = False,
         copy_paste: CopyPaste | None = None,
+        num_semantic: int = IGNORE_LABEL,
     ):
         """Keeps the settings.
 
@@ -57,6 +57,7 @@ class PanopticMapper:
             recompute_boxes: draw boxes tight around the masks: a crop leaves less of an object than
                 of its box.
             copy_paste: pastes instances of the dict's ``copy_paste_source``; None: never.
+            num_semantic: values that a semantic target may have, 0..num_semantic-1, beside 255.
         """
         if image_format not in ("RGB", "BGR"):
             raise ValueError(f"INPUT.FORMAT must be RGB or BGR, got {image_format!r}")
@@ -65,6 +66,7 @@ class PanopticMapper:
         self.image_format = image_format
         self.recompute_boxes = recompute_boxes
         self.copy_paste = copy_paste
+        self.num_semantic = num_semantic
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
@@ -80,6 +82,7 @@ class PanopticMapper:
             "image_format": cfg.INPUT.FORMAT,
             "recompute_boxes": crop,
             "copy_paste": build_copy_paste(cfg) if paste else None,
+            "num_semantic": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -90,8 +93,8 @@ class PanopticMapper:
         from it.
 
         Raises:
-            ImageReadError: the image or a label file cannot be read; the message names it.
-            ValueError: the image's size is not the annotated one.
+            ImageReadError: the image cannot be read, or has not the annotated size; the message names it.
+            ValueError: a label file cannot be read or does not fit the image; the message names it.
         """
         kept = {key: value for key, value in dataset_dict.items() if key not in _CONSUMED}
         if not self.is_train:
@@ -115,7 +118,9 @@ class PanopticMapper:
     def load(self, dataset_dict: dict) -> Sample:
         """Returns an image and its targets, decoded and augmented."""
         image = self._read(dataset_dict)
-        sem_seg = _read_semantic_target(dataset_dict)
+        sem_seg = read_semantic_target(dataset_dict)
+        if sem_seg is not None:
+            self._require_classes(sem_seg, dataset_dict)
         augmented = T.AugInput(image, sem_seg=sem_seg)
         transforms = self.augmentations(augmented)
         annotations = [a for a in dataset_dict.get("annotations", ()) if not a.get("iscrowd", 0)]
@@ -128,7 +133,19 @@ class PanopticMapper:
             boxes_xyxy=boxes_of_masks(masks) if self.recompute_boxes else _boxes(annotations, transforms, size),
             classes=np.array([a["category_id"] for a in annotations], np.int64),
             sem_seg=augmented.sem_seg,
+            scores=_scores(annotations),
         )
+
+    def _require_classes(self, sem_seg: np.ndarray, dataset_dict: dict) -> None:
+        """Refuses values that no class has: the loss would end in an error that names no file, on a GPU in one that ends CUDA."""
+        # One more makes 255 the smallest value, so that the largest of the others is found without a copy of them.
+        largest = int((sem_seg + np.uint8(1)).max(initial=0)) - 1
+        if largest >= self.num_semantic:
+            path = dataset_dict.get("sem_seg_file_name", dataset_dict.get("pan_seg_file_name"))
+            raise ValueError(
+                f"{path} holds the id {largest}; expected 0..{self.num_semantic - 1} (MODEL.SEM_SEG_HEAD.NUM_CLASSES - 1) and "
+                f"{IGNORE_LABEL} where nothing is known"
+            )
 
     def _load_source(self, source: dict) -> Sample:
         if "augmentation_seed" in source:
@@ -136,12 +153,12 @@ class PanopticMapper:
         return self.load(source)
 
     def _read(self, dataset_dict: dict) -> np.ndarray:
-        image = _named(read_image_rgb, dataset_dict["file_name"])
+        path = dataset_dict["file_name"]
+        image = read_named_rgb(path)
         wanted = dataset_dict.get("height", image.shape[0]), dataset_dict.get("width", image.shape[1])
         if image.shape[:2] != wanted:
-            raise ValueError(
-                f"{dataset_dict['file_name']} has (height, width) {image.shape[:2]}, its annotation says {wanted}; "
-                "the labels were made from another image"
+            raise ImageReadError(
+                f"{path} has (height, width) {image.shape[:2]}, its annotation says {wanted}; the labels were made from another image"
             )
         return image if self.image_format == "RGB" else np.ascontiguousarray(image[:, :, ::-1])
 
@@ -161,26 +178,27 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict], dict]:
     return mapper(cfg, is_train)
 
 
-def _read_semantic_target(dataset_dict: dict) -> np.ndarray | None:
+def read_semantic_target(dataset_dict: dict) -> np.ndarray | None:
+    """Returns the semantic target of an image, uint8 (H, W), from its stuff PNG or its panoptic PNG; None where it has neither.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it cannot be read, or has another size than the image; the message names it.
+    """
     if "sem_seg_file_name" in dataset_dict:
-        return _named(_read_gray, dataset_dict["sem_seg_file_name"])
-    if "pan_seg_file_name" in dataset_dict:
-        panoptic_map = _named(read_panoptic_png, dataset_dict["pan_seg_file_name"])
-        return semantic_target(panoptic_map, segment_targets(dataset_dict["segments_info"]))
-    return None
-
-
-def _read_gray(path: str) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image)
-
-
-def _named(read: Callable[[str], np.ndarray], path: str) -> np.ndarray:
-    """Returns ``read(path)``; an error of reading names the file."""
-    try:
-        return read(path)
-    except (OSError, ValueError) as error:  # ImageReadError among them
-        raise ImageReadError(f"{path}: {error}") from error
+        path = dataset_dict["sem_seg_file_name"]
+        target = read_stored_array(path)
+        if target.ndim != 2 or target.dtype != np.uint8:
+            raise ValueError(f"{path} must be an 8-bit map of ids, got {target.dtype} of shape {target.shape}")
+    elif "pan_seg_file_name" in dataset_dict:
+        path = dataset_dict["pan_seg_file_name"]
+        target = semantic_target(read_panoptic_png(path), segment_targets(dataset_dict["segments_info"]))
+    else:
+        return None
+    wanted = dataset_dict.get("height", target.shape[0]), dataset_dict.get("width", target.shape[1])
+    if target.shape != wanted:
+        raise ValueError(f"{path} has (height, width) {target.shape}, its image {wanted}; it belongs to another image")
+    return target
 
 
 def _decode(annotations: list[dict], size: tuple[int, int]) -> list[np.ndarray]:
@@ -194,6 +212,13 @@ def _decode_one(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
     if isinstance(segmentation["counts"], list):
         segmentation = mask_util.frPyObjects(segmentation, *size)
     return mask_util.decode(segmentation)
+
+
+def _scores(annotations: list[dict]) -> np.ndarray | None:
+    """Returns the confidence of each pseudo-label, float32 (N,); None where no label has one."""
+    if not any("score" in annotation for annotation in annotations):
+        return None
+    return np.array([annotation.get("score", 1.0) for annotation in annotations], np.float32)
 
 
 def _boxes(annotations: list[dict], transforms: T.TransformList, size: tuple[int, int]) -> np.ndarray:

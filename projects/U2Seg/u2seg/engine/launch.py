@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from u2seg.checkpoint.loading import load_weights
 from u2seg.config import find_config_file, setup_cfg
 from u2seg.config.config import require_chosen_model
 from u2seg.engine import training_record
+from u2seg.engine.expected_results import refuse_impossible_results, verify_expected_results
 from u2seg.engine.self_training import self_train
-from u2seg.engine.trainer import U2SegTrainer, train_and_record, verify_expected_results
+from u2seg.engine.trainer import U2SegTrainer, train_and_record
 from u2seg.modeling.build import complete_config
+from u2seg.utils.write_errors import clear_write_errors
 
 logger = logging.getLogger(__name__)
 
@@ -70,14 +73,35 @@ def _complete_config(args: argparse.Namespace) -> CfgNode:
     cfg = setup_cfg(args.config_file, args.opts)
     require_chosen_model(cfg, args.config_file)
     complete_config(cfg, eval_only=args.eval_only)
+    refuse_impossible_results(cfg)
     cfg.freeze()
     return cfg
 
 
+# How Detectron2's longest messages begin: hundreds of lines, for the file and not for the screen.
+_FOR_THE_FILE = ("Environment info:", "Contents of args.config_file", "Running with full config", "Model:")
+
+
+def _is_for_the_screen(record: logging.LogRecord) -> bool:
+    """Returns whether a line is short; an error's traceback stays in the file too, since the command says it in one line."""
+    return record.exc_info is None and not record.getMessage().startswith(_FOR_THE_FILE)
+
+
 def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
-    default_setup(cfg, args)
+    with clear_write_errors(cfg.OUTPUT_DIR):
+        # Called before Detectron2 does, which gets the same logger again.
+        detectron2_logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank())
+        for handler in detectron2_logger.handlers:
+            if not isinstance(handler, logging.FileHandler) and getattr(handler, "stream", None) is sys.stdout:
+                handler.addFilter(_is_for_the_screen)
+        default_setup(cfg, args)
     # Detectron2 sets up its own loggers alone; ours says what training and scoring found.
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="u2seg")
+    logger.info(
+        "Everything of this run goes to %s: config.yaml (all settings), log.txt, metrics.json, checkpoints and, below "
+        "inference/, scores",
+        cfg.OUTPUT_DIR,
+    )
 
 
 def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:

@@ -6,28 +6,32 @@ import os
 import random
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, verify_results
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
 
 from u2seg.checkpoint.checkpointer import AtomicCheckpointer
 from u2seg.data import build_mapper, build_train_loader
 from u2seg.engine import training_record
+from u2seg.engine.expected_results import verify_expected_results
 from u2seg.engine.hooks import HOOK_REGISTRY, AveragedWeights, EMAHook, VisualizationHook
+from u2seg.engine.log_writers import build_log_writers
 from u2seg.engine.training_step import TrainingStep, resolve_precision
 from u2seg.evaluation import EVALUATOR_REGISTRY
 from u2seg.modeling import build_model, checkpoint_residual_blocks
 from u2seg.solver.build import build_optimizer
-from u2seg.utils.files import remove_partial_files, write_json
+from u2seg.utils.files import fill_directory, remove_partial_files, write_json
 from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
+from u2seg.utils.write_errors import clear_write_errors
 from u2seg.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -89,7 +93,7 @@ class U2SegTrainer(DefaultTrainer):
 
         A training that was killed behind its last iteration and before ``model_final.pth`` was marked as the last checkpoint writes that
         file now; the evaluation at the end runs again. A run that misses one of ``TEST.EXPECTED_RESULTS`` ends with an error, see
-        :func:`verify_expected_results`.
+        :func:`u2seg.engine.expected_results.verify_expected_results`.
         """
         if self.start_iter >= self.max_iter and Path(self._last_checkpoint()).name != f"{training_record.FINAL}.pth":
             self.checkpointer.save(training_record.FINAL, iteration=self.max_iter - 1)
@@ -118,6 +122,10 @@ class U2SegTrainer(DefaultTrainer):
             hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
         ]
         return [hook for hook in found if hook is not None]
+
+    def build_writers(self) -> list[EventWriter]:
+        """Returns Detectron2's writers (console, ``metrics.json``, TensorBoard), and those that ``LOG_TO`` names."""
+        return [*super().build_writers(), *build_log_writers(self.cfg)]
 
     def _score(self) -> OrderedDict:
         """Scores the averaged weights where there are some, else the model's own; Detectron2's EvalHook calls it."""
@@ -243,11 +251,22 @@ def train_and_record(cfg: CfgNode, resume: bool) -> OrderedDict:
     Args:
         cfg: complete.
         resume: whether to go on from the directory's last checkpoint.
+
+    Raises:
+        u2seg.utils.write_errors.WriteError: the disk is full, or ``OUTPUT_DIR`` is read-only or was deleted. The last checkpoint is
+            kept.
     """
+    # Detectron2 writes its log of losses without naming the file in its errors.
+    with clear_write_errors(cfg.OUTPUT_DIR):
+        return _train_and_record(cfg, resume)
+
+
+def _train_and_record(cfg: CfgNode, resume: bool) -> OrderedDict:
     for line in training_record.differences(cfg) if resume else ():
         logger.warning(f"This training goes on with other settings than it began with: {line}")
     comm.synchronize()  # all processes have read what the main one now writes
     if comm.is_main_process():
+        fill_directory(cfg.OUTPUT_DIR)
         remove_partial_files(cfg.OUTPUT_DIR)
         training_record.begin(cfg)
     trainer = U2SegTrainer(cfg)
@@ -262,29 +281,6 @@ def train_and_record(cfg: CfgNode, resume: bool) -> OrderedDict:
         training_record.finish(cfg)
     comm.synchronize()
     return scores
-
-
-def verify_expected_results(cfg: CfgNode, results: Mapping[str, Mapping]) -> None:
-    """Compares scores with ``TEST.EXPECTED_RESULTS``, rows like ``["panoptic_seg", "PQ", 40.0, 5.0]``: task, metric, value, tolerance.
-
-    Where there are several test sets, a task is named with its dataset: ``["my_val/panoptic_seg", "PQ", 40.0, 5.0]``.
-
-    Args:
-        cfg: the configuration.
-        results: of :meth:`U2SegTrainer.test`; empty in processes other than the main one.
-
-    Raises:
-        SystemExit: a score differs by more than its tolerance, or is absent; Detectron2 logs which.
-    """
-    if not cfg.TEST.EXPECTED_RESULTS or not comm.is_main_process():
-        return
-    by_task: dict[str, Mapping] = {}
-    for name, scores in results.items():
-        if name in cfg.DATASETS.TEST:
-            by_task.update({f"{name}/{task}": row for task, row in scores.items()})
-        else:
-            by_task[name] = scores
-    verify_results(cfg, by_task)
 
 
 def _drawn_seed() -> int:

@@ -40,6 +40,7 @@ KINDS = ("box", "mask")
 
 # Detectron2's names of the tasks.
 TASK_OF_KIND = {"box": "bbox", "mask": "segm"}
+TASKS = ("panoptic_seg", *TASK_OF_KIND.values(), "sem_seg")
 Scores = dict[str, dict[str, dict[str, float]]]
 """Task -> protocol -> metric -> 0..100."""
 
@@ -139,7 +140,7 @@ def evaluate_tables(tables: SegmentTables, settings: ScoreSettings) -> Evaluatio
     tables = _grouped(tables, settings)
     fit_on = _fitting_tables(tables, settings)
     given = load_label_map(settings.label_map, tables.space) if settings.label_map else None
-    evaluation = Evaluation(tables.space, {"panoptic_seg": {}, "bbox": {}, "segm": {}, "sem_seg": {}})
+    evaluation = Evaluation(tables.space, {task: {} for task in TASKS})
     scored = {}
     for name in settings.protocols:
         protocol = build_protocol(name)

@@ -109,7 +109,7 @@ def _settings(cfg: CfgNode, images: LussImageList) -> dict:
 
 def _embed(cfg: CfgNode, images: LussImageList, output: Path) -> None:
     slices = shard_slices(len(images), cfg.LUSS.SHARD_SIZE)
-    missing = [index for index in range(len(slices)) if not shard_path(output, index, ".npz").is_file()]
+    missing = [index for index, piece in enumerate(slices) if not _is_whole(shard_path(output, index, ".npz"), piece)]
     if not missing:
         return
     model = load_model(cfg, "PASSPixelAttention")
@@ -119,6 +119,14 @@ def _embed(cfg: CfgNode, images: LussImageList, output: Path) -> None:
             numbers = list(range(slices[index].start, slices[index].stop))
             _embed_shard(cfg, model, images, numbers, shard_path(output, index, ".npz"))
             progress.update(len(numbers))
+
+
+def _is_whole(path: Path, piece: slice) -> bool:
+    """Returns whether a shard is there and holds all its images; one that could not be read may have been put back."""
+    if not path.is_file():
+        return False
+    with np.load(path) as shard:
+        return len(shard["numbers"]) == piece.stop - piece.start
 
 
 def _embed_shard(cfg: CfgNode, model: torch.nn.Module, images: LussImageList, numbers: list[int], path: Path) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from u2seg.checkpoint.checkpointer import save_to_disk
 from u2seg.checkpoint.reading import CheckpointError, read_checkpoint, read_weights
 from u2seg.checkpoint.torchvision import torchvision_to_detectron2
 from u2seg.utils.files import atomic_path
@@ -52,7 +52,7 @@ def convert_pass(source: str | Path, output: str | Path) -> Converted:
     content = read_checkpoint(source)
     converted = pass_to_detectron2(content.get("state_dict", content), str(source))
     with atomic_path(output) as temporary:
-        torch.save({"model": converted.weights, "__author__": "LUSSeg/PASS"}, temporary)
+        save_to_disk({"model": converted.weights, "__author__": "LUSSeg/PASS"}, temporary)
     return converted
 
 
@@ -77,7 +77,7 @@ def export_backbone(source: str | Path, output: str | Path) -> int:
     if not weights:
         raise CheckpointError(f"{source} holds no backbone; expected a checkpoint of PASS's pretraining")
     with atomic_path(output) as temporary:
-        torch.save({"model": weights, "__author__": "u2seg PASS", "matching_heuristics": True}, temporary)
+        save_to_disk({"model": weights, "__author__": "u2seg PASS", "matching_heuristics": True}, temporary)
     return len(weights)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
-from u2seg.luss.data.label_store import INDEX, LabelStore, write_label_shard
+from u2seg.luss.data.label_store import INDEX, LabelStore, count_labels, write_label_shard
 from u2seg.luss.image_list import LussImageList, iter_batches, load_model, unreadable
 from u2seg.utils.files import short_file_digest, write_json
 from u2seg.utils.manifest import close_stage, is_complete, open_stage, report_failures, shard_path, shard_slices
@@ -39,7 +39,11 @@ def write_pseudo_labels(cfg: CfgNode, output: str | Path) -> Path:
     if is_complete(output):
         return output
     slices = shard_slices(len(images), cfg.LUSS.SHARD_SIZE)
-    missing = [index for index in range(len(slices)) if not shard_path(output, index, ".npz").is_file()]
+    missing = [
+        index
+        for index, piece in enumerate(slices)
+        if count_labels(shard_path(output, index, ".npz")) < piece.stop - piece.start
+    ]
     model = load_model(cfg, "PASSPixelClusterer")
     done = len(images) - sum(slices[index].stop - slices[index].start for index in missing)
     with Progress(len(images), "pseudo-labels", initial=done) as progress:

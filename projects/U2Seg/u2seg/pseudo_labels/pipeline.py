@@ -1,20 +1,32 @@
 """The recipe: a directory of photos in, a directory of panoptic pseudo-labels out."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
 
 from u2seg.config import check_config
+from u2seg.pseudo_labels.clusters.cluster_names import forget_names
 from u2seg.pseudo_labels.clusters.cluster_stage import make_clusters
 from u2seg.pseudo_labels.masks import make_masks
-from u2seg.pseudo_labels.masks.mask_stage import make_mask_shards, reopen_failures
+from u2seg.pseudo_labels.masks.mask_stage import is_readable, make_mask_shards, reopen_failures
 from u2seg.pseudo_labels.panoptic.panoptic_stage import make_panoptic_labels
 from u2seg.pseudo_labels.semantics.semantic_stage import make_semantics
 from u2seg.pseudo_labels.sharding import Worker, run_local_workers
 from u2seg.utils.files import read_json, remove_partial_files, write_json
-from u2seg.utils.manifest import FAILURES, MANIFEST, StageMismatchError, discard_stage, is_complete
+from u2seg.utils.manifest import (
+    FAILURES,
+    MANIFEST,
+    StageMismatchError,
+    TooManyFailuresError,
+    discard_stage,
+    is_complete,
+)
+from u2seg.utils.write_errors import clear_write_errors
 from u2seg.version import __version__
+
+logger = logging.getLogger(__name__)
 
 STAGES = ("masks", "clusters", "semantics", "panoptic")
 
@@ -35,7 +47,7 @@ def make_pseudo_labels(
         images: directory tree of photos.
         output: directory to fill: one subdirectory a stage, ``manifest.json``, ``failures.json``.
         stages: which to run, a subset of ``STAGES``; what a stage needs must be there or be run with it.
-        max_failures: largest share, 0..1, of photos that may be unreadable; ``MASKS.MAX_FAILURES`` if None.
+        max_failures: largest share, 0..1, of photos that a stage may find unreadable; ``MASKS.MAX_FAILURES`` if None.
         num_workers: processes that share the mask stage, one GPU each where there are several; the labels do not depend on it.
 
     Raises:
@@ -43,6 +55,7 @@ def make_pseudo_labels(
         FileNotFoundError: a stage was asked for whose input is not there.
         u2seg.utils.manifest.StageMismatchError: ``output`` was made with other settings.
         u2seg.utils.manifest.TooManyFailuresError: too many photos could not be read.
+        u2seg.utils.write_errors.WriteError: the disk is full, or ``output`` is read-only or was deleted.
     """
     check_config(cfg)
     unknown = [stage for stage in stages if stage not in STAGES]
@@ -58,22 +71,27 @@ def make_pseudo_labels(
 
     if "masks" in stages and num_workers > 1 and not is_complete(masks):
         run_local_workers(make_mask_shards, cfg, images, masks, num_workers)
-    if "masks" in stages:
+    with clear_write_errors(output):
         try:
-            make_masks(cfg, images, masks, max_failures=max_failures)
-        finally:
-            if (masks / FAILURES).is_file():
-                write_json(output / FAILURES, read_json(masks / FAILURES))
-    if "clusters" in stages:
-        _require(masks, for_stage="clusters")
-        make_clusters(cfg, images, masks, clusters)
-    if "semantics" in stages:
-        _require(masks, for_stage="semantics")
-        make_semantics(cfg, images, masks, semantics)
-    if "panoptic" in stages:
-        for needed in (masks, clusters, semantics):
-            _require(needed, for_stage="panoptic")
-        make_panoptic_labels(cfg, masks, clusters, semantics, panoptic)
+            if "masks" in stages:
+                make_masks(cfg, images, masks, max_failures=max_failures)
+            if "clusters" in stages:
+                _require(masks, for_stage="clusters")
+                make_clusters(cfg, images, masks, clusters, max_failures=max_failures)
+            if "semantics" in stages:
+                _require(masks, for_stage="semantics")
+                make_semantics(cfg, images, masks, semantics, max_failures=max_failures)
+        except TooManyFailuresError:
+            _write_failures(output)
+            raise
+        if "panoptic" in stages:
+            for needed in (masks, clusters, semantics):
+                _require(needed, for_stage="panoptic")
+            if not is_complete(panoptic) and forget_names(output):
+                logger.warning("The labels are made anew: the names that their clusters were given by hand are gone")
+            make_panoptic_labels(cfg, masks, clusters, semantics, panoptic)
+    if (masks / FAILURES).is_file():
+        _write_failures(output)
     _write_summary(output)
     return output
 
@@ -82,7 +100,8 @@ def retry_failures(cfg: CfgNode, images: str | Path, output: str | Path) -> int:
     """Prepares finished labels for images that could not be read and have been repaired; :func:`make_pseudo_labels` then goes on.
 
     Only the mask shards that hold a repaired image are made again. Clusters, semantics and panoptic labels depend on all masks and
-    are deleted, if an image was repaired at all. The labels become those of a run that could read the images from the beginning.
+    are deleted, if an image was repaired or put back at all. The labels become those of a run that could read the images from the
+    beginning.
 
     Args:
         cfg: the configuration that made the labels.
@@ -104,7 +123,12 @@ def retry_failures(cfg: CfgNode, images: str | Path, output: str | Path) -> int:
         for stage in STAGES[1:]:
             discard_stage(output / stage)
 
-    return reopen_failures(cfg, images, output / STAGES[0], discard_later_stages)
+    repaired = reopen_failures(cfg, images, output / STAGES[0], discard_later_stages)
+    lost = {row["file_name"] for stage in STAGES[1:] for row in _failures(output / stage)}
+    put_back = sum(is_readable(Path(images) / name) for name in lost)
+    if put_back:
+        discard_later_stages()
+    return repaired + put_back
 
 
 def make_worker_masks(cfg: CfgNode, images: str | Path, output: str | Path, worker: Worker) -> Path:
@@ -147,6 +171,20 @@ def _require(directory: Path, for_stage: str) -> None:
         raise FileNotFoundError(
             f"the {for_stage} stage needs a finished {directory.name} stage in {directory}; run it first (--stages {directory.name})"
         )
+
+
+def _failures(stage: Path) -> list[dict]:
+    """Returns the rows of a stage's list of images that it could not read."""
+    return read_json(stage / FAILURES) if (stage / FAILURES).is_file() else []
+
+
+def _write_failures(output: Path) -> None:
+    """Writes the list of all images that a stage could not read, each with the first reason."""
+    rows: dict[str, dict] = {}
+    for stage in STAGES:
+        for row in _failures(output / stage):
+            rows.setdefault(row["file_name"], row)
+    write_json(output / FAILURES, [rows[name] for name in sorted(rows)])
 
 
 def _write_summary(output: Path) -> None:

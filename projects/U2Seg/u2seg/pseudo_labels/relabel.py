@@ -4,6 +4,7 @@ Source: CutLER, section 3.3 and its README (thresholds, IoU rule); U2Seg, figure
 """
 
 import contextlib
+import logging
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -14,11 +15,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
-from PIL import Image
 from pycocotools import mask as mask_utils
 
 from u2seg.checkpoint import load_weights
 from u2seg.data import build_mapper, label_space_of
+from u2seg.data.dataset_mapper import read_semantic_target
 from u2seg.data.datasets.registration import DatasetFiles, files_of
 from u2seg.data.formats.coco_panoptic import (
     panoptic_annotation,
@@ -36,9 +37,21 @@ from u2seg.pseudo_labels.panoptic.panoptic_stage import (
 )
 from u2seg.structures import IGNORE_LABEL, LabelSpace, pairwise_mask_iou
 from u2seg.utils.files import confined_path, list_digest, read_json, write_json
-from u2seg.utils.manifest import is_complete, open_stage, shard_path, shard_slices
+from u2seg.utils.image_io import ImageReadError
+from u2seg.utils.manifest import (
+    FAILURES,
+    Failure,
+    TooManyFailuresError,
+    is_complete,
+    open_stage,
+    report_failures,
+    shard_path,
+    shard_slices,
+)
 from u2seg.utils.progress import Progress
 from u2seg.utils.registry import NamedRegistry, get_registered
+
+logger = logging.getLogger(__name__)
 
 LABEL_MERGE_REGISTRY = NamedRegistry("LABEL_MERGE")
 """How an image's predictions and old labels become its new labels: from (predictions, labels, ``SELF_TRAINING``, the round's score
@@ -72,7 +85,8 @@ LabelMerge = Callable[[Objects, Objects, CfgNode, float], Objects]
 def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
     """Returns ``output``, filled with new labels of the first training set: the model's predictions, and old labels beside them.
 
-    Every process labels its share of the images.
+    Every process labels its share of the images. An image that cannot be read is recorded in ``panoptic/failures.json`` with the
+    reason, and gets no label.
 
     Args:
         cfg: complete; ``MODEL.WEIGHTS`` predicts.
@@ -81,6 +95,7 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
 
     Raises:
         ValueError: the training set has no labels.
+        TooManyFailuresError: a larger share of the images than ``MASKS.MAX_FAILURES`` cannot be read; put them back and go on.
     """
     name = cfg.DATASETS.TRAIN[0]
     settings, rule = cfg.SELF_TRAINING, PanopticRule.from_config(cfg)
@@ -134,10 +149,30 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
             write_json(parts[index], relabeler.label(group if bar is None else bar.track(group)))
     comm.synchronize()
     if comm.is_main_process():
-        write_dataset(directory, [read_json(part) for part in parts], space)
-        shutil.rmtree(directory / PARTS_DIRECTORY)
+        _finish(directory, parts, space, len(records), cfg.MASKS.MAX_FAILURES)
     comm.synchronize()
     return output
+
+
+def _finish(directory: Path, parts: list[Path], space: LabelSpace, total: int, max_failures: float) -> None:
+    """Writes the files for all images from the rows of the groups."""
+    rows = [read_json(part) for part in parts]
+    failures = [Failure(**failure) for group in rows for failure in group.get("failures", ())]
+    if failures or (directory / FAILURES).is_file():  # of an attempt before images were put back
+        try:
+            report_failures(directory, failures, total, max_failures)
+        except TooManyFailuresError:
+            # These groups are labeled again when their images are back.
+            for part, group in zip(parts, rows, strict=True):
+                if group.get("failures"):
+                    part.unlink()
+            raise
+    if failures:
+        logger.warning(
+            "%d images cannot be read and get no new labels; they are listed in %s", len(failures), directory
+        )
+    write_dataset(directory, rows, space)
+    shutil.rmtree(directory / PARTS_DIRECTORY)
 
 
 @LABEL_MERGE_REGISTRY.register()
@@ -203,7 +238,7 @@ class _Relabeler:
 
     def label(self, records: Iterable[dict]) -> dict[str, list]:
         """Writes the PNGs of a group of images and returns its rows, as ``write_dataset`` takes them."""
-        rows: dict[str, list] = {"images": [], "panoptic": [], "instances": [], "void": []}
+        rows: dict[str, list] = {"images": [], "panoptic": [], "instances": [], "void": [], "failures": []}
         old_pngs = self.old_files.panoptic_directory
         source = self.old_files.panoptic_json
         assert old_pngs is not None and source is not None, "a dataset of FORMAT pseudo_labels has both"
@@ -211,7 +246,12 @@ class _Relabeler:
             image_id, shape = record["image_id"], {key: record[key] for key in ("height", "width")}
             name = Path(record["file_name"]).relative_to(self.old_files.images).as_posix()
             png = Path(record["pan_seg_file_name"]).relative_to(old_pngs).as_posix()
-            objects, semantic = self._targets(record)
+            try:
+                sample = self.mapper(record)
+            except ImageReadError as error:
+                rows["failures"].append({"file_name": name, "reason": str(error)})
+                continue
+            objects, semantic = self._targets(record, sample)
             panoptic, segments = self.rule.merge(objects.masks, objects.classes, semantic)
             write_panoptic_png(confined_path(self.directory / PANOPTIC_DIRECTORY, png, source), panoptic)
             write_stuff_png(
@@ -225,12 +265,11 @@ class _Relabeler:
             rows["void"].append(void_share(panoptic))
         return rows
 
-    def _targets(self, record: dict) -> tuple[Objects, np.ndarray]:
+    def _targets(self, record: dict, sample: dict) -> tuple[Objects, np.ndarray]:
         """Returns an image's new instances, and its stuff clusters: int (H, W), 0-based, 255 where nothing is known."""
-        new, semantic = _predict(self.model, self.mapper(record), self.settings.FLIP)
+        new, semantic = _predict(self.model, sample, self.settings.FLIP)
         if not self.settings.NEW_SEMANTICS or semantic is None:
-            with Image.open(record["sem_seg_file_name"]) as image:
-                semantic = np.asarray(image)
+            semantic = read_semantic_target(record)
         objects = self.merge(new, _old_objects(record), self.settings, self.score_thresh)
         return objects, _stuff_clusters(semantic)
 

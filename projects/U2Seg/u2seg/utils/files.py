@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, JSON, digests."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,11 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Begins the names of files that are being written; the machine's name and the process's number follow.
-_TEMPORARY = ".u2seg-partial-"
+from u2seg.utils.write_errors import TEMPORARY, clear_write_errors, vanished
+
 _LONGEST_WRITE = 24 * 3600  # seconds; a file of another machine that is older was left by a kill
 # Those of this process, by path.
 _being_written: set[str] = set()
+# Directories that this process fills; see fill_directory.
+_filled: set[Path] = set()
 
 
 class UnsafeNameError(ValueError):
@@ -52,34 +55,66 @@ def confined_path(root: str | Path, name: str, source: str | Path) -> Path:
 _SHORT = 16  # digits of the digests in manifests
 
 
+def fill_directory(directory: str | Path) -> Path:
+    """Makes a directory that is going to be filled, and returns it.
+
+    If somebody deletes it in between, the next file below it is an error: without what was there before, it would be of no use, and
+    in the way of the next run.
+
+    Raises:
+        u2seg.utils.write_errors.WriteError: it cannot be made.
+    """
+    directory = Path(directory)
+    with clear_write_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    _filled.add(Path(os.path.abspath(directory)))
+    return directory
+
+
+def forget_directory(directory: str | Path) -> None:
+    """Takes back :func:`fill_directory`, for a directory that this program itself deletes."""
+    _filled.discard(Path(os.path.abspath(directory)))
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path`` that becomes ``path`` if the block ends without an error, and is removed if not."""
+    """Yields a temporary path beside ``path`` that becomes ``path`` if the block ends without an error, and is removed if not.
+
+    Raises:
+        u2seg.utils.write_errors.WriteError: the disk is full, the directory is read-only or was deleted; nothing half-written stays.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f"{_TEMPORARY}{_machine()}-{os.getpid()}-"
-    handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix[:32], dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    _being_written.add(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)  # mkstemp's 0600 would keep a shared directory's other users out
-        os.replace(temporary, path)
-    finally:
-        _being_written.discard(name)
-        temporary.unlink(missing_ok=True)
+    for parent in Path(os.path.abspath(path)).parents:
+        if parent in _filled and not parent.is_dir():
+            raise vanished(parent)
+    with clear_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # By the machine's name and the process's number the next run knows whether it is still being written.
+        prefix = f"{TEMPORARY}{_machine()}-{os.getpid()}-"
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix[:32], dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        _being_written.add(name)
+        try:
+            yield temporary
+            temporary.chmod(0o644)  # mkstemp's 0600 would keep a shared directory's other users out
+            os.replace(temporary, path)
+        finally:
+            _being_written.discard(name)
+            # What cannot be removed now is removed by the next run: the first error is the one to tell.
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def remove_partial_files(directory: str | Path) -> None:
     """Deletes the half-written files that killed runs left below a directory, and none that a living process still writes."""
-    for path in Path(directory).rglob(f"{_TEMPORARY}*"):
+    for path in Path(directory).rglob(f"{TEMPORARY}*"):
         if not _is_being_written(path):
             path.unlink(missing_ok=True)
 
 
 def _is_being_written(path: Path) -> bool:
-    machine, _, rest = path.name.removeprefix(_TEMPORARY).partition("-")
+    machine, _, rest = path.name.removeprefix(TEMPORARY).partition("-")
     number = rest.partition("-")[0]
     try:
         recent = time.time() - path.stat().st_mtime < _LONGEST_WRITE

@@ -92,12 +92,21 @@ def _visible_files(root: Path) -> Iterator[Path]:
             ) from error
         visible = [entry for entry in entries if not entry.name.startswith(".")]
         # From the end, so that of two links to a directory the first by name is taken.
-        waiting += [entry.path for entry in reversed(visible) if entry.is_dir()]
+        waiting += [entry.path for entry in reversed(visible) if _is_directory(entry)]
         for entry in visible:
-            if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and (
-                entry.is_file() or not os.path.exists(entry.path)
-            ):
+            if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and _is_file_or_lost_link(entry):
                 yield Path(entry.path)
+
+
+def _is_directory(entry: os.DirEntry) -> bool:
+    # The entry itself needs no look at the disk, but ends in an error where a link leads to itself.
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _is_file_or_lost_link(entry: os.DirEntry) -> bool:
+    if not entry.is_symlink():
+        return entry.is_file()
+    return os.path.isfile(entry.path) or not os.path.exists(entry.path)
 
 
 def _shortened(path: str) -> str:
@@ -219,6 +228,18 @@ def read_image_rgb(path: str | Path) -> np.ndarray:
     return _decoded(path, lambda image: _to_rgb(_upright(image)))
 
 
+def read_named_rgb(path: str | Path) -> np.ndarray:
+    """Returns an image as :func:`read_image_rgb` does; the error names the file.
+
+    Raises:
+        ImageReadError: see :func:`read_image_rgb`.
+    """
+    try:
+        return read_image_rgb(path)
+    except ImageReadError as error:
+        raise ImageReadError(f"{path}: {error}") from error
+
+
 def read_stored_rgb(path: str | Path) -> np.ndarray:
     """Returns an image as uint8 (height, width, 3) in RGB as it is stored, whatever its EXIF orientation.
 
@@ -226,6 +247,21 @@ def read_stored_rgb(path: str | Path) -> np.ndarray:
         ImageReadError: see :func:`read_image_rgb`.
     """
     return _decoded(path, lambda image: np.asarray(image.convert("RGB")))
+
+
+def read_stored_array(path: str | Path) -> np.ndarray:
+    """Returns the values of an image file as they are stored, of a map of ids for example; shape and dtype are the file's.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it cannot be read as an image; the message names it.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return _opened(path, np.asarray)
+    except ImageReadError as error:
+        raise ValueError(f"{path} is {error}" if str(error).startswith("not ") else f"{path}: {error}") from error
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from u2seg.utils.files import read_json, remove_partial_files, write_json
+from u2seg.utils.files import fill_directory, forget_directory, read_json, remove_partial_files, write_json
+from u2seg.utils.write_errors import vanished
 from u2seg.version import __version__
 
 MANIFEST = "manifest.json"
@@ -48,8 +49,9 @@ def open_stage(directory: str | Path, stage: str, settings: dict) -> Path:
 
     Raises:
         StageMismatchError: the directory holds another stage's or other settings' results; the message says what differs.
+        u2seg.utils.write_errors.WriteError: it cannot be made or written.
     """
-    directory = Path(directory)
+    directory = fill_directory(directory)
     wanted = _manifest(stage, settings)
     path = directory / MANIFEST
     if path.is_file():
@@ -65,7 +67,7 @@ def open_stage(directory: str | Path, stage: str, settings: dict) -> Path:
             )
         remove_partial_files(directory)
         return directory
-    if directory.is_dir() and _has_results(directory):
+    if _has_results(directory):
         raise StageMismatchError(f"{directory} is not empty and has no {MANIFEST}; choose another output directory")
     write_json(path, wanted)
     return directory
@@ -90,6 +92,7 @@ def discard_stage(directory: str | Path) -> None:
             entry.unlink()
     path.unlink()
     directory.rmdir()
+    forget_directory(directory)
 
 
 def _manifest(stage: str, settings: dict) -> dict:
@@ -102,8 +105,14 @@ def _has_results(directory: Path) -> bool:
 
 
 def close_stage(directory: str | Path, counts: dict) -> None:
-    """Marks a stage as complete by adding ``counts`` to its manifest."""
+    """Marks a stage as complete by adding ``counts`` to its manifest.
+
+    Raises:
+        u2seg.utils.write_errors.WriteError: the manifest has vanished, or cannot be written.
+    """
     path = Path(directory) / MANIFEST
+    if not path.is_file():
+        raise vanished(Path(directory))
     write_json(path, {**read_json(path), "counts": counts})
 
 

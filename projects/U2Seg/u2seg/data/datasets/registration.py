@@ -23,8 +23,17 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from u2seg.data.datasets.label_splits import read_label_split
+from u2seg.data.formats.coco_schema import (
+    loadable_images,
+    read_images,
+    read_instance_categories,
+    read_instances_json,
+    read_panoptic_categories,
+    read_panoptic_json,
+)
+from u2seg.data.formats.label_directory import panoptic_directory
 from u2seg.structures.label_space import LabelSpace
-from u2seg.utils.files import confined_path, read_json
+from u2seg.utils.files import confined_path
 from u2seg.utils.image_io import image_ids, list_images
 from u2seg.utils.registry import NamedRegistry
 
@@ -170,9 +179,7 @@ LUSS, registers them here.
 
 
 def _pseudo_label_files(description: Mapping) -> DatasetFiles:
-    root = _resolve(description["ROOT"])
-    # ROOT is a label run or its ``panoptic`` directory.
-    directory = root if (root / "panoptic.json").is_file() else root / "panoptic"
+    directory = panoptic_directory(_resolve(description["ROOT"]))
     return DatasetFiles(
         images=_resolve(description["IMAGES"]),
         panoptic_json=directory / "panoptic.json",
@@ -217,8 +224,7 @@ def _existing(path: Path | None) -> Path:
 def _load_evaluation_images(description: Mapping, files: DatasetFiles) -> list[dict]:
     """Returns the images without annotations: nothing may be trained on them."""
     source = _existing(files.instances_json or files.panoptic_json)
-    images = read_json(source)["images"]
-    return [_image_record(image, files.images, source) for image in sorted(images, key=lambda image: image["id"])]
+    return [_image_record(image, files.images, source) for image in read_images(source)]
 
 
 def _evaluation_metadata(description: Mapping) -> dict:
@@ -239,20 +245,19 @@ def image_files(description: Mapping) -> DatasetFiles:
 
 def _load_panoptic(description: Mapping, files: DatasetFiles) -> list[dict]:
     source, pngs = _existing(files.panoptic_json), _existing(files.panoptic_directory)
-    panoptic = read_json(source)
+    panoptic = read_panoptic_json(source)
     space = _label_space(description, panoptic["categories"])
     to_contiguous = _thing_lookup(description, panoptic["categories"])
-    instances = defaultdict(list)
-    for annotation in read_json(_existing(files.instances_json))["annotations"]:
-        instances[annotation["image_id"]].append(_instance(annotation, to_contiguous))
+    instances_json = _existing(files.instances_json)
+    instances = _instances_by_image(instances_json, read_instances_json(instances_json), to_contiguous)
     segments = {annotation["image_id"]: annotation for annotation in panoptic["annotations"]}
     dicts = []
-    for image in sorted(panoptic["images"], key=lambda image: image["id"]):
+    for image in loadable_images(source, panoptic):
         annotation = segments.get(image["id"])
         if annotation is None:  # images of test splits carry no annotation
             continue
         record = _image_record(image, files.images, source)
-        record["annotations"] = instances[image["id"]]
+        record["annotations"] = instances.get(image["id"], [])
         png = annotation["file_name"]
         record["pan_seg_file_name"] = str(confined_path(pngs, png, source))
         record["segments_info"] = [_segment(s, to_contiguous, space) for s in annotation["segments_info"]]
@@ -264,15 +269,13 @@ def _load_panoptic(description: Mapping, files: DatasetFiles) -> list[dict]:
 
 def _load_instances(description: Mapping, files: DatasetFiles) -> list[dict]:
     source = _existing(files.instances_json)
-    content = read_json(source)
+    content = read_instances_json(source)
     to_contiguous = _thing_lookup(description, [{**c, "isthing": 1} for c in content["categories"]])
-    instances = defaultdict(list)
-    for annotation in content["annotations"]:
-        instances[annotation["image_id"]].append(_instance(annotation, to_contiguous))
+    instances = _instances_by_image(source, content, to_contiguous)
     dicts = []
-    for image in sorted(content["images"], key=lambda image: image["id"]):
+    for image in loadable_images(source, content):
         record = _image_record(image, files.images, source)
-        record["annotations"] = instances[image["id"]]
+        record["annotations"] = instances.get(image["id"], [])
         dicts.append(record)
     return dicts
 
@@ -315,6 +318,23 @@ def _image_record(image: dict, directory: Path, source: Path) -> dict:
         "height": image["height"],
         "width": image["width"],
     }
+
+
+def _instances_by_image(source: Path, content: dict, to_contiguous: dict[int, int]) -> dict[Any, list[dict]]:
+    """Returns image id -> instances in Detectron2's form, from the content of a checked COCO instances JSON."""
+    instances = defaultdict(list)
+    for index, annotation in enumerate(content["annotations"]):
+        if annotation["category_id"] not in to_contiguous:
+            raise ValueError(
+                f"{source}: annotations[{index}] has category_id {annotation['category_id']}, which is no thing of the dataset's "
+                "panoptic JSON; the two files must have the same categories"
+            )
+        if not annotation.get("segmentation"):
+            raise ValueError(
+                f"{source}: annotations[{index}] has no segmentation; training needs the mask of every object"
+            )
+        instances[annotation["image_id"]].append(_instance(annotation, to_contiguous))
+    return instances
 
 
 def _instance(annotation: dict, to_contiguous: dict[int, int]) -> dict:
@@ -371,7 +391,7 @@ def _thing_lookup(description: Mapping, categories: list[dict]) -> dict[int, int
 def _metadata(description: Mapping, files: DatasetFiles) -> dict:
     metadata: dict[str, Any] = {"image_root": str(files.images)}
     if files.panoptic_json is not None:
-        space = _label_space(description, read_json(files.panoptic_json)["categories"])
+        space = _label_space(description, read_panoptic_categories(files.panoptic_json))
         metadata.update(
             space.metadata(),
             evaluator_type=EVALUATOR_TYPE,
@@ -381,7 +401,7 @@ def _metadata(description: Mapping, files: DatasetFiles) -> dict:
             json_file=str(files.instances_json),
         )
     elif files.instances_json is not None:
-        categories = [{**c, "isthing": 1} for c in read_json(files.instances_json)["categories"]]
+        categories = [{**c, "isthing": 1} for c in read_instance_categories(files.instances_json)]
         space = _label_space(description, categories)
         metadata.update(space.metadata(), label_space=space, evaluator_type="coco", json_file=str(files.instances_json))
     return metadata

@@ -8,6 +8,7 @@ from pycocotools import mask as mask_utils
 
 from u2seg.structures import THING_LABEL, LabelSpace, Segment, semantic_target
 from u2seg.utils.files import atomic_path
+from u2seg.utils.image_io import read_stored_array
 
 
 def write_panoptic_png(path: str | Path, panoptic: np.ndarray) -> None:
@@ -26,17 +27,12 @@ def read_panoptic_png(path: str | Path) -> np.ndarray:
         FileNotFoundError: no such file.
         ValueError: the file is no RGB PNG, or a damaged one.
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("RGB", "RGBA"):
-                raise ValueError(
-                    f"{path} must be an RGB panoptic PNG (id = R + 256 G + 65536 B), got mode {image.mode}"
-                )
-            rgb = np.asarray(image.convert("RGB")).astype(np.int32)
-    except FileNotFoundError:
-        raise
-    except (OSError, SyntaxError) as error:  # Pillow's errors of damaged files
-        raise ValueError(f"{path} is not readable as an image: {error}") from error
+    pixels = read_stored_array(path)
+    if pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or pixels.dtype != np.uint8:
+        raise ValueError(
+            f"{path} must be an RGB panoptic PNG (id = R + 256 G + 65536 B), got {pixels.dtype} of shape {pixels.shape}"
+        )
+    rgb = pixels[..., :3].astype(np.int32)
     return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
 
 

@@ -15,6 +15,7 @@ from u2seg.utils.files import read_json
 
 MAX_SEGMENT_ID = (1 << 24) - 1  # three bytes of a panoptic PNG
 _REQUIRED = object()
+_IMAGE_NAME = "the name of a file below the image directory"
 
 
 def read_panoptic_json(path: str | Path) -> dict:
@@ -92,6 +93,57 @@ def read_results_json(path: str | Path, sizes: dict) -> list[dict]:
     return annotations
 
 
+def read_panoptic_categories(path: str | Path) -> list[dict]:
+    """Returns the categories of a COCO panoptic JSON; its annotations are not looked at.
+
+    Raises:
+        FileNotFoundError: with the path.
+        ValueError: the file has no such categories.
+    """
+    content = _object(path, "COCO panoptic JSON", ("categories",))
+    _categories(path, content, is_panoptic=True)
+    return content["categories"]
+
+
+def read_instance_categories(path: str | Path) -> list[dict]:
+    """Returns the categories of a COCO instances JSON; its annotations are not looked at.
+
+    Raises:
+        FileNotFoundError: with the path.
+        ValueError: the file has no such categories.
+    """
+    content = _object(path, "COCO instances JSON", ("categories",))
+    _categories(path, content, is_panoptic=False)
+    return content["categories"]
+
+
+def read_images(path: str | Path) -> list[dict]:
+    """Returns the images of a COCO JSON, see :func:`loadable_images`; its annotations are not looked at.
+
+    Raises:
+        FileNotFoundError: with the path.
+        ValueError: the file has no such images.
+    """
+    return loadable_images(path, _object(path, "COCO JSON", ("images",)))
+
+
+def loadable_images(path: str | Path, content: dict) -> list[dict]:
+    """Returns a COCO JSON's ``images``, ordered by id, each of which has an id, a size and the name of a file.
+
+    Raises:
+        ValueError: one lacks them, or an annotation is of an image that is not listed.
+    """
+    content = {"annotations": [], **content}
+    if not isinstance(content.get("images"), list):
+        raise ValueError(f"{path}: images is missing; a dataset is loaded by its list of images")
+    sizes = image_sizes(path, content)
+    for index, image in enumerate(content["images"]):
+        _Row(path, f"images[{index}]", image).field("file_name", lambda value: isinstance(value, str), _IMAGE_NAME)
+    for index, annotation in enumerate(content["annotations"]):
+        _Row(path, f"annotations[{index}]", annotation).known("image_id", sizes, "the images")
+    return sorted(content["images"], key=lambda image: (isinstance(image["id"], str), image["id"]))
+
+
 def image_sizes(path: str | Path, content: dict) -> dict:
     """Returns image id -> (height, width) of a COCO JSON's ``images``.
 
@@ -103,7 +155,7 @@ def image_sizes(path: str | Path, content: dict) -> dict:
         row = _Row(path, f"images[{index}]", image)
         image_id = row.field("id", _is_id, "an integer or a string")
         row.unique("id", image_id, sizes)
-        row.field("file_name", lambda value: isinstance(value, str) and value, "a file name", default="-")
+        row.field("file_name", lambda value: isinstance(value, str) and value, _IMAGE_NAME, default="-")
         sizes[image_id] = tuple(row.field(side, _is_positive, "an integer above 0") for side in ("height", "width"))
     return sizes
 
@@ -234,14 +286,15 @@ def _segmentation(row: _Row, size: tuple[int, int]) -> None:
     if isinstance(counts, list) and not all(map(_is_integer, counts)):
         raise row.fault("has counts that are not all integers")
     try:
-        runs = compressed_counts(counts) if isinstance(counts, str) else np.array(counts, object)
+        runs = compressed_counts(counts).tolist() if isinstance(counts, str) else counts
     except ValueError as error:
         raise row.fault(f"has {error}") from error
-    if len(runs) and min(runs) < 0:
+    if min(runs, default=0) < 0:
         raise row.fault("has a negative run length in counts")
-    if sum(runs.tolist()) != size[0] * size[1]:
+    covered = sum(runs)
+    if covered != size[0] * size[1]:
         raise row.fault(
-            f"has run lengths that cover {sum(runs.tolist())} pixels; its image has {size[0]} x {size[1]} = {size[0] * size[1]}"
+            f"has run lengths that cover {covered} pixels; its image has {size[0]} x {size[1]} = {size[0] * size[1]}"
         )
 
 

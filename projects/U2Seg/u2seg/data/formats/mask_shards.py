@@ -5,9 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
+from u2seg.data.formats.parquet_files import read_rows
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path, confined_name
 from u2seg.utils.manifest import Failure
+
+_COLUMNS = (
+    *("image_id", "file_name", "height", "width", "rle_counts", "scores", "cut_values", "refined_ious", "embeddings"),
+    "error",
+)
 
 
 def write_shard(path: str | Path, records: list[ImageMasks]) -> None:
@@ -38,10 +44,9 @@ def read_shard(path: str | Path) -> list[ImageMasks]:
 
     Raises:
         u2seg.utils.files.UnsafeNameError: an image's name leads out of the image directory.
+        FileNotFoundError, ValueError: see :func:`u2seg.data.formats.parquet_files.read_rows`.
     """
-    import pyarrow.parquet as pq
-
-    return [_record(row, path) for row in pq.read_table(path).to_pylist()]
+    return [_record(row, path) for row in read_rows(path, list(_COLUMNS))]
 
 
 def iter_shards(directory: str | Path) -> Iterator[list[ImageMasks]]:

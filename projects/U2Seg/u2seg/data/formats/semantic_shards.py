@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from u2seg.data.formats.parquet_files import read_rows
 from u2seg.utils.files import atomic_path
 
 
@@ -31,11 +32,18 @@ def write_semantic_shard(path: str | Path, maps: dict[str, np.ndarray]) -> None:
 
 
 def read_semantic_shard(path: str | Path) -> dict[str, np.ndarray]:
-    """Returns what ``write_semantic_shard`` was given."""
-    import pyarrow.parquet as pq
+    """Returns what ``write_semantic_shard`` was given.
 
-    rows = pq.read_table(path).to_pylist()
+    Raises:
+        FileNotFoundError, ValueError: see :func:`u2seg.data.formats.parquet_files.read_rows`.
+    """
+    rows = read_rows(path, ["file_name", "png"])
     return {row["file_name"]: np.asarray(Image.open(io.BytesIO(row["png"]))) for row in rows}
+
+
+def semantic_shard_names(path: str | Path) -> set[str]:
+    """Returns the file names of the images whose maps a shard holds."""
+    return {row["file_name"] for row in read_rows(path, ["file_name"])}
 
 
 def iter_semantic_maps(directory: str | Path) -> Iterator[dict[str, np.ndarray]]:

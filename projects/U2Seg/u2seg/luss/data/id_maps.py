@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from u2seg.utils.files import atomic_path
+from u2seg.utils.image_io import read_stored_array
 
 LUSS_IGNORE = 1000  # pixels that ImageNet-S leaves out of its scores
 
@@ -36,10 +37,10 @@ def read_id_map(path: str | Path) -> np.ndarray:
         FileNotFoundError: with the path.
         ValueError: the file is not an RGB image, or uses its blue channel, which these maps do not.
     """
-    with Image.open(path) as image:
-        if image.mode not in ("RGB", "RGBA"):
-            raise ValueError(f"{path} must be an RGB id map (id = R + 256 G), got mode {image.mode}")
-        rgb = np.asarray(image)[..., :3].astype(np.int32)  # wider than a byte before 256 G is added
+    pixels = read_stored_array(path)
+    if pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or pixels.dtype != np.uint8:
+        raise ValueError(f"{path} must be an RGB id map (id = R + 256 G), got {pixels.dtype} of shape {pixels.shape}")
+    rgb = pixels[..., :3].astype(np.int32)  # wider than a byte before 256 G is added
     if rgb[..., 2].any():
         raise ValueError(f"{path} is no id map of ImageNet-S: its blue channel is not 0 (id = R + 256 G)")
     return rgb[..., 0] + 256 * rgb[..., 1]

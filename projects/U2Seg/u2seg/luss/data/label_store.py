@@ -31,6 +31,18 @@ def write_label_shard(path: str | Path, entries: dict[int, tuple[np.ndarray, np.
         arrays[f"attention-{number}"] = attention.astype(np.float16)
     with atomic_path(path) as temporary:
         np.savez_compressed(temporary, **arrays)
+    _shard.cache_clear()  # an archive that is open may be the one that was replaced
+
+
+def count_labels(path: str | Path) -> int:
+    """Returns how many images a shard holds labels of; 0 where there is no such file.
+
+    An image that could not be read has none; it may have been put back since.
+    """
+    if not Path(path).is_file():
+        return 0
+    with np.load(path) as shard:
+        return sum(key.startswith("clusters-") for key in shard.files)
 
 
 class LabelStore:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 
 from u2seg.data.dataset_mapper import DATASET_MAPPER_REGISTRY
-from u2seg.utils.image_io import read_image_rgb
+from u2seg.utils.image_io import read_named_rgb
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)  # of a crop, before it is made square [SwAV]
 
@@ -150,7 +150,7 @@ class MultiCropMapper:
             A dict with ``views`` (list of uint8 (3, size, size), RGB), ``overlap_grids`` (float32 (2, G, G, 2)) and ``overlaps``
             (bool) of the first two views.
         """
-        image = Image.fromarray(read_image_rgb(dataset_dict["file_name"]))
+        image = Image.fromarray(read_named_rgb(dataset_dict["file_name"]))
         views, boxes = zip(*(self.random_view(image, kind) for kind in self.crops for _ in range(kind.count)))
         grids, overlaps = overlap_grids(boxes[0], boxes[1], self.grid_points)
         return {

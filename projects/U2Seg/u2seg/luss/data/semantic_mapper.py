@@ -11,7 +11,7 @@ from u2seg.data.dataset_mapper import DATASET_MAPPER_REGISTRY
 from u2seg.luss.data.id_maps import read_id_map
 from u2seg.luss.data.label_store import LabelStore
 from u2seg.luss.data.multi_crop import ASPECT_RATIOS, MultiCropMapper
-from u2seg.utils.image_io import read_image_rgb, read_stored_rgb
+from u2seg.utils.image_io import ImageReadError, read_image_rgb, read_stored_rgb
 
 
 @DATASET_MAPPER_REGISTRY.register()
@@ -111,10 +111,16 @@ def read_for(dataset_dict: dict) -> np.ndarray:
     """Returns an image, uint8 (H, W, 3): as stored where it has a mask drawn on it, else turned upright.
 
     ImageNet-S's masks were drawn on images loaded without regard to their EXIF orientation.
+
+    Raises:
+        ImageReadError: it cannot be read; the message names it.
     """
-    if "sem_seg_file_name" in dataset_dict or "submission_name" in dataset_dict:
-        return read_stored_rgb(dataset_dict["file_name"])
-    return read_image_rgb(dataset_dict["file_name"])
+    as_stored = "sem_seg_file_name" in dataset_dict or "submission_name" in dataset_dict
+    path = dataset_dict["file_name"]
+    try:
+        return read_stored_rgb(path) if as_stored else read_image_rgb(path)
+    except ImageReadError as error:
+        raise ImageReadError(f"{path}: {error}") from error
 
 
 def resize_short_side(image: Image.Image, size: int) -> Image.Image:

@@ -8,7 +8,9 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from u2seg.data.formats.mask_shards import read_shard
+from u2seg.data.formats.parquet_files import read_rows
 from u2seg.features import feature_settings
+from u2seg.pseudo_labels.lost_images import report_lost_images
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path, read_json, short_file_digest, write_json
 from u2seg.utils.kmeans import CENTROIDS, assign, kmeans, l2_normalize
@@ -22,19 +24,25 @@ Vectors = Callable[[list[ImageMasks], Progress], np.ndarray]
 logger = logging.getLogger(__name__)
 
 HISTOGRAM = "histogram.json"
+# Instead of a cluster, where the image of a mask could not be read any more.
+LOST = -1
 
 
-def make_clusters(cfg: CfgNode, images: Path, masks: Path, output: Path) -> Path:
+def make_clusters(cfg: CfgNode, images: Path, masks: Path, output: Path, *, max_failures: float | None = None) -> Path:
     """Returns ``output``, filled with centroids, the cluster of every mask, and the histogram of cluster sizes.
+
+    An image that was damaged or removed since its masks were made is recorded with the reason; its masks get the cluster -1.
 
     Args:
         cfg: reads ``CLUSTERS``.
         images: the image directory, for embeddings that look at the images again.
         masks: directory of the mask stage.
         output: directory to fill.
+        max_failures: share, 0..1, of images that may be lost; ``MASKS.MAX_FAILURES`` if None.
 
     Raises:
         ValueError: fewer masks than clusters; the message says how many there are.
+        TooManyFailuresError: too many images were lost; put them back and go on.
     """
     from u2seg.pseudo_labels.clusters.mask_embeddings import MASK_EMBEDDING_REGISTRY
 
@@ -80,12 +88,25 @@ def make_clusters(cfg: CfgNode, images: Path, masks: Path, output: Path) -> Path
     with Progress(_num_images(masks), "clusters", initial=done) as bar:
         for shard in missing:
             records = read_shard(shard)
-            _write_assignments(output / shard.name, records, *assign(vectors_of(records, bar), centroids))
+            vectors = vectors_of(records, bar)
+            known = ~np.isnan(vectors).any(axis=1)
+            labels, distances = np.full(len(vectors), LOST, np.int64), np.zeros(len(vectors), np.float32)
+            labels[known], distances[known] = assign(vectors[known], centroids)
+            _write_assignments(output / shard.name, records, labels, distances)
+    lost: list[str] = []
     for shard in shards:
-        for clusters in _read_assignments(output / shard.name):
-            counts += np.bincount(clusters, minlength=len(counts))
+        assigned = _read_assignments(output / shard.name)
+        for clusters in assigned:
+            counts += np.bincount(clusters[clusters != LOST], minlength=len(counts))
+        if any((clusters == LOST).any() for clusters in assigned):
+            pairs = zip(read_shard(shard), assigned, strict=True)
+            lost += [record.file_name for record, clusters in pairs if (clusters == LOST).any()]
+    report_lost_images(
+        images, lost, output, _num_images(masks), cfg.MASKS.MAX_FAILURES if max_failures is None else max_failures
+    )
     write_json(output / HISTOGRAM, {"masks_per_cluster": counts.tolist(), "empty_clusters": int((counts == 0).sum())})
-    close_stage(output, {"masks": int(counts.sum()), "non_empty_clusters": int((counts > 0).sum())})
+    summary = {"masks": int(counts.sum()), "non_empty_clusters": int((counts > 0).sum())}
+    close_stage(output, {**summary, **({"lost_images": lost} if lost else {})})
     return output
 
 
@@ -138,16 +159,13 @@ def _find_centroids(settings: CfgNode, masks: Path, vectors_of: Vectors) -> np.n
 
 
 def iter_assigned(masks: Path, clusters: Path) -> Iterator[list[tuple[ImageMasks, np.ndarray]]]:
-    """Yields, shard by shard, each image's masks with their clusters, int64 (N,)."""
+    """Yields, shard by shard, each image's masks with their clusters, int64 (N,), ``LOST`` where the image was lost."""
     for shard in sorted(Path(masks).glob("shard-*.parquet")):
         yield list(zip(read_shard(shard), _read_assignments(Path(clusters) / shard.name), strict=True))
 
 
 def _read_assignments(path: Path) -> list[np.ndarray]:
-    import pyarrow.parquet as pq
-
-    rows = pq.read_table(path, columns=["clusters"]).column("clusters").to_pylist()
-    return [np.asarray(row, np.int64) for row in rows]
+    return [np.asarray(row["clusters"], np.int64) for row in read_rows(path, ["clusters"])]
 
 
 def _training_sample(masks: Path, vectors_of: Vectors, limit: int, seed: int) -> np.ndarray:
@@ -162,6 +180,7 @@ def _training_sample(masks: Path, vectors_of: Vectors, limit: int, seed: int) ->
             records = read_shard(shard)
             vectors = vectors_of(records, bar)
             chosen.append(vectors if share == 1 else vectors[rng.random(len(vectors)) < share])
+    chosen = [vectors[~np.isnan(vectors).any(axis=1)] for vectors in chosen]
     chosen = [vectors for vectors in chosen if len(vectors)]
     return np.concatenate(chosen) if chosen else np.zeros((0, 1), np.float32)
 

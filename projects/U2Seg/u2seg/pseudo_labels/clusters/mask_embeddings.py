@@ -11,7 +11,7 @@ from pycocotools import mask as mask_utils
 from u2seg.features import build_feature_extractor
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path, list_digest
-from u2seg.utils.image_io import read_listed_image
+from u2seg.utils.image_io import ImageReadError, read_listed_image
 from u2seg.utils.registry import NamedRegistry
 
 Embedding = Callable[[list[ImageMasks]], np.ndarray]
@@ -19,7 +19,7 @@ Embedding = Callable[[list[ImageMasks]], np.ndarray]
 MASK_EMBEDDING_REGISTRY = NamedRegistry("MASK_EMBEDDING")
 MASK_EMBEDDING_REGISTRY.__doc__ = """
 Ways to turn masks into vectors. Called as NAME(cfg, images, output) -> function from a list of ImageMasks to float32 (N, C), the
-masks of all records one after another.
+masks of all records one after another. The rows of an image that cannot be read any more are NaN.
 """
 
 
@@ -66,12 +66,19 @@ def masked_crop(cfg: CfgNode, images: Path, output: Path) -> Embedding:
             if crops:
                 device = next(extractor.parameters(), torch.zeros(0)).device
                 vectors.append(extractor.embed(torch.stack(crops).to(device)).float().cpu().numpy())
+                if np.isnan(vectors[-1]).any():
+                    raise ValueError(f"the features that {cfg.FEATURES.NAME} gives hold NaN; its weights are broken")
                 crops.clear()
 
         for record in records:
             if not record.rle_counts:
                 continue
-            image_rgb = read_listed_image(images, record.file_name, (record.height, record.width))
+            try:
+                image_rgb = read_listed_image(images, record.file_name, (record.height, record.width))
+            except ImageReadError:  # the stage reads it again for the reason
+                flush()
+                vectors.append(np.full((len(record.rle_counts), extractor.num_channels), np.nan, np.float32))
+                continue
             for rle in record.rles():
                 crops.append(extractor.preprocess(crop_on_white(image_rgb, mask_utils.decode(rle).astype(bool))))
                 if len(crops) == cfg.FEATURES.BATCH_SIZE:
@@ -88,11 +95,14 @@ def _cached(embed: Embedding, directory: Path) -> Embedding:
     def cached(records: list[ImageMasks]) -> np.ndarray:
         keys = [f"{record.file_name}\t{[counts.hex() for counts in record.rle_counts]}" for record in records]
         path = directory / f"{list_digest(keys)}.npy"
-        if not path.is_file():
-            vectors = embed(records)
+        if path.is_file():
+            return np.load(path)
+        vectors = embed(records)
+        # An image that is repaired is to be read again.
+        if not np.isnan(vectors).any():
             with atomic_path(path) as temporary:
                 np.save(temporary, vectors)
-        return np.load(path)
+        return vectors
 
     return cached
 

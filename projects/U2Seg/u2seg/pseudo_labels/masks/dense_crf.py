@@ -106,6 +106,35 @@ class DenseCRF:
                 break
         return ((1 + balance[:, :count]) / 2).T.reshape(count, *self.size)
 
+    @torch.no_grad()
+    def marginals(self, log_probabilities: Tensor) -> Tensor:
+        """Returns the marginal probabilities of several labels that exclude one another, float32 (K, H, W), adding up to 1.
+
+        With two labels it is :meth:`foreground` of the difference of their log-probabilities.
+
+        Args:
+            log_probabilities: float (K, H, W), before the CRF, on the CRF's device; a constant may be missing at each pixel.
+
+        Raises:
+            ValueError: ``log_probabilities`` has another shape.
+        """
+        if log_probabilities.ndim != 3 or tuple(log_probabilities.shape[1:]) != self.size:
+            raise ValueError(
+                f"log_probabilities must be (K, {self.size[0]}, {self.size[1]}) to match the image, got "
+                f"{tuple(log_probabilities.shape)}"
+            )
+        count = len(log_probabilities)
+        # Columns that fill the last block never get a share.
+        padded = -(-count // COLUMNS) * COLUMNS
+        unary = log_probabilities.new_full((self.size[0] * self.size[1], padded), -torch.inf, dtype=torch.float32)
+        unary[:, :count] = log_probabilities.flatten(1).T
+        shares = unary.softmax(dim=1)
+        for _ in range(self.settings.num_iterations):
+            previous, shares = shares, self._message(shares).add_(unary).softmax(dim=1)
+            if bool(previous.sub_(shares).abs_().amax() < _CONVERGED):
+                break
+        return shares[:, :count].T.reshape(count, *self.size)
+
     def _message(self, values: Tensor) -> Tensor:
         """Returns the weighted sum of the kernels applied to values, float32 (H * W, C)."""
         first, second = self._kernels

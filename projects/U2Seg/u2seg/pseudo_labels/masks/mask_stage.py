@@ -131,7 +131,7 @@ def reopen_failures(
             f"other images of {images} than those in {output / FAILURES} were added, removed or changed; expected the same images, of "
             "which only the unreadable ones were repaired. Choose another output directory."
         )
-    repaired = {name for name in failed if _is_readable(images / name)}
+    repaired = {name for name in failed if is_readable(images / name)}
     if repaired:
         discard_dependents()
         # The manifest first: a stage that misses a shard must not look finished.
@@ -142,7 +142,8 @@ def reopen_failures(
     return len(repaired)
 
 
-def _is_readable(path: Path) -> bool:
+def is_readable(path: Path) -> bool:
+    """Returns whether a file can be read as an image."""
     try:
         read_image_rgb(path)
     except ImageReadError:

@@ -18,14 +18,22 @@ from u2seg.data.formats.coco_panoptic import (
 )
 from u2seg.data.formats.mask_shards import iter_shards
 from u2seg.data.formats.semantic_shards import iter_semantic_maps
-from u2seg.pseudo_labels.clusters.cluster_stage import iter_assigned
+from u2seg.pseudo_labels.clusters.cluster_stage import LOST, iter_assigned
 from u2seg.pseudo_labels.panoptic.panoptic_merge import INSTANCE_SIZE_REGISTRY, merge_panoptic, void_share
 from u2seg.structures.label_space import LabelSpace
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.structures.segments import Segment
 from u2seg.utils.files import read_json, write_json
 from u2seg.utils.image_io import png_names
-from u2seg.utils.manifest import close_stage, is_complete, open_stage, settings_digest, shard_path, stage_settings
+from u2seg.utils.manifest import (
+    MANIFEST,
+    close_stage,
+    is_complete,
+    open_stage,
+    settings_digest,
+    shard_path,
+    stage_settings,
+)
 from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
 
@@ -115,7 +123,7 @@ class PanopticRule:
 def make_panoptic_labels(cfg: CfgNode, masks: Path, clusters: Path, semantics: Path, output: Path) -> Path:
     """Returns ``output``, filled with instances JSON, panoptic JSON and PNGs, and stuff PNGs.
 
-    Every readable image appears, also those without an instance. Killed and called again, it goes
+    Every image that all stages could read appears, also those without an instance. Killed and called again, it goes
     on at the first image group that is not finished.
 
     Args:
@@ -132,9 +140,11 @@ def make_panoptic_labels(cfg: CfgNode, masks: Path, clusters: Path, semantics: P
         output, "panoptic", {**asdict(rule), "inputs": inputs, "things": space.num_things, "stuff": space.num_stuff}
     )
     if is_complete(output):
+        shutil.rmtree(output / PARTS_DIRECTORY, ignore_errors=True)  # a kill at the very end leaves it
         return output
     names_by_shard = [[record.file_name for record in shard] for shard in iter_shards(masks)]
     names = [name for shard in names_by_shard for name in shard]
+    _require_all(masks, semantics, len(names), len(names_by_shard))
     png_of = dict(zip(names, png_names(names)))
     parts = [shard_path(output / PARTS_DIRECTORY, index, ".json") for index in range(len(names_by_shard))]
     shards = zip(parts, iter_assigned(masks, clusters), iter_semantic_maps(semantics), strict=True)
@@ -147,6 +157,21 @@ def make_panoptic_labels(cfg: CfgNode, masks: Path, clusters: Path, semantics: P
     write_dataset(output, [read_json(part) for part in parts], space)
     shutil.rmtree(output / PARTS_DIRECTORY)
     return output
+
+
+def _require_all(masks: Path, semantics: Path, num_images: int, num_shards: int) -> None:
+    """Refuses stages of which shards were deleted after they were finished: images would be left out in silence."""
+    expected = read_json(masks / MANIFEST)["counts"]["images"]
+    if num_images != expected:
+        raise FileNotFoundError(
+            f"the shards in {masks} hold {num_images} images, its {MANIFEST} says {expected}: put back what was deleted, or delete "
+            f"{masks} and what was made from it"
+        )
+    found = len(list(semantics.glob("shard-*.parquet")))
+    if found != num_shards:
+        raise FileNotFoundError(
+            f"{semantics} has {found} shards, {masks} {num_shards}: put back what was deleted, or delete {semantics} to make it anew"
+        )
 
 
 def label_counts(clusters: Path, semantics: Path) -> tuple[int, int]:
@@ -164,7 +189,8 @@ def _label_group(
 ) -> dict:
     images, panoptic_rows, instance_rows, void = [], [], [], []
     for record, clusters in group:
-        if record.error is not None:
+        # One that was lost after its masks were made is in the failures of the stage that missed it.
+        if record.error is not None or record.file_name not in maps or (clusters == LOST).any():
             continue
         shape = (record.height, record.width)
         decoded = mask_utils.decode(record.rles()) if record.rle_counts else np.zeros((*shape, 0), np.uint8)

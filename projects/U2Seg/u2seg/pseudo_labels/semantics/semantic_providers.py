@@ -1,5 +1,6 @@
 """Providers of semantic clusters, behind one registry. None of them sees a label: a probe trained on labels is no provider."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,7 +8,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from PIL import Image
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from u2seg.pseudo_labels.clusters.cluster_stage import load_centroids
 from u2seg.structures.label_space import IGNORE_LABEL
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path
-from u2seg.utils.image_io import png_names, read_listed_image
+from u2seg.utils.image_io import ImageReadError, png_names, read_listed_image, read_stored_array
 from u2seg.utils.kmeans import CENTROIDS, kmeans
 from u2seg.utils.progress import Progress
 from u2seg.utils.registry import NamedRegistry
@@ -25,7 +25,8 @@ from u2seg.utils.registry import NamedRegistry
 SEMANTIC_PROVIDER_REGISTRY = NamedRegistry("SEMANTIC_PROVIDER")
 SEMANTIC_PROVIDER_REGISTRY.__doc__ = """
 Providers of semantic maps. Called as NAME(cfg, images, masks, output); ``fit()`` prepares, and may be called again after a kill;
-``label(records)`` returns {file name: uint8 (H, W) of 0-based cluster ids, 255 unknown} for the readable images among records.
+``label(records)`` returns {file name: uint8 (H, W) of 0-based cluster ids, 255 unknown} for the images among records that can
+still be read.
 """
 
 
@@ -93,11 +94,20 @@ class PatchKMeans:
         readable = [record for record in records if record.error is None]
         for start in range(0, len(readable), self._batch_size):
             batch = readable[start : start + self._batch_size]
-            images_rgb = [
-                read_listed_image(self._images, record.file_name, (record.height, record.width)) for record in batch
-            ]
-            inputs = torch.stack([self._extractor.preprocess(image) for image in images_rgb])
-            yield from zip(batch, images_rgb, self._extractor(inputs.to(self._device)))
+            batch, images_rgb = self._read(batch)
+            if batch:
+                inputs = torch.stack([self._extractor.preprocess(image) for image in images_rgb])
+                yield from zip(batch, images_rgb, self._extractor(inputs.to(self._device)))
+
+    def _read(self, records: list[ImageMasks]) -> tuple[list[ImageMasks], list[np.ndarray]]:
+        """Returns the records whose images can still be read, and these images."""
+        kept, images_rgb = [], []
+        for record in records:
+            # The stage reads the others again for the reason.
+            with contextlib.suppress(ImageReadError):
+                images_rgb.append(read_listed_image(self._images, record.file_name, (record.height, record.width)))
+                kept.append(record)
+        return kept, images_rgb
 
     def _sample(self, record: ImageMasks, features: Tensor, limit: int) -> np.ndarray:
         """Returns at most ``limit`` of an image's patches, float32 (n, C), where wanted only those under no mask."""
@@ -138,8 +148,7 @@ class DirectoryOfMaps:
         path = self._directory / self._png_of[record.file_name]
         if not path.is_file():
             raise FileNotFoundError(f"no semantic map for {record.file_name}: expected {path}")
-        with Image.open(path) as image:
-            semantic = np.asarray(image)
+        semantic = read_stored_array(path)
         if semantic.shape != (record.height, record.width) or semantic.dtype != np.uint8:
             raise ValueError(
                 f"{path} must be an 8-bit map of shape ({record.height}, {record.width}) to match {record.file_name}, "

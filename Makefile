@@ -1,6 +1,8 @@
 # The two commands of the README are `make demo` and `make test`; each builds .venv if it is not there.
 VENV ?= .venv
 PY := $(VENV)/bin/python
+# make setup TORCH_BACKEND=cpu: PyTorch without CUDA; see docs/installation.md
+TORCH_BACKEND ?=
 STAMP := $(VENV)/.u2seg-ready
 
 .PHONY: setup setup-dev demo demo-supervised test test-pythons lint docs lock clean
@@ -8,7 +10,7 @@ STAMP := $(VENV)/.u2seg-ready
 setup: $(STAMP)
 
 $(STAMP): requirements.lock setup.py pyproject.toml tools/setup_env.sh
-	tools/setup_env.sh $(VENV)
+	TORCH_BACKEND=$(TORCH_BACKEND) tools/setup_env.sh $(VENV)
 	touch $@
 
 # pydensecrf2, which the CRF's tests and benchmark compare with; it is compiled by gcc, in about 80 seconds.
@@ -22,10 +24,10 @@ demo-supervised: $(STAMP)
 	$(VENV)/bin/u2seg demo --output output/demo --supervised
 
 # One thread each: a process that starts more threads than there are cores is several times slower. A file stays in one process,
-# because its tests share what is slow to make.
+# because its tests share what is slow to make. -rs: why tests were skipped, once, at the end.
 WORKERS ?= 2
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(PY) -m pytest -rs -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Every Python from 3.10 to 3.13 that is installed, each in an environment of its own below output/pythons.
 test-pythons:

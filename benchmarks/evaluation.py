@@ -108,12 +108,7 @@ class PhotoShapes:
     """The same of one photo, from its panoptic ground truth."""
 
     def __init__(self, segments_of: np.ndarray, thing_ids: list[int], stuff_ids: list[int], seed: int):
-        """Args:
-        segments_of: int32 (H, W), segment ids.
-        thing_ids: ids of the things, at least one.
-        stuff_ids: ids of the stuff.
-        seed: of how detections differ.
-        """
+        """Takes int32 (H, W) segment ids, which of them are things (at least one) and stuff, and a seed of the detections."""
         rng = np.random.default_rng(seed)
         resized = cv2.resize(segments_of, (WIDTH, HEIGHT), interpolation=cv2.INTER_NEAREST)
         self.objects = [mask for number in thing_ids if (mask := resized == number).any()]
@@ -128,8 +123,9 @@ class PhotoShapes:
 
     def _detection(self, mask: np.ndarray, rng) -> np.ndarray:
         changed = np.roll(mask, tuple(rng.integers(-6, 7, 2)), (0, 1)).astype(np.uint8)
-        kernel = np.ones(2 * (int(rng.integers(1, 5)),), np.uint8)
-        changed = (cv2.erode if rng.random() < 0.5 else cv2.dilate)(changed, kernel).astype(bool)
+        side = int(rng.integers(1, 5))
+        change = cv2.erode if rng.random() < 0.5 else cv2.dilate
+        changed = change(changed, np.ones((side, side), np.uint8)).astype(bool)
         return changed if changed.any() else mask
 
 

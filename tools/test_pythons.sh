@@ -32,7 +32,7 @@ for version in 3.10 3.11 3.12 3.13; do
     if ! PYTHON=$python tools/setup_env.sh "$DIRECTORY/$version" >"$log" 2>&1; then
         rows+=("$(printf '%-8s %-10s %s' "$version" "FAILED" "set-up: $(tail -n 1 "$log")")")
         failed=1
-    elif OMP_NUM_THREADS=1 "$DIRECTORY/$version/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder >>"$log" 2>&1; then
+    elif OMP_NUM_THREADS=1 "$DIRECTORY/$version/bin/python" -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder >>"$log" 2>&1; then
         rows+=("$(printf '%-8s %-10s %s' "$version" "passed" "$(tail -n 1 "$log")")")
     else
         rows+=("$(printf '%-8s %-10s %s' "$version" "FAILED" "tests: $(tail -n 1 "$log")")")

@@ -5,20 +5,17 @@ import re
 import shlex
 import struct
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 from detectron2.config import CfgNode, get_cfg
+from doc_pages import COMMAND_LINES, PAGES, ROOT, blocks, command_lines, page_id
 from u2seg import add_u2seg_config
 from u2seg.cli.main import COMMANDS, parse_arguments
 
-ROOT = Path(__file__).parents[2]
-PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "datasets/README.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
-]
 FENCE = re.compile(r"^( *)```.*?^\1```", re.DOTALL | re.MULTILINE)
 MAX_PROSE = 100
+# Configurations that a reader writes or a run leaves.
+OWN_FILES = {"my.yaml", "few.yaml", "config.yaml", "output/photos/config.yaml"}
 # Spelling and words that the project does not use; "center" and so on are the ones it does.
 FORBIDDEN = re.compile(
     r"\b(pictures?|colour\w*|grey|centre\w*|neighbours?|behaviour\w*|data sets?|folders?|rooms?|houses?)\b",
@@ -26,22 +23,6 @@ FORBIDDEN = re.compile(
 )
 
 
-def page_id(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
-
-
-def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^ *```{language}\n(.*?)^ *```", text, flags=re.DOTALL | re.MULTILINE)
-
-
-def command_lines(text: str) -> list[str]:
-    """Returns the u2seg command lines in a page's shell blocks."""
-    shell = re.sub(r"\\\n *", "", "\n".join(blocks(text, "bash"))).splitlines()
-    found = [line.split(" #")[0].strip() for line in shell]
-    return [line for line in found if line.split()[:1] == ["u2seg"]]
-
-
-COMMAND_LINES = [(page_id(page), line) for page in PAGES for line in command_lines(page.read_text())]
 pages = pytest.mark.parametrize("page", PAGES, ids=page_id)
 
 
@@ -71,7 +52,9 @@ def test_command_lines_parse(page, line):
     unknown = [key for key in getattr(args, "opts", [])[::2] if not has_key(full_config(), key)]
     assert not unknown, f"{page}: no such keys"
     config_file = getattr(args, "config_file", None)
-    assert config_file in (None, "my.yaml") or shipped(config_file), f"{page}: no configuration {config_file}"
+    own = (None, "my.yaml", "few.yaml", "output/photos/config.yaml")
+    elsewhere = config_file in own or config_file.startswith("hf://")
+    assert elsewhere or shipped(config_file), f"{page}: no configuration {config_file}"
 
 
 def test_every_command_is_shown_in_the_readme():
@@ -130,8 +113,14 @@ def test_configuration_keys_exist(page):
 
 @pages
 def test_named_configurations_exist(page):
-    names = set(re.findall(r"[\w/*-]+\.yaml", page.read_text())) - {"my.yaml", "config.yaml"}
-    names = {name.removeprefix("configs/") for name in names if not name.startswith("-")}
+    names = set(re.findall(r"[\w/*-]+\.yaml", page.read_text())) - {
+        "my.yaml",
+        "few.yaml",
+        "config.yaml",
+        "data.yaml",
+        "output/photos/config.yaml",
+    }
+    names = {name.removeprefix("configs/") for name in names if not name.startswith(("-", "//"))}  # "//": on the Hub
     assert [name for name in sorted(names) if not shipped(name) and not (ROOT / name).is_file()] == [], page_id(page)
 
 

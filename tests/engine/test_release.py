@@ -86,6 +86,8 @@ def test_a_card_of_pretraining_has_the_last_knn_accuracy_and_says_what_is_unfini
     text = model_card(run, "backbone")
     assert "37.5 %" in text
     assert "4000 planned; this training has not finished" in text
+    (run / "last_checkpoint").write_text("model_0000799.pth", encoding="utf-8")
+    assert "| iterations | 800 of 4000; this training has not finished |" in model_card(run, "backbone")
     assert "pipeline_tag: image-feature-extraction" in text
     assert "FEATURES.RESNET.OUT_FEATURE res5" in text
 

@@ -10,18 +10,20 @@ import torch
 from PIL import Image
 from u2seg.config import setup_cfg
 from u2seg.engine.photo_run import run_plan
+from u2seg.engine.photo_run.new_config import new_config
 from u2seg.engine.photo_run.run_features import choose_features
 from u2seg.engine.photo_run.run_photos import find_photos, select_ground_truth
 from u2seg.engine.photo_run.run_plan import (
     feature_size,
+    finishing_seconds,
     free_keys,
     make_plan,
-    new_config,
     num_thing_clusters,
     scaled_settings,
     training_length,
     value_of,
 )
+from u2seg.engine.photo_run.run_screen import format_plan
 from u2seg.engine.photo_run.run_threads import Threads, divide_cores, run_in_process
 from u2seg.features.vit_weights import WeightsError
 
@@ -97,9 +99,8 @@ def test_workers_and_threads_never_exceed_the_cores(cores, network):
 
 
 def test_a_process_of_its_own_keeps_to_its_threads_and_hands_errors_on():
-    assert run_in_process(3, os.getenv, "OPENBLAS_NUM_THREADS") == "3"
-    with pytest.raises(ValueError, match="could not convert string to float: 'six'"):
-        run_in_process(1, float, "six")
+    with pytest.raises(ValueError, match="3 threads"):
+        run_in_process(3, exec, "import os; raise ValueError(os.environ['OPENBLAS_NUM_THREADS'] + ' threads')")
     with pytest.raises(ChildProcessError, match="Run the same command again"):
         run_in_process(1, os._exit, 9)
 
@@ -110,10 +111,20 @@ def test_there_are_never_more_clusters_than_masks():
 
 
 def test_training_fills_what_the_labels_leave_but_gets_a_third_at_least():
-    # 10 minutes: 92 % are 552 s, less 152 s for the labels, at half a second an iteration.
-    assert training_length(10, 152, 0.5)["SOLVER.MAX_ITER"] == 800
-    assert training_length(10, 3000, 0.5)["SOLVER.MAX_ITER"] == 400
-    assert training_length(0.1, 100, 60)["SOLVER.MAX_ITER"] == 20
+    # 10 minutes: 97 % are 582 s, less 152 s for the labels and 30 s for predictions, at half a second an iteration.
+    assert training_length(10, 152, 0.5, 30)["SOLVER.MAX_ITER"] == 800
+    assert training_length(10, 3000, 0.5, 30)["SOLVER.MAX_ITER"] == 400
+    assert training_length(10, 0, 0.5, 3000)["SOLVER.MAX_ITER"] == 400
+    assert training_length(0.1, 100, 60, 0)["SOLVER.MAX_ITER"] == 20
+
+
+def test_the_time_after_training_is_that_of_its_predictions():
+    # 60 photos, and 12 rows of the page that cost one and a half each.
+    assert finishing_seconds(60, 0, 2.0) == (60 + 18) * 2
+    # Scoring predicts once more, and the page has 18 rows.
+    assert finishing_seconds(60, 60, 2.0) == (60 + 60 + 27) * 2
+    assert finishing_seconds(10**5, 0, 1.0) == 500 + 18
+    assert finishing_seconds(2, 0, 1.0) == 2 + 3
 
 
 def test_settings_scale_with_photos_and_machine(photos, tmp_path):
@@ -209,7 +220,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("opts", "message"),
         [
-            (("CLUSTERS.NUM_CLUSTERS", "800"), "is 800, but 7 photos can give at most 455 masks"),
+            (("CLUSTERS.NUM_CLUSTERS", "800"), "is 800, but 7 photos can give at most 70 masks"),
             (("SOLVER.IMS_PER_BATCH", "8"), "is 8, and there are 7 photos"),
             (("MODEL.WEIGHTS", "none.pth"), "MODEL.WEIGHTS is 'none.pth', and there is no such file"),
             (("MASKS.TAO", "1"), "did you mean TAU"),
@@ -229,6 +240,24 @@ class TestRefusals:
                 config_file="quick_schedules/coco_mini_handmade.yaml",
                 opts=["CLUSTERS.NUM_CLUSTERS", "3"],
             )
+
+    def test_minutes_are_those_of_an_earlier_call_unless_others_are_given(self, photos, tmp_path, monkeypatch):
+        monkeypatch.setattr(run_plan, "run_in_process", lambda *args: run_plan.LabelCost(1.0, 1.0, 1000, 2**30))
+        first = self.plan(photos, tmp_path, minutes=30.0)
+        first = first.choose({"SOLVER.MAX_ITER": 77, "CLUSTERS.NUM_CLUSTERS": 5}).begin_training()
+        assert not first.trains_anew
+        again = self.plan(photos, tmp_path)
+        assert (again.minutes, again.chosen["SOLVER.MAX_ITER"], again.trains_anew) == (30.0, 77, False)
+        other = self.plan(photos, tmp_path, opts=["SOLVER.IMS_PER_BATCH", "2"])
+        assert other.trains_anew and other.is_free("SOLVER.MAX_ITER") and not other.is_free("CLUSTERS.NUM_CLUSTERS")
+        # The features of the labels stay, though a server can be reached now, and are still described.
+        reachable = make_plan(photos, tmp_path / "out", is_reachable=lambda url: True)
+        assert reachable.features == first.features and "without weights" in reachable.features.description
+        # What a later call was planned for counts only when its training begins.
+        longer = self.plan(photos, tmp_path, minutes=60.0)
+        assert (longer.minutes, longer.trains_anew) == (60.0, True) and longer.is_free("SOLVER.MAX_ITER")
+        assert "is set aside, and a new one is trained" in format_plan(longer)
+        assert self.plan(photos, tmp_path).trains_anew is False
 
     def test_a_full_disk(self, photos, tmp_path, monkeypatch):
         cost = run_plan.LabelCost(1.0, 1.0, 1000, 2**30)

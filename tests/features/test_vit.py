@@ -84,6 +84,8 @@ def test_timms_own_output_at_224_is_unchanged(weight_file, arch="dino_vits16"):
     torch.testing.assert_close(model(batch).flatten(2).transpose(1, 2), tokens[:, 1:])
     assert model(batch).shape[2:] == (side, side)
     torch.testing.assert_close(model.embed(batch), reference.norm(tokens)[:, 0])
+    model.facet = "normalized_token"
+    torch.testing.assert_close(model(batch).flatten(2).transpose(1, 2), reference.norm(tokens)[:, 1:])
 
 
 @torch.no_grad()
@@ -194,7 +196,8 @@ def test_addresses_are_those_that_timm_knows():
         ({"image_size": (480, 479)}, r"multiples of the patch size 16, got \(480, 479\); the nearest is \(480, 480\)"),
         ({"block": 12}, r"FEATURES.VIT.BLOCK must be in -12..11, got 12"),
         ({"precision": "half"}, "FEATURES.VIT.PRECISION must be one of float32, bfloat16, got 'half'"),
-        ({"facet": "keys"}, "FEATURES.VIT.FACET must be one of query, key, value, token, got 'keys'"),
+        ({"facet": "normalized_token", "block": 3}, "normalized_token is of the last block, FEATURES.VIT.BLOCK is 3"),
+        ({"facet": "keys"}, "FEATURES.VIT.FACET must be one of query, key, value, token, normalized_token, got 'keys'"),
     ],
 )
 def test_bad_settings(change, message, weight_file):

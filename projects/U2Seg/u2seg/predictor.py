@@ -79,7 +79,7 @@ class Predictor:
         model: the Detectron2 model, in eval mode.
         label_space: the classes that it predicts: clusters, unless it was trained on something else.
         style: what they are called, and how they are colored, in images.
-        digest: of everything that the predictions and their images depend on: configuration, weights, label map.
+        digest: of everything that the predictions and their images depend on: configuration, weights, label map, names of classes.
     """
 
     def __init__(self, cfg: CfgNode, label_map: str | Path | None = None):
@@ -103,15 +103,15 @@ class Predictor:
         self.model = build_model(self.cfg).eval()
         load_weights(self.model, self.cfg, self.cfg.MODEL.WEIGHTS)
         self.label_space = _label_space(self.cfg)
-        self.digest = _digest(self.cfg, label_map)
         self.style = style_from_label_map(label_map, self.label_space) if label_map else style_of(self.label_space)
+        self.digest = _digest(self.cfg, label_map, self.style)
 
     @torch.no_grad()
     def __call__(self, image_rgb: np.ndarray) -> Prediction:
         """Returns the prediction for one image, uint8 (H, W, 3) in RGB; ``u2seg.read_image_rgb`` reads such."""
         height, width = image_rgb.shape[:2]
         pixels = image_rgb if self.cfg.INPUT.FORMAT == "RGB" else image_rgb[:, :, ::-1]
-        pixels = self._resize(np.ascontiguousarray(pixels))
+        pixels = resized_for_model(pixels, self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
         image = torch.from_numpy(pixels.astype(np.float32).transpose(2, 0, 1))
         output = self.model([{"image": image, "height": height, "width": width}])[0]
         panoptic_map, segments = output["panoptic_seg"] if "panoptic_seg" in output else self._combine(output)
@@ -146,15 +146,6 @@ class Predictor:
             stuff_colors=style.stuff_colors,
         )
 
-    def _resize(self, pixels: np.ndarray) -> np.ndarray:
-        from detectron2.data.transforms import ResizeShortestEdge
-
-        size = self.cfg.INPUT.MIN_SIZE_TEST
-        if size <= 0:
-            return pixels
-        resize = ResizeShortestEdge([size, size], self.cfg.INPUT.MAX_SIZE_TEST)
-        return resize.get_transform(pixels).apply_image(pixels)
-
     def _combine(self, output: dict) -> tuple[torch.Tensor, list[dict]]:
         """Returns the panoptic map of a model without a semantic head, by the rule of those that have one: things and void."""
         from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
@@ -164,6 +155,22 @@ class Predictor:
         return combine_semantic_and_instance_outputs(
             instances, no_stuff, rule.OVERLAP_THRESH, rule.STUFF_AREA_LIMIT, rule.INSTANCES_CONFIDENCE_THRESH
         )
+
+
+def resized_for_model(pixels: np.ndarray, min_size: int, max_size: int) -> np.ndarray:
+    """Returns an image as large as a model takes it, as Detectron2's test loader makes it.
+
+    Args:
+        pixels: uint8 (H, W, 3).
+        min_size: pixels of the shorter side, ``INPUT.MIN_SIZE_TEST``; 0 or less leaves the image as it is.
+        max_size: pixels that the longer side may have, ``INPUT.MAX_SIZE_TEST``.
+    """
+    from detectron2.data.transforms import ResizeShortestEdge
+
+    pixels = np.ascontiguousarray(pixels)
+    if min_size <= 0:
+        return pixels
+    return ResizeShortestEdge([min_size, min_size], max_size).get_transform(pixels).apply_image(pixels)
 
 
 def predict_files(
@@ -222,7 +229,7 @@ def predict_files(
             images.append({"id": image_id, "file_name": name, "height": height, "width": width})
             annotations.append(read_json(record))
             result_files.append(results)
-    panoptic = {"images": images, "annotations": annotations, "categories": _named_categories(predictor)}
+    panoptic = {"images": images, "annotations": annotations, "categories": named_categories(predictor)}
     write_json(output / "panoptic.json", panoptic)
     _join_lists(result_files, output / "coco_results.json")
     write_json(output / FAILURES, [{"file_name": f.file_name, "reason": f.reason} for f in failures])
@@ -352,8 +359,10 @@ def style_from_label_map(path: str | Path, space: LabelSpace) -> ClassStyle:
     return ClassStyle(things, ["things", *stuff], thing_colors, [class_color(False, 0), *stuff_colors])
 
 
-def _digest(cfg: CfgNode, label_map: str | Path | None) -> str:
+def _digest(cfg: CfgNode, label_map: str | Path | None, style: ClassStyle) -> str:
     digest = hashlib.sha256(cfg.dump().encode())
+    # The training set's names may change under the same configuration: `u2seg clusters rename`.
+    digest.update(json.dumps([style.thing_names, style.stuff_names]).encode())
     for path in (cfg.MODEL.WEIGHTS, label_map):
         if path:
             digest.update(Path(PathManager.get_local_path(str(path))).read_bytes())
@@ -389,6 +398,7 @@ def _label_space(cfg: CfgNode) -> LabelSpace:
     return LabelSpace.of_clusters(cfg.MODEL.ROI_HEADS.NUM_CLASSES, num_stuff)
 
 
-def _named_categories(predictor: Predictor) -> list[dict]:
+def named_categories(predictor: Predictor) -> list[dict]:
+    """Returns the COCO panoptic ``categories`` of a model, by the names that its style gives them."""
     names = [*predictor.style.thing_names, *predictor.style.stuff_names[1:]]
     return [{**category, "name": name} for category, name in zip(predictor.label_space.categories(), names)]

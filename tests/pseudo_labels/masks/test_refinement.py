@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
+from scipy import ndimage
 from u2seg.config import add_u2seg_config
 from u2seg.pseudo_labels.masks import DenseCRF, build_mask_refinement, guided_filter_masks
 from u2seg.pseudo_labels.masks.refinement import fill_holes, resize_mask, upsample_nearest, without_overlaps
@@ -82,6 +83,15 @@ def test_the_crf_on_crops_leaves_a_mask_that_it_would_spoil(cfg):
     mask = np.zeros((1, 40, 64), bool)
     mask[0, :, 26:] = True
     assert np.array_equal(build_mask_refinement(cfg)(two_halves(), mask), mask)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.55, 0.8])
+def test_filled_holes_equal_scipys(share):
+    for seed in range(20):
+        mask = np.random.default_rng(seed).random((9, 14)) < share
+        filled = fill_holes(mask)
+        assert filled.dtype == bool
+        assert np.array_equal(filled, ndimage.binary_fill_holes(mask))
 
 
 def test_unknown_refinement_has_a_clear_error(cfg):

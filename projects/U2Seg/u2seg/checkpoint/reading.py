@@ -12,6 +12,8 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
+from u2seg.utils import hub_files as _hub_files  # noqa: F401 - registers hf:// and hf-hub: with PathManager
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or does not fit; the message says what was expected, what came, and what to do."""
@@ -24,7 +26,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Args:
         path: ``.pth`` or another of PyTorch's files; ``.pkl`` of Detectron2's model zoo format; ``.safetensors``; a file or anything
-            that Detectron2's ``PathManager`` reads.
+            that Detectron2's ``PathManager`` reads, such as ``hf://org/name/model.safetensors`` of the Hugging Face Hub.
 
     Raises:
         FileNotFoundError: no such file.

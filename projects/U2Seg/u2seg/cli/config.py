@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from u2seg.engine.photo_run.run_plan import new_config
+from u2seg.engine.photo_run.new_config import new_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@
     u2seg run PHOTOS --ground-truth instances.json       scores as well; nothing else reads the file
 
 Settings fit the photos and the machine. Your own --config-file and KEY VALUE pairs win. Killed and started again, the same command goes
-on where it was.
+on where it was. With other --minutes or training settings it trains a new model on the labels that are there, and keeps the old one.
 """
 
 import argparse
@@ -15,9 +15,17 @@ import tempfile
 from pathlib import Path
 
 from u2seg.cli.arguments import add_overrides
-from u2seg.engine.end_to_end import MAX_PREDICTED, METRICS, RunCounts, RunDirectories, count_run, run_photos
+from u2seg.data.formats.label_directory import panoptic_directory
+from u2seg.engine.end_to_end import METRICS, RunCounts, RunDirectories, count_run, run_photos
 from u2seg.engine.end_to_end_report import write_run_report
-from u2seg.engine.photo_run.run_plan import DEFAULT_MINUTES, PHOTOS_CONFIG, RunPlan, format_plan, make_plan
+from u2seg.engine.photo_run.run_plan import (
+    DEFAULT_MINUTES,
+    MAX_PREDICTED,
+    PHOTOS_CONFIG,
+    RunPlan,
+    make_plan,
+)
+from u2seg.engine.photo_run.run_screen import format_plan
 from u2seg.evaluation import format_table
 from u2seg.utils.files import read_json
 from u2seg.utils.quiet_screen import quiet_screen
@@ -36,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--minutes",
         type=_positive,
         metavar="N",
-        help=f"time for everything; training fills what the labels leave (default {DEFAULT_MINUTES:g})",
+        help=f"time for everything; training fills what labels and predictions leave (default {DEFAULT_MINUTES:g})",
     )
     parser.add_argument(
         "--ground-truth", default="", metavar="JSON", help="COCO panoptic or instances JSON of the photos, for scores"
@@ -99,9 +107,11 @@ def _print_result(plan: RunPlan, counts: RunCounts, page: Path) -> None:
         print(format_table(read_json(output / METRICS)))
         print("The scores are those of the photos that the model was trained on (without their ground truth).")
     print(f"page         {page}")
-    print(f"labels       {output / 'labels' / 'panoptic'}")
+    print(f"labels       {panoptic_directory(output / 'labels')}")
     print(f"model        {output / 'model' / 'model_final.pth'}")
     print(f"predictions  {output / 'predictions' / 'visualizations'}")
+    if plan.set_aside:
+        print(f"earlier      {plan.set_aside}, what was trained with other settings")
     print("\nPredict on other photos:")
     print(
         f"  u2seg predict OTHER_PHOTOS --config-file {plan.config_file} --output {output / 'other'} "
@@ -114,14 +124,14 @@ def _warnings(plan: RunPlan, counts: RunCounts) -> list[str]:
     if not counts.masks:
         found.append(
             f"no things found in {counts.images} photos: the labels hold stuff alone. Try other features (FEATURES.VIT.WEIGHTS), or a "
-            "larger MASKS.RECURSIVE.RADIUS"
+            "smaller MASKS.MIN_AREA"
         )
     elif counts.without_things > counts.images / 2:
         found.append(f"no things found in {counts.without_things} of {counts.images} photos")
     if counts.masks and not counts.predicted_things:
         found.append(
             f"the model shows no thing in {counts.predicted_images} photos: it was trained too briefly. Give it --minutes "
-            f"{max(60, 4 * (plan.minutes or 0)):g}, with another --output"
+            f"{max(60, 4 * (plan.minutes or 0)):g}: it trains anew on the same labels"
         )
     if counts.images > MAX_PREDICTED:
         found.append(

@@ -7,24 +7,36 @@ Tables that an evaluation kept (TEST.SAVE_TABLES), under other protocols or fitt
 Pseudo-labels or predictions in COCO's panoptic format against a ground truth in the same format:
 
     u2seg score files --gt-json GT.json --gt-root GT_PNGS --predicted-json P.json --predicted-root P_PNGS
+
+The semantic stage's maps alone, made on the images of the ground truth (protocol "stego" unless others are asked for):
+
+    u2seg score semantics labels/semantics --gt-json GT.json --gt-root GT_PNGS
 """
 
 import argparse
 
-from u2seg.evaluation import score_panoptic_files, score_saved_tables
+from u2seg.evaluation import score_panoptic_files, score_saved_tables, score_semantic_maps
 from u2seg.utils.command_line import comma_separated
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    commands = parser.add_subparsers(dest="source", required=True, metavar="tables|files")
+    commands = parser.add_subparsers(dest="source", required=True, metavar="tables|files|semantics")
     tables = commands.add_parser("tables", help="score tables that an evaluation saved")
     tables.add_argument("tables", help="a tables.npz")
     files = commands.add_parser("files", help="score panoptic PNG + JSON against COCO panoptic ground truth")
-    for role, what in (("gt", "ground truth"), ("predicted", "labels or predictions")):
-        files.add_argument(f"--{role}-json", required=True, metavar="JSON", help=f"COCO panoptic JSON of the {what}")
-        files.add_argument(f"--{role}-root", required=True, metavar="DIR", help="directory of its PNGs")
-    for command in (tables, files):
+    semantics = commands.add_parser(
+        "semantics", help="score the semantic stage's maps against COCO panoptic ground truth"
+    )
+    semantics.add_argument("semantics", help="directory of the semantic stage")
+    for command, role, what in (
+        (files, "gt", "ground truth"),
+        (files, "predicted", "labels or predictions"),
+        (semantics, "gt", "ground truth"),
+    ):
+        command.add_argument(f"--{role}-json", required=True, metavar="JSON", help=f"COCO panoptic JSON of the {what}")
+        command.add_argument(f"--{role}-root", required=True, metavar="DIR", help="directory of its PNGs")
+    for command in (tables, files, semantics):
         command.add_argument(
             "--protocols", type=comma_separated(), metavar="A,B,...", help="rows of the table (default TEST.PROTOCOLS)"
         )
@@ -58,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
     }
     if args.source == "tables":
         print(score_saved_tables(args.tables, **options))
+    elif args.source == "semantics":
+        print(score_semantic_maps(args.gt_json, args.gt_root, args.semantics, **options))
     else:
         print(score_panoptic_files(args.gt_json, args.gt_root, args.predicted_json, args.predicted_root, **options))
     return 0

@@ -23,6 +23,7 @@ from u2seg.config.shipped import get_config_file
 from u2seg.config.solver import add_solver_config
 from u2seg.config.test import add_test_config
 from u2seg.config.validation import check_config, fitted_values
+from u2seg.utils.hub_files import HUB_PREFIX
 from u2seg.utils.registry import NamedRegistry
 
 CONFIG_REGISTRY = NamedRegistry("CONFIG")
@@ -49,9 +50,13 @@ for _section in (
 def find_config_file(config_file: str | Path) -> str:
     """Returns the path of a configuration file on disk or, where there is none, among the shipped ones.
 
+    One on the Hugging Face Hub, ``hf://org/name/config.yaml``, stays as it is.
+
     Raises:
         FileNotFoundError: neither; the message lists the shipped ones.
     """
+    if str(config_file).startswith(HUB_PREFIX):
+        return str(config_file)
     return (
         str(config_file) if Path(config_file).is_file() else get_config_file(str(config_file).removeprefix("configs/"))
     )

@@ -8,6 +8,7 @@ import yaml
 from detectron2.utils.file_io import PathManager
 
 from u2seg.config.shipped import find_base
+from u2seg.utils import hub_files as _hub_files  # noqa: F401 - registers hf://
 
 BASE_KEY = "_BASE_"
 _MAX_VALUES = 100_000

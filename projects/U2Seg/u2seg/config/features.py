@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode as CN
 
-from u2seg.config.validation import COUNT, choice, flag, integer, number, register_rules, several, text
+from u2seg.config.validation import COUNT, Rule, choice, flag, integer, number, register_rules, several, text
 
 
 def add_features_config(cfg: CN) -> None:
@@ -15,6 +15,14 @@ def add_features_config(cfg: CN) -> None:
     # Images in one forward pass.
     cfg.FEATURES.BATCH_SIZE = 8
     cfg.FEATURES.DEVICE = "auto"  # "auto": CUDA where there is one, else the CPU
+
+    # Share of the channels that are projected out since they tell where a patch lies: the main directions of an image without content
+    # [INSID3: 500 of 1024]; 0.0: none.
+    cfg.FEATURES.POSITION_SHARE = 0.0
+
+    # Further backbones that vote in the mask generator "VoteCut", each as KEY VALUE ... below FEATURES, what is left out being as here:
+    # [["VIT.ARCH", "dinov2_vitb14", "VIT.FACET", "normalized_token", "IMAGE_SIZE", [476, 476]]] [CuVLER: six backbones].
+    cfg.FEATURES.OTHERS = ()
 
     # Hand-made descriptor: color and gradient orientations, smoothed [ours].
     cfg.FEATURES.HANDMADE = CN()
@@ -32,7 +40,7 @@ def add_features_config(cfg: CN) -> None:
     # "": the authors' file, downloaded through PathManager and checked; else a local file in the authors' format.
     cfg.FEATURES.VIT.WEIGHTS = ""
     cfg.FEATURES.VIT.BLOCK = -1  # transformer block, negative counts from the last [MaskCut]
-    cfg.FEATURES.VIT.FACET = "key"  # "key", "query", "value" or "token" [MaskCut]: key
+    cfg.FEATURES.VIT.FACET = "key"  # "key", "query", "value", "token" or "normalized_token" [MaskCut]: key
     # "float32", or "bfloat16": faster on GPUs that have it; features are float32 in either case [ours].
     cfg.FEATURES.VIT.PRECISION = "float32"
 
@@ -49,12 +57,16 @@ def add_features_config(cfg: CN) -> None:
     cfg.FEATURES.RESNET.CENTER = True
 
 
+_ANYTHING = Rule("a key or its value", lambda value: True)
+
 register_rules(
     {
         "FEATURES.NAME": text(),
         "FEATURES.IMAGE_SIZE": several(integer(16, 8192), count=2),
         "FEATURES.BATCH_SIZE": COUNT,
         "FEATURES.DEVICE": text(),
+        "FEATURES.POSITION_SHARE": number(0, 0.99),
+        "FEATURES.OTHERS": several(several(_ANYTHING, at_least=2)),
         "FEATURES.HANDMADE.PATCH_SIZE": integer(1, 1024),
         "FEATURES.HANDMADE.COLOR_WEIGHT": number(0, 1e6),
         "FEATURES.HANDMADE.TEXTURE_WEIGHT": number(0, 1e6),
@@ -62,7 +74,7 @@ register_rules(
         "FEATURES.VIT.ARCH": text(),
         "FEATURES.VIT.WEIGHTS": text(empty=True),
         "FEATURES.VIT.BLOCK": integer(-1000, 1000),
-        "FEATURES.VIT.FACET": choice("key", "query", "value", "token"),
+        "FEATURES.VIT.FACET": choice("key", "query", "value", "token", "normalized_token"),
         "FEATURES.VIT.PRECISION": choice("float32", "bfloat16"),
         "FEATURES.RESNET.CONFIG_FILE": text(),
         "FEATURES.RESNET.WEIGHTS": text(empty=True),

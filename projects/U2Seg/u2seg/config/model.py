@@ -19,6 +19,9 @@ def add_model_config(cfg: CN) -> None:
     # What the targets are: "labels", the image's pseudo-labels [CutLER, equation 3], or "guessed",
     # what CutLER's code takes for them.
     cfg.MODEL.ROI_HEADS.DROP_LOSS.TARGETS = "labels"
+    # With DROP_LOSS: a label of score s counts as its class with probability s and as background with 1 - s, and its box loss s times
+    # [CuVLER]. Masks likewise: MODEL.ROI_MASK_HEAD.NAME "SoftTargetMaskHead".
+    cfg.MODEL.ROI_HEADS.SOFT_TARGETS = False
 
     # build_small_resnet_backbone, for images of a hundred pixels [ours].
     cfg.MODEL.SMALL_RESNET = CN()
@@ -41,6 +44,7 @@ register_rules(
         "MODEL.ROI_HEADS.DROP_LOSS.ENABLED": flag(),
         "MODEL.ROI_HEADS.DROP_LOSS.IOU_THRESH": SHARE,
         "MODEL.ROI_HEADS.DROP_LOSS.TARGETS": text(),
+        "MODEL.ROI_HEADS.SOFT_TARGETS": flag(),
         "MODEL.SMALL_RESNET.WIDTH": integer(2, 8192),
         "MODEL.SMALL_RESNET.BLOCKS_PER_STAGE": integer(1, 100),
         "MODEL.SMALL_RESNET.STRIDES": several(integer(1, 4), count=4),

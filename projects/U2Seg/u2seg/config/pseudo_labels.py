@@ -19,7 +19,7 @@ from u2seg.config.validation import (
 def add_masks_config(cfg: CN) -> None:
     """Adds the keys of ``MASKS`` to a configuration, in place."""
     cfg.MASKS = CN()
-    # Name in MASK_GENERATOR_REGISTRY: "MaskCut", "StrictMaskCut", "VoteCut", "RecursiveCut"
+    # Name in MASK_GENERATOR_REGISTRY: "MaskCut", "StrictMaskCut", "VoteCut", "RecursiveCut", "RegionHierarchy"
     cfg.MASKS.GENERATOR = "MaskCut"
     # Subtract the image's mean feature before the cosine: needed by hand-made features, not by DINO's keys [ours].
     cfg.MASKS.CENTER_FEATURES = False
@@ -81,6 +81,29 @@ def add_masks_config(cfg: CN) -> None:
     cfg.MASKS.RECURSIVE.MAX_EXTERNAL_LINKS = 0.3  # share of a region's links that may leave it
     cfg.MASKS.RECURSIVE.MAX_BORDERS = 1  # image borders that an object may touch
     cfg.MASKS.RECURSIVE.MAX_CUTS_PER_IMAGE = 64
+    # "RegionHierarchy": regions of superpixels that are merged in several ways, ranked by objectness; needs no weights [ours].
+    # Chosen on 20 to 24 of COCO's training photos at 384x512 pixels.
+    cfg.MASKS.HIERARCHY = CN()
+    cfg.MASKS.HIERARCHY.SIGMAS = (1.0, 2.0)  # pixels, smoothing of each scale of the contours
+    # Pixels, odd: a superpixel starts where the contour is weakest in a square of this side.
+    cfg.MASKS.HIERARCHY.WINDOW = 9
+    # One value for each hierarchy: the cost of merging two neighbors is the sum of these weights times the mean contour between
+    # them, the distances of their CIELAB, HSV and texture histograms and of their patch features, the share of the image that
+    # both cover, and the share that their common box covers beyond them; all times the smaller one's area to the exponent.
+    # Chosen by the AR of all regions of one hierarchy: 18.9 by contours, 20.1 by CIELAB, 22.7 and 23.7 by texture with both.
+    cfg.MASKS.HIERARCHY.CONTOUR_WEIGHTS = (1.0, 0.15, 0.3, 0.0, 0.3)
+    cfg.MASKS.HIERARCHY.LAB_WEIGHTS = (0.0, 0.5, 0.5, 1.0, 0.0)
+    cfg.MASKS.HIERARCHY.HSV_WEIGHTS = (0.0, 0.0, 0.0, 0.0, 1.0)
+    cfg.MASKS.HIERARCHY.TEXTURE_WEIGHTS = (0.0, 1.0, 1.0, 0.0, 0.5)
+    cfg.MASKS.HIERARCHY.FEATURE_WEIGHTS = (0.0, 0.0, 0.0, 0.0, 0.0)
+    cfg.MASKS.HIERARCHY.SIZE_WEIGHTS = (0.0, 0.5, 0.0, 0.0, 0.0)
+    cfg.MASKS.HIERARCHY.GAP_WEIGHTS = (0.0, 0.5, 0.0, 0.0, 0.5)
+    cfg.MASKS.HIERARCHY.SIZE_EXPONENTS = (0.3, 0.0, 0.3, 0.2, 0.2)
+    cfg.MASKS.HIERARCHY.MAX_IOU = 0.75  # from which the worse of two masks is a duplicate
+    # Share of a mask that better masks may hold: 1.0 allows nested masks, which is best for recall; labels need about 0.
+    cfg.MASKS.HIERARCHY.MAX_SHARED = 1.0
+    cfg.MASKS.HIERARCHY.MIN_SCORE = 0.0  # objectness, 0..1, below which a region is no mask
+    cfg.MASKS.HIERARCHY.MAX_MASKS = 100  # an image
     # Name in MASK_REFINEMENT_REGISTRY: "dense_crf" [MaskCut], "dense_crf_on_crops" [CuVLER], "guided_filter" (cheaper), "none".
     cfg.MASKS.REFINEMENT = "dense_crf"
     cfg.MASKS.CRF = CN()
@@ -208,6 +231,20 @@ register_rules(
         "MASKS.RECURSIVE.MAX_EXTERNAL_LINKS": SHARE,
         "MASKS.RECURSIVE.MAX_BORDERS": integer(0, 4),
         "MASKS.RECURSIVE.MAX_CUTS_PER_IMAGE": COUNT,
+        "MASKS.HIERARCHY.SIGMAS": several(number(0.1, 100), at_least=1),
+        "MASKS.HIERARCHY.WINDOW": integer(1, 1000),
+        "MASKS.HIERARCHY.CONTOUR_WEIGHTS": several(number(0, 1000), at_least=1),
+        "MASKS.HIERARCHY.LAB_WEIGHTS": several(number(0, 1000), at_least=1),
+        "MASKS.HIERARCHY.HSV_WEIGHTS": several(number(0, 1000), at_least=1),
+        "MASKS.HIERARCHY.TEXTURE_WEIGHTS": several(number(0, 1000), at_least=1),
+        "MASKS.HIERARCHY.FEATURE_WEIGHTS": several(number(0, 1000), at_least=1),
+        "MASKS.HIERARCHY.SIZE_WEIGHTS": several(number(0, 1000), at_least=1),
+        "MASKS.HIERARCHY.GAP_WEIGHTS": several(number(0, 1000), at_least=1),
+        "MASKS.HIERARCHY.SIZE_EXPONENTS": several(number(0, 10), at_least=1),
+        "MASKS.HIERARCHY.MAX_IOU": SHARE,
+        "MASKS.HIERARCHY.MAX_SHARED": SHARE,
+        "MASKS.HIERARCHY.MIN_SCORE": SHARE,
+        "MASKS.HIERARCHY.MAX_MASKS": COUNT,
         "MASKS.REFINEMENT": text(),
         "MASKS.ALLOW_OVERLAPS": flag(),
         "MASKS.CRF.GAUSSIAN_SXY": number(0, 1e6, above=True),

@@ -1,4 +1,4 @@
-"""Keys of training: ``SOLVER``, ``HOOKS``."""
+"""Keys of training: ``SOLVER``, ``HOOKS``, ``LOG_TO``."""
 
 from detectron2.config import CfgNode as CN
 
@@ -40,6 +40,9 @@ def add_solver_config(cfg: CN) -> None:
     # Names in u2seg.engine's HOOK_REGISTRY: what else happens while a model trains. PASS's
     # pretraining monitors k-NN accuracy.
     cfg.HOOKS = ()
+    # Where losses and scores go beside the console, metrics.json and TensorBoard's file: names in
+    # u2seg.engine's LOG_WRITER_REGISTRY, "wandb" and "mlflow" [ours].
+    cfg.LOG_TO = ()
 
 
 def _is_multiplier(pair: object) -> bool:
@@ -50,6 +53,7 @@ register_rules(
     {
         "SEED": integer(high=2**63 - 1),
         "HOOKS": several(text()),
+        "LOG_TO": several(text()),
         "SOLVER.OPTIMIZER": text(),
         "SOLVER.BASE_LR": POSITIVE,
         "SOLVER.MAX_ITER": COUNT,

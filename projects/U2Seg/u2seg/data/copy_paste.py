@@ -129,7 +129,7 @@ class CutLERCopyPaste(CopyPaste):
     def lay(self, target: Sample, source: Sample, chosen: np.ndarray, rng: np.random.Generator) -> Sample:
         """Returns the target with the chosen instances over it; see the class."""
         image, masks = place_stretched(source, chosen, target.size, rng.uniform(*self.scale_range), rng)
-        pasted = paste(target, image, masks, source.classes[chosen], self.max_ioy)
+        pasted = paste(target, image, masks, source.classes[chosen], self.max_ioy, _scores_of(source, chosen))
         return pasted if pasted is target else replace(pasted, boxes_xyxy=boxes_of_masks(pasted.masks))
 
 
@@ -154,7 +154,9 @@ class LayeredCopyPaste(CopyPaste):
         image, masks = place_fitted(source, chosen, target.size, rng.uniform(*self.scale_range), rng)
         # Refused instances hide nothing, so they go before the layers are formed.
         accepted = acceptable(masks, target.masks, self.max_ioy)
-        return paste(target, image, in_layers(masks[accepted]), source.classes[chosen][accepted], self.max_ioy)
+        kept = chosen[accepted]
+        layers = in_layers(masks[accepted])
+        return paste(target, image, layers, source.classes[kept], self.max_ioy, _scores_of(source, kept))
 
 
 def build_copy_paste(cfg: CfgNode) -> CopyPaste:
@@ -253,7 +255,19 @@ def in_layers(masks: np.ndarray) -> np.ndarray:
     return layers
 
 
-def paste(target: Sample, image: np.ndarray, masks: np.ndarray, classes: np.ndarray, max_ioy: float) -> Sample:
+def _scores_of(source: Sample, chosen: np.ndarray) -> np.ndarray | None:
+    """Returns the chosen instances' scores; None where the source's labels have none."""
+    return None if source.scores is None else source.scores[chosen]
+
+
+def paste(
+    target: Sample,
+    image: np.ndarray,
+    masks: np.ndarray,
+    classes: np.ndarray,
+    max_ioy: float,
+    scores: np.ndarray | None = None,
+) -> Sample:
     """Returns the target with instances laid over it; image, masks, boxes and semantic target stay consistent.
 
     What is pasted hides what lies under it: the target's masks lose those pixels, and one that
@@ -267,6 +281,7 @@ def paste(target: Sample, image: np.ndarray, masks: np.ndarray, classes: np.ndar
         masks: bool (n, H, W), its instances on that canvas; empty ones are passed over.
         classes: int64 (n,), their classes.
         max_ioy: an instance is refused where it covers at least this share of one of the target's.
+        scores: float32 (n,), their scores; None where they have none.
     """
     accepted = acceptable(masks, target.masks, max_ioy)
     if not accepted.any():
@@ -290,7 +305,18 @@ def paste(target: Sample, image: np.ndarray, masks: np.ndarray, classes: np.ndar
         boxes_xyxy=np.concatenate([boxes[remains], boxes_of_masks(pasted)]),
         classes=np.concatenate([target.classes[remains], pasted_classes]),
         sem_seg=sem_seg,
+        scores=_joined_scores(target, remains, scores, accepted),
     )
+
+
+def _joined_scores(
+    target: Sample, remains: np.ndarray, scores: np.ndarray | None, accepted: np.ndarray
+) -> np.ndarray | None:
+    """Returns the scores of what remains and of what is pasted, 1 for those without; None where neither has any."""
+    if target.scores is None and scores is None:
+        return None
+    pasted = np.ones(len(accepted), np.float32) if scores is None else scores
+    return np.concatenate([target.confidences[remains], pasted[accepted]])
 
 
 def acceptable(masks: np.ndarray, others: np.ndarray, max_ioy: float) -> np.ndarray:

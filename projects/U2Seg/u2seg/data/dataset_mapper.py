@@ -133,6 +133,7 @@ class PanopticMapper:
             boxes_xyxy=boxes_of_masks(masks) if self.recompute_boxes else _boxes(annotations, transforms, size),
             classes=np.array([a["category_id"] for a in annotations], np.int64),
             sem_seg=augmented.sem_seg,
+            scores=_scores(annotations),
         )
 
     def _require_classes(self, sem_seg: np.ndarray, dataset_dict: dict) -> None:
@@ -211,6 +212,13 @@ def _decode_one(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
     if isinstance(segmentation["counts"], list):
         segmentation = mask_util.frPyObjects(segmentation, *size)
     return mask_util.decode(segmentation)
+
+
+def _scores(annotations: list[dict]) -> np.ndarray | None:
+    """Returns the confidence of each pseudo-label, float32 (N,); None where no label has one."""
+    if not any("score" in annotation for annotation in annotations):
+        return None
+    return np.array([annotation.get("score", 1.0) for annotation in annotations], np.float32)
 
 
 def _boxes(annotations: list[dict], transforms: T.TransformList, size: tuple[int, int]) -> np.ndarray:

@@ -20,6 +20,7 @@ class Sample:
         classes: int64 (N,), contiguous ids 0..K-1.
         sem_seg: uint8 (H, W), semantic target: 0 "thing", 1..S stuff, 255 ignore; None where there
             is none.
+        scores: float32 (N,), 0..1, confidence of the pseudo-labels; None where labels have none.
     """
 
     image: np.ndarray
@@ -27,6 +28,12 @@ class Sample:
     boxes_xyxy: np.ndarray
     classes: np.ndarray
     sem_seg: np.ndarray | None
+    scores: np.ndarray | None = None
+
+    @property
+    def confidences(self) -> np.ndarray:
+        """``scores``, float32 (N,); 1 where labels have none."""
+        return np.ones(len(self.classes), np.float32) if self.scores is None else self.scores
 
     @property
     def size(self) -> tuple[int, int]:
@@ -64,7 +71,7 @@ def to_instances(sample: Sample) -> Instances:
     """Returns a sample's instances in the form that Detectron2's models train on, without those that have no pixel or no box.
 
     Like Detectron2's ``annotations_to_instances``, an image without instances gets no ``gt_masks``
-    field.
+    field. Pseudo-labels with scores have ``gt_scores``, which the losses with soft targets take.
     """
     keep = sample.masks.any(axis=(1, 2)) & ((sample.boxes_xyxy[:, 2:] - sample.boxes_xyxy[:, :2]) > 1e-5).all(axis=1)
     instances = Instances(sample.size)
@@ -72,4 +79,6 @@ def to_instances(sample: Sample) -> Instances:
     instances.gt_classes = torch.from_numpy(sample.classes[keep])
     if len(sample.masks):
         instances.gt_masks = BitMasks(torch.from_numpy(sample.masks[keep]))
+    if sample.scores is not None:
+        instances.gt_scores = torch.from_numpy(sample.scores[keep])
     return instances

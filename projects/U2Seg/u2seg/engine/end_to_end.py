@@ -4,17 +4,27 @@ import argparse
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
 
 from u2seg.config import setup_cfg
+from u2seg.data.formats.label_directory import panoptic_directory
+from u2seg.engine import training_record
 from u2seg.engine.launch import continue_training
-from u2seg.engine.photo_run.run_estimates import seconds_per_iteration
+from u2seg.engine.photo_run.run_estimates import SAMPLE_PHOTOS, measure_training
 from u2seg.engine.photo_run.run_photos import Photos
-from u2seg.engine.photo_run.run_plan import LOG, RunPlan, num_thing_clusters, training_length, training_set_of
+from u2seg.engine.photo_run.run_plan import (
+    LOG,
+    MAX_PREDICTED,
+    RunPlan,
+    finishing_seconds,
+    num_thing_clusters,
+    training_length,
+    training_set_of,
+)
 from u2seg.engine.photo_run.run_threads import run_in_process
 from u2seg.modeling.build import complete_config
 from u2seg.predictor import Predictor, predict_files
@@ -27,7 +37,12 @@ from u2seg.visualization.label_page import evenly_spaced
 
 METRICS = "metrics.json"
 TIMES = "times.json"
-MAX_PREDICTED = 500  # photos on which a run predicts; u2seg predict does the others
+STEPS = LABELS, TRAINING, TEST_LABELS, PREDICTIONS = (  # names of the steps in it
+    "labels",
+    "training and scoring",
+    "labels of the test images",
+    "predictions",
+)
 CURVES = "metrics.json"  # Detectron2's name for a training's losses, in the model's directory
 
 
@@ -72,6 +87,11 @@ class RunDirectories:
         """The page of images."""
         return self.root / "report" / "index.html"
 
+    @property
+    def earlier(self) -> Path:
+        """Models that were trained on the same labels with other settings, and what was made with them: a directory each."""
+        return self.root / "earlier"
+
 
 def run_end_to_end(
     config_file: str, images: str | Path, output: str | Path, *, opts: Sequence[str] = (), num_gpus: int = 0
@@ -96,14 +116,14 @@ def run_end_to_end(
     cfg = setup_cfg(config_file, list(opts))
     training_opts = [*opts, *_training_set_options(cfg, images, directories)]
     setup_cfg(config_file, training_opts)  # an error in these should not wait until the labels are made
-    with _timed(directories, "labels"), quiet_screen(directories.log):
+    with _timed(directories, LABELS), quiet_screen(directories.log):
         make_pseudo_labels(cfg, images, directories.labels)
-    with _timed(directories, "training and scoring"):
+    with _timed(directories, TRAINING):
         train(config_file, directories.model, training_opts, num_gpus, directories.log)
     if cfg.DATASETS.TEST:
         scores = directories.model / "inference" / cfg.DATASETS.TEST[0] / METRICS
         write_json(directories.root / METRICS, read_json(scores))
-        with _timed(directories, "labels of the test images"), quiet_screen(directories.log):
+        with _timed(directories, TEST_LABELS), quiet_screen(directories.log):
             label_test_images(config_file, directories, opts)
     return directories
 
@@ -142,13 +162,14 @@ class RunCounts:
 def run_photos(plan: RunPlan) -> RunPlan:
     """Runs a plan: labels, training, scores where there is ground truth, predictions; returns the plan with all that was chosen.
 
-    Called again it goes on where it was killed.
+    Called again it goes on where it was killed. Called again for another training, it uses the finished labels again and sets the
+    model that is there aside.
 
     Args:
         plan: of :func:`u2seg.engine.photo_run.run_plan.make_plan`, made for its output directory.
     """
     directories = RunDirectories(plan.output)
-    with _timed(directories, "labels"):
+    with _timed(directories, LABELS):
         clusters = run_in_process(
             plan.threads.numerical,
             label_photos,
@@ -161,8 +182,9 @@ def run_photos(plan: RunPlan) -> RunPlan:
     plan = plan.choose({"CLUSTERS.NUM_CLUSTERS": clusters})
     torch.set_num_threads(plan.threads.training)
     if plan.minutes is not None and plan.is_free("SOLVER.MAX_ITER"):
-        plan = plan.choose(_measured_length(plan, plan.minutes, read_json(directories.root / TIMES)["labels"]))
-    with _timed(directories, "training and scoring"):
+        plan = plan.choose(_measured_length(plan, plan.minutes))
+    plan = replace(plan, set_aside=_set_aside_other_model(plan, directories)).begin_training()
+    with _timed(directories, TRAINING):
         train(str(plan.config_file), directories.model, (), plan.num_gpus, directories.log)
     cfg = setup_cfg(plan.config_file)
     if cfg.DATASETS.TEST:
@@ -171,7 +193,7 @@ def run_photos(plan: RunPlan) -> RunPlan:
         if plan.num_scored and cfg.DATASETS.BY_PATH[cfg.DATASETS.TEST[0]].get("PANOPTIC_JSON"):
             with quiet_screen(directories.log):
                 score_labels(cfg, directories.labels, directories)
-    with _timed(directories, "predictions"), quiet_screen(directories.log):
+    with _timed(directories, PREDICTIONS), quiet_screen(directories.log):
         predict_photos(cfg, plan.photos, directories)
     return plan
 
@@ -195,11 +217,36 @@ def label_photos(config_file: str, images: str, output: str, log: str, choose_cl
     return cfg.CLUSTERS.NUM_CLUSTERS
 
 
-def _measured_length(plan: RunPlan, minutes: float, spent_seconds: float) -> dict[str, object]:
+def _measured_length(plan: RunPlan, minutes: float) -> dict[str, object]:
     cfg = setup_cfg(plan.config_file)
+    unreadable = {failure.file_name for failure in plan.photos.unreadable}
+    names = [name for name in plan.photos.names if name not in unreadable]
+    photos = [plan.photos.root / name for name in evenly_spaced(names, SAMPLE_PHOTOS + 1)]
     with quiet_screen(plan.log):
         complete_config(cfg)
-        return training_length(minutes, spent_seconds, seconds_per_iteration(cfg))
+        cost = measure_training(cfg, photos)
+    rest = finishing_seconds(len(names), plan.num_scored, cost.seconds_per_prediction)
+    return training_length(minutes, time.monotonic() - plan.started, cost.seconds_per_iteration, rest)
+
+
+def _set_aside_other_model(plan: RunPlan, directories: RunDirectories) -> Path | None:
+    """Moves a model that was trained with other settings, and what was made with it, to ``earlier/N``; returns that, None for no such."""
+    opts = _training_options(str(plan.config_file), directories.model, ())
+    cfg = setup_cfg(plan.config_file, opts)
+    with quiet_screen(plan.log):
+        complete_config(cfg)
+    if not (plan.trains_anew or training_record.differences(cfg)) or not directories.model.is_dir():
+        return None
+    made = (directories.model, directories.predictions, directories.report.parent, directories.test_label_scores)
+    aside = directories.earlier / str(1 + len(list(directories.earlier.glob("*"))))
+    aside.mkdir(parents=True)
+    # The model last: a kill before that is noticed by it.
+    for path in (*made[1:], directories.root / METRICS, made[0]):
+        if path.exists():
+            path.rename(aside / path.name)
+    times = read_json(directories.root / TIMES)
+    write_json(directories.root / TIMES, {LABELS: times[LABELS]})
+    return aside
 
 
 def predict_photos(cfg: CfgNode, photos: Photos, directories: RunDirectories) -> None:
@@ -214,7 +261,7 @@ def count_run(plan: RunPlan) -> RunCounts:
     """Returns the counts of a finished run."""
     directories = RunDirectories(plan.output)
     masks, panoptic = (_stage_counts(directories.labels, stage) for stage in ("masks", "panoptic"))
-    labels = read_json(directories.labels / "panoptic" / "panoptic.json")
+    labels = read_json(panoptic_directory(directories.labels) / "panoptic.json")
     predicted = read_json(directories.predictions / "panoptic.json")
     things, predicted_things = (_things_by_image(content) for content in (labels, predicted))
     return RunCounts(
@@ -225,7 +272,7 @@ def count_run(plan: RunPlan) -> RunCounts:
         dropped=masks["masks"] - panoptic["instances"],
         stuff=panoptic["segments"] - panoptic["instances"],
         without_things=things.count(0),
-        clusters=setup_cfg(plan.config_file).CLUSTERS.NUM_CLUSTERS,
+        clusters=sum(bool(category["isthing"]) for category in labels["categories"]),
         predicted_things=sum(predicted_things),
         predicted_without_things=predicted_things.count(0),
         predicted_images=len(predicted_things),
@@ -256,20 +303,22 @@ def train(config_file: str, output: Path, opts: Sequence[str], num_gpus: int, lo
     """
     from detectron2.engine import default_argument_parser, launch
 
-    hooks = setup_cfg(config_file, list(opts)).HOOKS
-    hooks = (*hooks, *(name for name in ("TrainingProgress", "KeepLastCheckpoint") if name not in hooks))
     arguments = [
         "--config-file",
         config_file,
         "--resume",
         "--num-gpus",
         str(num_gpus),
-        *opts,
-        *("HOOKS", repr(hooks)),
-        *("OUTPUT_DIR", repr(str(output))),
+        *_training_options(config_file, output, opts),
     ]
     args: argparse.Namespace = default_argument_parser().parse_args(arguments)
     launch(_train_quietly, num_gpus, dist_url="auto", args=(args, log))
+
+
+def _training_options(config_file: str, output: Path, opts: Sequence[str]) -> list[str]:
+    hooks = setup_cfg(config_file, list(opts)).HOOKS
+    hooks = (*hooks, *(name for name in ("TrainingProgress", "KeepLastCheckpoint") if name not in hooks))
+    return [*opts, "HOOKS", repr(hooks), "OUTPUT_DIR", repr(str(output))]
 
 
 def _train_quietly(args: argparse.Namespace, log: Path) -> None:
@@ -302,8 +351,8 @@ def score_labels(cfg: CfgNode, labels: Path, directories: RunDirectories) -> Non
     score_panoptic_files(
         gt.panoptic_json,
         gt.panoptic_root,
-        labels / "panoptic" / "panoptic.json",
-        labels / "panoptic" / "panoptic",
+        panoptic_directory(labels) / "panoptic.json",
+        panoptic_directory(labels) / "panoptic",
         output=directories.test_label_scores,
         protocols=cfg.TEST.PROTOCOLS,
     )

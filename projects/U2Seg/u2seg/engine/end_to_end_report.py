@@ -8,15 +8,18 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 
 from u2seg.config import setup_cfg
-from u2seg.engine.end_to_end import CURVES, METRICS, TIMES, RunDirectories
+from u2seg.engine.end_to_end import CURVES, METRICS, STEPS, TIMES, RunDirectories
+from u2seg.engine.photo_run.run_plan import PAGE_ROWS
 from u2seg.evaluation import format_table
+from u2seg.evaluation.matching.assignment import pair_counts
+from u2seg.evaluation.tables.segment_tables import SegmentTables, load_tables
 from u2seg.predictor import Prediction, Predictor
 from u2seg.structures.label_space import LabelSpace
 from u2seg.utils.files import read_json
-from u2seg.utils.progress import Progress
+from u2seg.utils.progress import Progress, format_seconds
 from u2seg.visualization.curves import training_curves
-from u2seg.visualization.html_report import Row, Table, write_report
-from u2seg.visualization.label_page import PanopticLabels, evenly_spaced, load_panoptic_labels
+from u2seg.visualization.html_report import Heatmap, Row, Table, write_report
+from u2seg.visualization.label_page import PanopticLabels, cluster_gallery, evenly_spaced, load_panoptic_labels
 from u2seg.visualization.panoptic_drawing import contiguous_segments, draw_panoptic
 
 PROTOCOL = "hungarian"  # clusters matched one to one, what is left over is wrong: the strictest
@@ -24,7 +27,13 @@ _MATCHED_NAMES = (
     f"The model knows clusters by number alone. Names of categories on predictions and pseudo-labels come from matching clusters to the "
     f"ground truth afterwards (protocol {PROTOCOL}); a cluster that was matched to nothing keeps its number."
 )
+_AGREEMENT = (
+    "Agreement, by which the best and the worst image are chosen, says how well the segments of the ground truth (without one, of the "
+    "pseudo-label) are found again in the prediction, whatever their class; things and stuff count the same."
+)
 SEEDS = "seeds"  # directory of runs that differ by their seed alone
+MAX_CONFUSION_ROWS = 30
+GALLERY_CLUSTERS = 8
 CATEGORY_COLUMNS = ("PQ", "SQ", "RQ", "bbox_AP", "segm_AP", "IoU")
 COLUMNS = (
     ("panoptic_seg", "PQ"),
@@ -49,7 +58,7 @@ def write_run_report(
     summary: str,
     opts: Sequence[str] = (),
     upper_bound: str | Path | None = None,
-    num_rows: int = 12,
+    num_rows: int = PAGE_ROWS,
 ) -> Path:
     """Returns the page's path: tables, loss curves, and rows of image, pseudo-label, prediction and ground truth.
 
@@ -65,7 +74,9 @@ def write_run_report(
     """
     directories = RunDirectories(Path(output))
     cfg = setup_cfg(config_file, [*opts, "MODEL.WEIGHTS", repr(str(directories.model / "model_final.pth"))])
-    tables, label_map = [], None
+    tables: list[Table] = []
+    heatmaps: list[Heatmap] = []
+    label_map = None
     if cfg.DATASETS.TEST:  # without ground truth there are no scores, and clusters keep their numbers
         test_set = cfg.DATASETS.TEST[0]
         label_map = directories.model / "inference" / test_set / f"label_map_{PROTOCOL}.json"
@@ -74,17 +85,26 @@ def write_run_report(
             category_table(directories, test_set),
             _full_table(directories, test_set),
         ]
+        saved = directories.model / "inference" / test_set / "tables.npz"
+        heatmaps = [confusion_heatmap(load_tables(saved))] if saved.is_file() else []
         summary = f"{summary}\n\n{_MATCHED_NAMES}"
     predictor = Predictor(cfg, label_map=label_map)
     return write_report(
         directories.report,
         title=title,
-        summary=summary,
-        facts={f"seconds for {step}": seconds for step, seconds in read_json(directories.root / TIMES).items()},
+        summary=f"{summary}\n\n{_AGREEMENT}",
+        facts={f"time for {step}": format_seconds(seconds) for step, seconds in _times(directories).items()},
         tables=tables,
+        heatmaps=heatmaps,
         curves=training_curves(directories.model / CURVES),
         rows=_rows(cfg.DATASETS.TEST, predictor, Path(images), directories, num_rows),
     )
+
+
+def _times(directories: RunDirectories) -> dict[str, float]:
+    """Returns the seconds that each step took, in the order of the steps."""
+    times = read_json(directories.root / TIMES)
+    return {step: times[step] for step in (*(s for s in STEPS if s in times), *(s for s in times if s not in STEPS))}
 
 
 def comparison_rows(directories: RunDirectories, upper_bound: str | Path | None) -> dict[str, dict]:
@@ -145,6 +165,37 @@ def category_table(directories: RunDirectories, test_set: str) -> Table:
         header=["", *(name.replace("_", " ") for name in CATEGORY_COLUMNS)],
         rows=[[name, *(row.get(metric) for metric in CATEGORY_COLUMNS)] for name, row in ordered],
         note=note,
+        bars=1 + CATEGORY_COLUMNS.index(first),
+    )
+
+
+def confusion_heatmap(tables: SegmentTables, max_rows: int = MAX_CONFUSION_ROWS) -> Heatmap:
+    """Returns which categories the pixels of each predicted cluster belong to, in percent of the cluster.
+
+    Args:
+        tables: of the panoptic predictions.
+        max_rows: clusters that are shown, the largest first.
+    """
+    space = tables.space
+    shape = (space.num_clusters, space.num_categories)
+    known = tables.overlaps[(tables.overlaps["gt"] >= 0) & (tables.overlaps["predicted"] >= 0)]
+    clusters, categories = tables.predicted["label"][known["predicted"]], tables.gt["label"][known["gt"]]
+    counts = pair_counts(clusters, categories, known["pixels"], shape)
+    sizes = counts.sum(axis=1)
+    order = [int(c) for c in np.argsort(-sizes, kind="stable") if sizes[c]]
+    names = [f"thing {c + 1}" if c < space.num_things else f"stuff {c + 1}" for c in range(space.num_clusters)]
+    total = max(int(sizes.sum()), 1)
+    rows = [
+        (f"{names[c]} ({100 * sizes[c] / total:.1f} % of the pixels)", (100 * counts[c] / sizes[c]).tolist())
+        for c in order[:max_rows]
+    ]
+    more = f" The {len(order) - max_rows} smallest clusters are left out." if len(order) > max_rows else ""
+    return Heatmap(
+        title="Clusters and categories",
+        columns=space.category_names,
+        rows=rows,
+        note=f"Dataset {space.dataset}. Share of a predicted cluster's pixels, in percent, that lie on each category of the ground "
+        f"truth. Pixels without ground truth do not count, and a share below half a percent is left empty.{more}",
     )
 
 
@@ -205,7 +256,8 @@ def _rows(
         shown = [_test_row(annotation, gt, predictor, directories) for annotation in bar.track(tested) if gt]
         shown_training = [_training_row(annotation, labels, predictor) for annotation in bar.track(training)]
     hero = _best_and_worst(shown or shown_training, "ground truth" if shown else "pseudo-label")
-    return [*hero, *(item.row for item in (*shown, *shown_training))]
+    gallery = cluster_gallery(labels, GALLERY_CLUSTERS, [])
+    return [*hero, *(item.row for item in (*shown, *shown_training)), *gallery]
 
 
 def _best_and_worst(shown: Sequence[_Shown], reference: str) -> list[Row]:
@@ -219,8 +271,7 @@ def _best_and_worst(shown: Sequence[_Shown], reference: str) -> list[Row]:
         among += f" whose {reference} has a thing"
     return [
         Row(
-            f"The {name} of {among}, by how well the segments of the {reference} are found again, things and stuff counting the same: "
-            f"{item.agreement:.2f} of 1 ({item.row.title})",
+            f"The {name} of {among}: agreement {item.agreement:.2f} of 1 ({item.row.title})",
             item.row.images,
         )
         for name, item in (("best", ranked[0]), ("worst", ranked[-1]))

@@ -78,19 +78,30 @@ def _complete_config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+# How Detectron2's longest messages begin: hundreds of lines, for the file and not for the screen.
+_FOR_THE_FILE = ("Environment info:", "Contents of args.config_file", "Running with full config", "Model:")
+
+
+def _is_for_the_screen(record: logging.LogRecord) -> bool:
+    """Returns whether a line is short; an error's traceback stays in the file too, since the command says it in one line."""
+    return record.exc_info is None and not record.getMessage().startswith(_FOR_THE_FILE)
+
+
 def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     with clear_write_errors(cfg.OUTPUT_DIR):
+        # Called before Detectron2 does, which gets the same logger again.
+        detectron2_logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank())
+        for handler in detectron2_logger.handlers:
+            if not isinstance(handler, logging.FileHandler) and getattr(handler, "stream", None) is sys.stdout:
+                handler.addFilter(_is_for_the_screen)
         default_setup(cfg, args)
     # Detectron2 sets up its own loggers alone; ours says what training and scoring found.
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="u2seg")
-    # An error in training is logged with its traceback, which belongs in log.txt; on the screen the command says it in one line.
-    for handler in logging.getLogger("detectron2").handlers:
-        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
-            handler.addFilter(_has_no_traceback)
-
-
-def _has_no_traceback(record: logging.LogRecord) -> bool:
-    return record.exc_info is None
+    logger.info(
+        "Everything of this run goes to %s: config.yaml (all settings), log.txt, metrics.json, checkpoints and, below "
+        "inference/, scores",
+        cfg.OUTPUT_DIR,
+    )
 
 
 def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:

@@ -1,6 +1,7 @@
 """The model card of a training: data, recipe, scores and limits, from the files of its directory."""
 
 import json
+import re
 from pathlib import Path
 
 from u2seg.config.config_file import read_config_file
@@ -87,11 +88,10 @@ def _data(cfg: dict) -> str:
 def _recipe(cfg: dict, run: Path) -> str:
     solver = cfg["SOLVER"]
     made_with = read_json(run / _RUN) if (run / _RUN).is_file() else {}
-    finished = (run / _TRAINING).is_file() and bool(read_json(run / _TRAINING).get("finished"))
     weights = Path(str(cfg["MODEL"]["WEIGHTS"])).name
     rows = {
         "start": f"`{weights}`" if weights else "random weights",
-        "iterations": f"{solver['MAX_ITER']}{'' if finished else ' planned; this training has not finished'}",
+        "iterations": _iterations(solver["MAX_ITER"], run),
         "images in a batch": solver["IMS_PER_BATCH"],
         "optimizer": f"{solver['OPTIMIZER']}, learning rate {solver['BASE_LR']:g}",
         "averaged weights": f"decay {solver['EMA']['DECAY']:g}" if solver["EMA"]["ENABLED"] else "no",
@@ -99,6 +99,16 @@ def _recipe(cfg: dict, run: Path) -> str:
         "versions": ", ".join(f"{key} {made_with[key]}" for key in ("u2seg", "torch") if key in made_with) or "unknown",
     }
     return "\n".join(["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items())])
+
+
+def _iterations(planned: int, run: Path) -> str:
+    """Returns how long a training took, or how far its last checkpoint had come."""
+    if (run / _TRAINING).is_file() and read_json(run / _TRAINING).get("finished"):
+        return str(planned)
+    mark = run / "last_checkpoint"
+    number = re.fullmatch(r"model_(\d+)\.pth", mark.read_text(encoding="utf-8").strip()) if mark.is_file() else None
+    done = f"{int(number[1]) + 1} of {planned}" if number else f"{planned} planned"
+    return f"{done}; this training has not finished"
 
 
 def _scores(run: Path) -> str:

@@ -15,6 +15,7 @@ from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
 
 from u2seg.checkpoint.checkpointer import AtomicCheckpointer
@@ -22,6 +23,7 @@ from u2seg.data import build_mapper, build_train_loader
 from u2seg.engine import training_record
 from u2seg.engine.expected_results import verify_expected_results
 from u2seg.engine.hooks import HOOK_REGISTRY, AveragedWeights, EMAHook, VisualizationHook
+from u2seg.engine.log_writers import build_log_writers
 from u2seg.engine.training_step import TrainingStep, resolve_precision
 from u2seg.evaluation import EVALUATOR_REGISTRY
 from u2seg.modeling import build_model, checkpoint_residual_blocks
@@ -120,6 +122,10 @@ class U2SegTrainer(DefaultTrainer):
             hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
         ]
         return [hook for hook in found if hook is not None]
+
+    def build_writers(self) -> list[EventWriter]:
+        """Returns Detectron2's writers (console, ``metrics.json``, TensorBoard), and those that ``LOG_TO`` names."""
+        return [*super().build_writers(), *build_log_writers(self.cfg)]
 
     def _score(self) -> OrderedDict:
         """Scores the averaged weights where there are some, else the model's own; Detectron2's EvalHook calls it."""

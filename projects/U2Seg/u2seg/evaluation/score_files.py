@@ -9,6 +9,7 @@ from u2seg.evaluation.score_table import format_table
 from u2seg.evaluation.scoring import ScoreSettings, evaluate_tables
 from u2seg.evaluation.tables.panoptic_files import tables_from_panoptic_files
 from u2seg.evaluation.tables.segment_tables import SegmentTables, load_tables, save_tables
+from u2seg.evaluation.tables.semantic_maps import tables_from_semantic_maps
 from u2seg.utils.files import read_json
 from u2seg.version import __version__
 
@@ -49,6 +50,24 @@ def score_panoptic_files(
     if output:
         save_tables(Path(output) / TABLES, tables)
     return score_and_write(tables, output=output, **options)
+
+
+def score_semantic_maps(
+    gt_json: str | Path, gt_root: str | Path, semantics: str | Path, output: str | Path = "", **options: Any
+) -> str:
+    """Returns the scores of a semantic stage's maps as text, and keeps their tables where there is an output directory.
+
+    Args:
+        gt_json: COCO panoptic JSON of the ground truth.
+        gt_root: its PNGs.
+        semantics: directory of the semantic stage, made on the images of the ground truth.
+        output: directory for the files; empty writes none.
+        **options: as in :func:`score_and_write`; the default protocol is "stego", which scores semantic maps alone.
+    """
+    tables = tables_from_semantic_maps(gt_json, gt_root, semantics)
+    if output:
+        save_tables(Path(output) / TABLES, tables)
+    return score_and_write(tables, output=output, **{**options, "protocols": options.get("protocols") or ("stego",)})
 
 
 def score_and_write(

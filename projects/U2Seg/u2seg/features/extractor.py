@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from PIL import Image
 from torch import Tensor, nn
 
-from u2seg.utils.registry import NamedRegistry, get_registered
+from u2seg.utils.registry import NamedRegistry
 
 FEATURE_EXTRACTOR_REGISTRY = NamedRegistry("FEATURE_EXTRACTOR")
 FEATURE_EXTRACTOR_REGISTRY.__doc__ = "Feature extractors: images in, patch features out. Called as NAME(cfg)."
@@ -50,19 +50,21 @@ class FeatureExtractor(nn.Module):
         """
         raise NotImplementedError
 
+    def mean_feature(self, images: Tensor) -> Tensor:
+        """Returns the mean patch feature of each image, float32 (B, C), before any centering of the image by itself."""
+        return self(images).mean(dim=(2, 3))
+
+    def views(self, images: Tensor) -> list[Tensor]:
+        """Returns the features of one or more backbones, each on a grid of its own; the first is what :meth:`forward` returns.
+
+        Args:
+            images: as for :meth:`forward`.
+        """
+        return [self(images)]
+
     def embed(self, images: Tensor) -> Tensor:
         """Returns one vector an image, float32 (B, D): a ViT's CLS token, or the mean over patches where there is none."""
         return self(images).mean(dim=(2, 3))
-
-
-def build_feature_extractor(cfg: CfgNode) -> FeatureExtractor:
-    """Returns the extractor that ``cfg.FEATURES.NAME`` names, in eval mode, on ``cfg.FEATURES.DEVICE``.
-
-    Raises:
-        KeyError: no such extractor; the message lists those that are registered.
-    """
-    extractor = get_registered(FEATURE_EXTRACTOR_REGISTRY, cfg.FEATURES.NAME, "FEATURES.NAME")(cfg)
-    return extractor.eval().requires_grad_(False).to(resolve_device(cfg.FEATURES.DEVICE))
 
 
 def feature_settings(cfg: CfgNode) -> dict:

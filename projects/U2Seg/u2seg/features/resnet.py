@@ -102,6 +102,10 @@ class ResNetFeatures(FeatureExtractor):
         """Returns the mean feature of each image, float32 (B, C), not centered."""
         return self._feature_map(images).mean(dim=(2, 3))
 
+    def mean_feature(self, images: Tensor) -> Tensor:
+        """Returns what :meth:`embed` does."""
+        return self.embed(images)
+
     def _feature_map(self, images: Tensor) -> Tensor:
         pixels = images * 255
         if self.bgr:

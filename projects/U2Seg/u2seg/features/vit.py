@@ -22,7 +22,7 @@ from u2seg.features.vit_weights import (
 
 # Position of each facet among the three parts of the fused projection.
 _FACETS = {"query": 0, "key": 1, "value": 2}
-TOKEN = "token"
+TOKEN, NORMALIZED_TOKEN = "token", "normalized_token"
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 _MEAN = (0.485, 0.456, 0.406)  # ImageNet's, with which all these models were trained
@@ -55,8 +55,9 @@ class TimmViT(FeatureExtractor):
             weights: file in the authors' format; "": theirs, downloaded.
             image_size: (height, width) in pixels, multiples of the patch size.
             block: transformer block, 0-based; negative counts from the last.
-            facet: "key", "query", "value" (the projections, before any normalization or rotation, heads concatenated) or "token"
-                (the block's output).
+            facet: "key", "query", "value" (the projections, before any normalization or rotation, heads concatenated), "token"
+                (the block's output) or "normalized_token" (the last block's output behind the model's final normalization, which is
+                what STEGO and CAUSE take).
             precision: "float32" or "bfloat16", of the matrix products; everything else stays float32.
 
         Raises:
@@ -74,7 +75,11 @@ class TimmViT(FeatureExtractor):
         self.num_channels = self.model.embed_dim
         self.image_size = _checked_image_size(image_size, self.patch_size)
         self.block = _checked_block(block, len(self.model.blocks))
-        self.facet = _checked_choice("FACET", facet, [*_FACETS, TOKEN])
+        self.facet = _checked_choice("FACET", facet, [*_FACETS, TOKEN, NORMALIZED_TOKEN])
+        if self.facet == NORMALIZED_TOKEN and self.block != len(self.model.blocks) - 1:
+            raise ValueError(
+                f"FEATURES.VIT.FACET normalized_token is of the last block, FEATURES.VIT.BLOCK is {block}; set it to -1, or take token"
+            )
         self.precision = _PRECISIONS[_checked_choice("PRECISION", precision, _PRECISIONS)]
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
@@ -96,9 +101,11 @@ class TimmViT(FeatureExtractor):
         """Returns float32 (B, C, rows, columns), C the model's width; see the base class."""
         with self._autocast(images):
             tokens, rotation = self._embed_patches(images)
-            last = self.block + 1 if self.facet == TOKEN else self.block
+            last = self.block if self.facet in _FACETS else self.block + 1
             tokens = self._run_blocks(tokens, rotation, last)
-            if self.facet != TOKEN:
+            if self.facet == NORMALIZED_TOKEN:
+                tokens = self.model.norm(tokens)
+            elif self.facet in _FACETS:
                 block = self.model.blocks[self.block]
                 tokens = _project(block.attn, block.norm1(tokens), _FACETS[self.facet])
         patches = tokens[:, self.model.num_prefix_tokens :]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from u2seg.checkpoint.reading import CheckpointError, read_checkpoint, refuse_non_finite
 from u2seg.utils.files import file_digest
+from u2seg.utils.hub_files import HubFileError
 
 _META = "https://dl.fbaipublicfiles.com/"
 
@@ -105,7 +106,8 @@ def find_weights(architecture: Architecture, weights: str) -> Path:
 
     Args:
         architecture: whose weights.
-        weights: ``FEATURES.VIT.WEIGHTS``: a file, or anything Detectron2's ``PathManager`` reads; "" for the authors' file.
+        weights: ``FEATURES.VIT.WEIGHTS``: a file, or anything Detectron2's ``PathManager`` reads, such as timm's ``hf-hub:org/name``
+            or ``hf://org/name/file``; "" for the authors' file.
 
     Raises:
         WeightsError: no such file, no network, no public address, or another digest than the published one.
@@ -113,7 +115,10 @@ def find_weights(architecture: Architecture, weights: str) -> Path:
     from detectron2.utils.file_io import PathManager
 
     if weights:
-        path = Path(PathManager.get_local_path(weights))
+        try:
+            path = Path(PathManager.get_local_path(weights))
+        except HubFileError as error:
+            raise WeightsError(f"FEATURES.VIT.WEIGHTS: {error}") from error
         if not path.is_file():
             raise WeightsError(f"FEATURES.VIT.WEIGHTS is {weights!r}, and there is no such file")
         return path

@@ -7,6 +7,7 @@ from u2seg.pseudo_labels.panoptic.panoptic_merge import merge_panoptic
 from u2seg.pseudo_labels.panoptic.panoptic_stage import make_panoptic_labels
 from u2seg.pseudo_labels.pipeline import STAGES, make_pseudo_labels
 from u2seg.pseudo_labels.relabel import LABEL_MERGE_REGISTRY
+from u2seg.pseudo_labels.semantics.learned import SemanticHeadSegmenter
 from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_REGISTRY
 from u2seg.pseudo_labels.semantics.semantic_stage import make_semantics
 
@@ -16,6 +17,7 @@ __all__ = [
     "SEMANTIC_PROVIDER_REGISTRY",
     "STAGES",
     "AutomaticMaskGenerator",
+    "SemanticHeadSegmenter",
     "make_clusters",
     "make_masks",
     "make_panoptic_labels",

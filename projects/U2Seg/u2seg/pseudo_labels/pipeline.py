@@ -1,11 +1,13 @@
 """The recipe: a directory of photos in, a directory of panoptic pseudo-labels out."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
 
 from u2seg.config import check_config
+from u2seg.pseudo_labels.clusters.cluster_names import forget_names
 from u2seg.pseudo_labels.clusters.cluster_stage import make_clusters
 from u2seg.pseudo_labels.masks import make_masks
 from u2seg.pseudo_labels.masks.mask_stage import is_readable, make_mask_shards, reopen_failures
@@ -23,6 +25,8 @@ from u2seg.utils.manifest import (
 )
 from u2seg.utils.write_errors import clear_write_errors
 from u2seg.version import __version__
+
+logger = logging.getLogger(__name__)
 
 STAGES = ("masks", "clusters", "semantics", "panoptic")
 
@@ -83,6 +87,8 @@ def make_pseudo_labels(
         if "panoptic" in stages:
             for needed in (masks, clusters, semantics):
                 _require(needed, for_stage="panoptic")
+            if not is_complete(panoptic) and forget_names(output):
+                logger.warning("The labels are made anew: the names that their clusters were given by hand are gone")
             make_panoptic_labels(cfg, masks, clusters, semantics, panoptic)
     if (masks / FAILURES).is_file():
         _write_failures(output)

@@ -77,7 +77,7 @@ def assign(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.n
         raise ValueError(
             f"vectors have {vectors.shape[1]} channels, centroids {centroids.shape[1]}: they come from other features"
         )
-    index = _faiss().IndexFlatL2(vectors.shape[1])
+    index = faiss_module().IndexFlatL2(vectors.shape[1])
     index.add(np.ascontiguousarray(centroids, np.float32))
     distances, labels = index.search(vectors, 1)
     return labels[:, 0].astype(np.int64), np.maximum(distances[:, 0], 0)
@@ -157,9 +157,16 @@ def _checked_vectors(vectors: np.ndarray) -> np.ndarray:
     return vectors
 
 
-def _faiss() -> ModuleType:
+def faiss_module() -> ModuleType:
+    """Returns FAISS, which is loaded when it is needed.
+
+    Raises:
+        ModuleNotFoundError: it is not installed; the message says which package to install.
+    """
     try:
         import faiss
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("k-means needs FAISS: pip install faiss-cpu (or faiss-gpu)", name="faiss") from error
+        raise ModuleNotFoundError(
+            "clusters and nearest neighbors need FAISS: pip install faiss-cpu (or faiss-gpu)", name="faiss"
+        ) from error
     return faiss

@@ -2,12 +2,13 @@
 
 from u2seg.visualization.colors import cluster_color
 from u2seg.visualization.curves import Curves, training_curves
-from u2seg.visualization.html_report import Row, Table, write_report
+from u2seg.visualization.html_report import Heatmap, Row, Table, write_report
 from u2seg.visualization.image_grid import image_grid, save_image
 from u2seg.visualization.panoptic_drawing import contiguous_segments, draw_panoptic
 
 __all__ = [
     "Curves",
+    "Heatmap",
     "Row",
     "Table",
     "cluster_color",

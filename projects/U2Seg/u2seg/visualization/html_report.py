@@ -1,4 +1,4 @@
-"""One HTML page that shows a run: tables, curves, rows of images. No script, no network: it opens from a disk or an archive."""
+"""One HTML page that shows a run: tables, curves, rows of images. It needs no network, and opens from a disk or an archive."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,12 +33,31 @@ class Table:
         header: names of the columns.
         text: a table that is text already (``format_table``); shown as it is, in a fixed-width font, in place of ``rows``.
         note: a sentence below it: what the numbers were measured on, under which protocol.
+        bars: index of a column of ``rows``, numbers of 0..100, that is drawn as bars too; None: no column.
     """
 
     title: str
     rows: Sequence[Sequence[object]] = ()
     header: Sequence[str] = ()
     text: str = ""
+    note: str = ""
+    bars: int | None = None
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """A table of shares, darker where they are larger.
+
+    Attributes:
+        title: stands above it.
+        columns: names of the columns.
+        rows: name of a row, and its shares in percent, 0..100, one for each column; those below 0.5 are left empty.
+        note: a sentence below it.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[float]]]
     note: str = ""
 
 
@@ -50,11 +69,16 @@ class Row:
         title: stands above it, for example the image's file name.
         images: caption -> image: uint8 (H, W, 3) in RGB, or the path of an image file.
         columns: the row's width in images, where it is to be wider than what it holds.
+        group: heading above the first of the rows that have it in common and follow each other.
     """
 
     title: str
     images: Mapping[str, np.ndarray | str | Path]
     columns: int = 1
+    group: str = "Images"
+
+
+_SavedRow = tuple[Row, list[_ImageFile]]
 
 
 def write_report(
@@ -64,6 +88,7 @@ def write_report(
     summary: str = "",
     facts: Mapping[str, object] | None = None,
     tables: Iterable[Table] = (),
+    heatmaps: Iterable[Heatmap] = (),
     curves: Iterable[Curves] = (),
     rows: Iterable[Row] = (),
 ) -> Path:
@@ -77,6 +102,7 @@ def write_report(
         summary: a paragraph below it, plain text; blank lines part paragraphs.
         facts: name -> value, listed in one line each: configuration, seed, times, versions.
         tables: in this order.
+        heatmaps: below them, in this order.
         curves: plots, in this order; :func:`training_curves` makes them from a training's ``metrics.json``.
         rows: rows of images; an iterator is consumed one row at a time, so that a long report needs little memory.
 
@@ -98,13 +124,24 @@ def write_report(
         paragraphs=[part.strip() for part in summary.split("\n\n") if part.strip()],
         facts=facts or {},
         tables=list(tables),
+        heatmaps=list(heatmaps),
         curves=[(one.title, curves_svg(one)) for one in curves],
-        rows=[(row, _save_images(path.parent, index, row)) for index, row in enumerate(rows)],
+        groups=_grouped((row, _save_images(path.parent, index, row)) for index, row in enumerate(rows)),
         cell=_cell,
     )
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
+
+
+def _grouped(rows: Iterable[_SavedRow]) -> list[tuple[str, list[_SavedRow]]]:
+    """Returns the rows under their headings, in their order."""
+    groups: list[tuple[str, list[_SavedRow]]] = []
+    for row, files in rows:
+        if not groups or groups[-1][0] != row.group:
+            groups.append((row.group, []))
+        groups[-1][1].append((row, files))
+    return groups
 
 
 def _save_images(directory: Path, index: int, row: Row) -> list[_ImageFile]:

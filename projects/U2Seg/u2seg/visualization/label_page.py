@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from u2seg.data.formats.coco_panoptic import read_panoptic_png
+from u2seg.data.formats.label_directory import panoptic_directory
 from u2seg.structures.label_space import LabelSpace
 from u2seg.utils.files import confined_name, read_json
 from u2seg.utils.image_io import ImageReadError, read_named_rgb
@@ -21,6 +22,7 @@ from u2seg.visualization.panoptic_drawing import contiguous_segments, draw_panop
 _PANOPTIC_JSON = "panoptic.json"
 _CROP_SIDE = 180  # pixels
 _CROPS = 8  # examples of one cluster
+GALLERY = "Clusters, the largest first"
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def show_labels(
         title=title,
         summary=f"{len(chosen)} of {len(first.annotations)} images, evenly spaced.",
         tables=[_counts(label_sets)],
-        rows=chain(_gallery(first, clusters, failures), _rows(label_sets, names, failures)),
+        rows=chain(cluster_gallery(first, clusters, failures), _rows(label_sets, names, failures)),
     )
     return page, failures
 
@@ -170,8 +172,14 @@ def _count(labels: PanopticLabels) -> dict[str, object]:
     }
 
 
-def _gallery(labels: PanopticLabels, clusters: int, failures: list[Failure]) -> Iterator[Row]:
-    """Yields a row of examples for each of the most common thing classes."""
+def cluster_gallery(labels: PanopticLabels, clusters: int, failures: list[Failure]) -> Iterator[Row]:
+    """Yields a row of examples for each of the most common thing classes, the largest first.
+
+    Args:
+        labels: the labels.
+        clusters: at most so many classes.
+        failures: images that cannot be read are added to it.
+    """
     members = defaultdict(list)
     for annotation in labels.annotations:
         for segment in annotation["segments_info"]:
@@ -189,7 +197,8 @@ def _gallery(labels: PanopticLabels, clusters: int, failures: list[Failure]) -> 
             examples[f"{number}"] = _crop(image_rgb, panoptic_map == segment["id"])
         if examples:
             name = labels.space.thing_names[labels.space.thing_contiguous_ids[category]]
-            yield Row(f"Thing class {name}: {len(members[category])} segments", examples, columns=_CROPS)
+            title = f"Thing class {name}: {len(members[category])} segments"
+            yield Row(title, examples, columns=_CROPS, group=GALLERY)
 
 
 def _crop(image_rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -231,9 +240,9 @@ def _find(labels: Path) -> tuple[Path, Path]:
         raise FileNotFoundError(
             f"no directory of panoptic PNGs for {labels}; expected {labels.parent.parent / labels.stem}"
         )
-    for directory in (labels, labels / "panoptic"):
-        if (directory / _PANOPTIC_JSON).is_file() and (directory / "panoptic").is_dir():
-            return directory / _PANOPTIC_JSON, directory / "panoptic"
+    directory = panoptic_directory(labels)
+    if (directory / _PANOPTIC_JSON).is_file() and (directory / "panoptic").is_dir():
+        return directory / _PANOPTIC_JSON, directory / "panoptic"
     raise FileNotFoundError(
         f"no panoptic labels in {labels}; expected {labels / _PANOPTIC_JSON} with {labels / 'panoptic'}/*.png, "
         f"the same below {labels / 'panoptic'}, or a panoptic JSON in COCO's layout; masks/shard-*.parquet will do as well"

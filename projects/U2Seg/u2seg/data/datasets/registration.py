@@ -31,6 +31,7 @@ from u2seg.data.formats.coco_schema import (
     read_panoptic_categories,
     read_panoptic_json,
 )
+from u2seg.data.formats.label_directory import panoptic_directory
 from u2seg.structures.label_space import LabelSpace
 from u2seg.utils.files import confined_path
 from u2seg.utils.image_io import image_ids, list_images
@@ -178,9 +179,7 @@ LUSS, registers them here.
 
 
 def _pseudo_label_files(description: Mapping) -> DatasetFiles:
-    root = _resolve(description["ROOT"])
-    # ROOT is a label run or its ``panoptic`` directory.
-    directory = root if (root / "panoptic.json").is_file() else root / "panoptic"
+    directory = panoptic_directory(_resolve(description["ROOT"]))
     return DatasetFiles(
         images=_resolve(description["IMAGES"]),
         panoptic_json=directory / "panoptic.json",

@@ -86,11 +86,28 @@ def checkpoint_bytes(cfg: CfgNode) -> int:
     return 4 * parameters * (1 + moments + cfg.SOLVER.EMA.ENABLED)
 
 
-def seconds_per_iteration(cfg: CfgNode) -> float:
-    """Returns how long a training step takes, measured on a few that are thrown away.
+@dataclass(frozen=True)
+class TrainingCost:
+    """What training and what follows it cost.
+
+    Attributes:
+        seconds_per_iteration: of training.
+        seconds_per_prediction: on one photo, drawn and written.
+    """
+
+    seconds_per_iteration: float
+    seconds_per_prediction: float
+
+
+def measure_training(cfg: CfgNode, photos: Sequence[Path]) -> TrainingCost:
+    """Returns what training and prediction cost, measured on a few steps that are thrown away and on the model that they leave.
+
+    How many objects a trained model will find is not known yet; the predictions are timed with as many as it may find, each with a
+    mask, so that the time after training is rather over- than underestimated.
 
     Args:
         cfg: complete; the labels are there.
+        photos: readable ones to predict on, at least one; the first is there to warm up and is timed only if it is alone.
     """
     from u2seg.data import build_train_loader
     from u2seg.engine.trainer import U2SegTrainer
@@ -113,4 +130,28 @@ def seconds_per_iteration(cfg: CfgNode) -> float:
             started = time.monotonic()
             step.run_step()
             times.append(time.monotonic() - started)
-    return float(np.mean(times[_WARM_UP_STEPS:])) * _SLOWDOWN
+    iteration = float(np.mean(times[_WARM_UP_STEPS:])) * _SLOWDOWN
+    return TrainingCost(iteration, _seconds_per_prediction(cfg, model, photos))
+
+
+def _seconds_per_prediction(cfg: CfgNode, model: torch.nn.Module, photos: Sequence[Path]) -> float:
+    from u2seg.predictor import Predictor, predict_files
+
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    with tempfile.TemporaryDirectory() as temporary, contextlib.redirect_stderr(io.StringIO()):
+        weights = Path(temporary) / "model.pth"
+        torch.save({"model": model.state_dict()}, weights)
+        cfg.MODEL.WEIGHTS = str(weights)
+        predictor = Predictor(cfg)
+        predict_files(predictor, photos[:1], Path(temporary) / "warm-up")
+        timed = list(photos[1:] or photos)
+        started = time.monotonic()
+        predict_files(predictor, timed, Path(temporary) / "timed")
+    return (time.monotonic() - started) / len(timed)
+
+
+def format_bytes(count: float) -> str:
+    """Returns a number of bytes as people write it: ``"12 MiB"``, ``"1.5 GiB"``."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{max(1, round(count / 2**20))} MiB"

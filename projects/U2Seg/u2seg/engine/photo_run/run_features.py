@@ -34,11 +34,13 @@ class FeatureChoice:
         settings: configuration key -> value.
         description: what was chosen and why, a line or two.
         network: whether a network computes them.
+        asked: the user's own choice of features, by which a later call of the run knows whether this one still holds.
     """
 
     description: str
     settings: dict[str, object] = field(default_factory=dict)
     network: bool = False
+    asked: dict[str, str] = field(default_factory=dict)
 
 
 def choose_features(
@@ -87,8 +89,10 @@ def _dino(arch: str, on_gpu: bool, description: str) -> FeatureChoice:
         "FEATURES.VIT.ARCH": arch,
         "FEATURES.IMAGE_SIZE": (side, side),
         "MASKS.GENERATOR": "MaskCut",
+        "MASKS.MIN_AREA": 0.01,
         "MASKS.MAX_AREA": 1.0,
         "MASKS.MAX_CORNERS": 3,
+        "MASKS.REFINEMENT": "dense_crf",
         "MASKS.CRF.BILATERAL_SXY": 50.0 * side / 480,
         "CLUSTERS.NORMALIZE": True,
     }

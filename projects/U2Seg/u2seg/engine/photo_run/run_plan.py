@@ -3,12 +3,13 @@
 Everything that can be known is known before the first minute of work.
 """
 
+import hashlib
 import json
 import os
 import shutil
-import textwrap
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,21 @@ from detectron2.config import CfgNode
 
 from u2seg.config import find_config_file, setup_cfg
 from u2seg.config.config import require_chosen_model
-from u2seg.engine.photo_run.run_estimates import SAMPLE_PHOTOS, LabelCost, checkpoint_bytes, measure_labels
+from u2seg.engine.photo_run.run_estimates import (
+    SAMPLE_PHOTOS,
+    LabelCost,
+    checkpoint_bytes,
+    format_bytes,
+    measure_labels,
+)
 from u2seg.engine.photo_run.run_features import FeatureChoice, choose_features
 from u2seg.engine.photo_run.run_photos import Machine, Photos, find_machine, find_photos, select_ground_truth
 from u2seg.engine.photo_run.run_threads import Threads, divide_cores, run_in_process
+from u2seg.engine.training_record import training_settings
+from u2seg.pseudo_labels.clusters.cluster_names import merged_clusters
+from u2seg.pseudo_labels.pipeline import STAGES
 from u2seg.utils.files import read_json, write_json
-from u2seg.utils.image_io import list_images
-from u2seg.utils.progress import format_seconds
+from u2seg.utils.manifest import is_complete
 
 PHOTOS_CONFIG = "quick_schedules/photos.yaml"
 DEFAULT_MINUTES = 15.0
@@ -32,10 +41,14 @@ LOG = "log.txt"
 MAX_CLUSTERS = 800  # U2Seg's number for COCO and ImageNet
 _CHOSEN = "chosen_settings.json"
 _MIN_ITERATIONS = 20
-_TRAINING_SHARE = 1 / 3  # of --minutes that training gets even where the labels take longer than planned
-_FINISHING_SHARE = 0.08  # of --minutes, for predictions, scores and the page
+TRAINING_SHARE = 1 / 3  # of --minutes that training gets even where the labels take longer than planned
+SPARE_SHARE = 0.03  # of --minutes, for what is not measured: building models, joining files
+MAX_PREDICTED = 500  # photos on which a run predicts; u2seg predict does the others
+PAGE_ROWS = 12  # of the page, each with a prediction; half as many more where there is ground truth
+_PAGE_PREDICTIONS = 1.5  # what a row of the page costs, in predictions: labels and ground truth are drawn as well
+# The length of the training, which is chosen anew where a run is asked for another one.
+_LENGTH_KEYS = ("SOLVER.MAX_ITER", "SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD")
 _SPARE_BYTES = 200 * 2**20  # page, predictions, logs
-_TRAINING_MEMORY_BYTES = 1.2 * 2**30  # PyTorch and Detectron2 with a ResNet-18 at 192 pixels, measured
 _BASE_SIDE = 192  # pixels: the short side for which quick_schedules/Base-COCO-mini.yaml is written
 
 
@@ -59,6 +72,10 @@ class RunPlan:
         cost: of the labels, measured on a few photos.
         checkpoint_bytes: of one checkpoint.
         ground_truth: the user's file; "" for none.
+        started: when the planning began, by ``time.monotonic``; ``minutes`` count from there.
+        asked: what the training depends on: minutes, the user's settings, clusters joined by their names.
+        trained_as: the same for the model that the output holds; None: nothing is known of one.
+        set_aside: where the run has moved a model that was trained with other settings; None: there was none.
     """
 
     config_file: Path
@@ -76,6 +93,20 @@ class RunPlan:
     cost: LabelCost | None = None
     checkpoint_bytes: int = 0
     ground_truth: str = ""
+    started: float = 0.0
+    asked: dict[str, object] = field(default_factory=dict)
+    trained_as: dict[str, object] | None = None
+    set_aside: Path | None = None
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the labels are finished."""
+        return is_complete(self.output / "labels" / STAGES[-1])
+
+    @property
+    def trains_anew(self) -> bool:
+        """Whether the output holds a model, or a part of one, that was asked for with other settings."""
+        return self.trained_as not in (None, self.asked)
 
     @property
     def label_cost(self) -> LabelCost:
@@ -95,6 +126,12 @@ class RunPlan:
         They are kept on the disk, so that a run that was killed goes on with the same ones.
         """
         plan = replace(self, chosen={**self.chosen, **{k: v for k, v in settings.items() if self.is_free(k)}})
+        plan.write_config({})
+        return plan
+
+    def begin_training(self) -> "RunPlan":
+        """Returns the plan, having written down that the model in the output is from now on the one that it asks for."""
+        plan = replace(self, trained_as=self.asked)
         plan.write_config({})
         return plan
 
@@ -120,7 +157,12 @@ class RunPlan:
             f"# The settings of one run, written by `u2seg run`: {self.base} with what was chosen for these photos.\n"
         )
         self.config_file.write_text(header + yaml.safe_dump(plain(values), sort_keys=False), encoding="utf-8")
-        kept = {"settings": plain(self.chosen), "cost": self.cost and asdict(self.cost)}
+        kept = {
+            "settings": plain(self.chosen),
+            "cost": self.cost and asdict(self.cost),
+            "trained_as": self.trained_as,
+            "features": asdict(self.features),
+        }
         write_json(self.config_file.parent / _CHOSEN, kept)
 
 
@@ -143,7 +185,8 @@ def make_plan(
         output: directory that the run will fill.
         config_file: the user's; None: ``quick_schedules/photos.yaml``.
         opts: the user's KEY VALUE ...
-        minutes: for the whole run; None: 15, unless a configuration or ``opts`` sets ``SOLVER.MAX_ITER``.
+        minutes: for the whole run; None: as many as an earlier call of the same run was given, else 15, unless a configuration or
+            ``opts`` sets ``SOLVER.MAX_ITER``.
         ground_truth: COCO panoptic or instances JSON of some of the photos, for scores alone; "" for none.
         num_gpus: to train on; None: one, where there is one.
         directory: where the plan's own files go; None: ``output``. For a look without a run, a temporary one.
@@ -152,6 +195,7 @@ def make_plan(
     Raises:
         FileNotFoundError, ValueError, KeyError, OSError: something stands in the way; the message says what to do.
     """
+    started = time.monotonic()
     base, opts, output = config_file or PHOTOS_CONFIG, list(opts), Path(output)
     cfg = setup_cfg(base, opts)
     require_chosen_model(cfg, base)
@@ -166,22 +210,44 @@ def make_plan(
     free = free_keys(cfg, opts)
     num_gpus = min(machine.gpus, 1) if num_gpus is None else num_gpus
     on_gpu = num_gpus > 0 and "MODEL.DEVICE" in free
-    kept, cost = _kept(output)
-    features = choose_features(
-        setup_cfg(base, [*opts, *as_opts({k: v for k, v in kept.items() if k.startswith("FEATURES.")})]),
-        is_given="FEATURES.NAME" not in free or "FEATURES.NAME" in kept,
-        on_gpu=on_gpu,
-        is_reachable=is_reachable,
-    )
+    earlier = _earlier_call(output)
+    kept = earlier.settings
+    if minutes is None and "SOLVER.MAX_ITER" in free:
+        minutes = (earlier.trained_as or {}).get("minutes") or DEFAULT_MINUTES
+    asked = _asked_training(cfg, minutes, output / "labels")
+    if earlier.trained_as not in (None, asked):
+        kept = {key: value for key, value in kept.items() if key not in _LENGTH_KEYS}
+    features_asked = {
+        "name": "" if "FEATURES.NAME" in free else cfg.FEATURES.NAME,
+        "weights": cfg.FEATURES.VIT.WEIGHTS,
+    }
+    features = earlier.features
+    if features is None or features.asked != features_asked:
+        is_given = bool(features_asked["name"])
+        features = choose_features(cfg, is_given=is_given, on_gpu=on_gpu, is_reachable=is_reachable)
+        features = replace(features, asked=features_asked)
     threads = divide_cores(machine.cores, network_on_cpu=features.network and not on_gpu)
     chosen = {**scaled_settings(photos, threads, on_gpu=on_gpu), **features.settings, **kept}
     chosen = {key: value for key, value in chosen.items() if key in free}
-    if minutes is None and "SOLVER.MAX_ITER" in free:
-        minutes = DEFAULT_MINUTES
     plan = RunPlan(
-        directory / "config.yaml", base, opts, chosen, photos, machine, output, features, threads, minutes, num_gpus
+        directory / "config.yaml",
+        base,
+        opts,
+        chosen,
+        photos,
+        machine,
+        output,
+        features,
+        threads,
+        minutes,
+        num_gpus,
+        cost=earlier.cost,
+        ground_truth=ground_truth,
+        started=started,
+        asked=asked,
+        trained_as=earlier.trained_as,
     )
-    plan = _with_datasets(replace(plan, ground_truth=ground_truth, cost=cost), name, cfg)
+    plan = _with_datasets(plan, name, cfg)
     return _with_costs(_checked(plan))
 
 
@@ -231,7 +297,7 @@ _LATER_KEYS = (
         "SOLVER.CHECKPOINT_PERIOD",
     ),
     *("FEATURES.NAME", "FEATURES.VIT.ARCH", "MASKS.GENERATOR", "MASKS.MAX_AREA", "MASKS.MAX_CORNERS"),
-    "MASKS.CRF.BILATERAL_SXY",
+    *("MASKS.MIN_AREA", "MASKS.REFINEMENT", "MASKS.CRF.BILATERAL_SXY"),
 )
 
 
@@ -268,16 +334,19 @@ def num_thing_clusters(num_masks: int) -> int:
     return min(max(1, round(num_masks**0.5)), MAX_CLUSTERS)
 
 
-def training_length(minutes: float, spent_seconds: float, iteration_seconds: float) -> dict[str, object]:
+def training_length(
+    minutes: float, spent_seconds: float, iteration_seconds: float, finishing_seconds: float
+) -> dict[str, object]:
     """Returns the schedule that fills what is left of a run's time, by key.
 
     Args:
         minutes: for the whole run.
-        spent_seconds: used up by the labels. Training gets a third of the time even where they took more than two.
+        spent_seconds: used up already, by the labels above all. Training gets a third of the time even where nothing is left.
         iteration_seconds: of a training step.
+        finishing_seconds: needed after training; see :func:`finishing_seconds`.
     """
-    left = minutes * 60 * (1 - _FINISHING_SHARE) - spent_seconds
-    seconds = max(left, minutes * 60 * _TRAINING_SHARE)
+    left = minutes * 60 * (1 - SPARE_SHARE) - spent_seconds - finishing_seconds
+    seconds = max(left, minutes * 60 * TRAINING_SHARE)
     iterations = max(_MIN_ITERATIONS, int(seconds / iteration_seconds))
     return {
         "SOLVER.MAX_ITER": iterations,
@@ -285,6 +354,33 @@ def training_length(minutes: float, spent_seconds: float, iteration_seconds: flo
         # Every minute or two: what a kill costs at most.
         "SOLVER.CHECKPOINT_PERIOD": max(10, round(60 / iteration_seconds)),
     }
+
+
+def finishing_seconds(num_photos: int, num_scored: int, prediction_seconds: float) -> float:
+    """Returns how long predictions, scores and page will take.
+
+    Args:
+        num_photos: of the run; it predicts on at most 500 of them.
+        num_scored: those with ground truth, on which scoring predicts once more.
+        prediction_seconds: of one photo.
+    """
+    rows = PAGE_ROWS + PAGE_ROWS // 2 if num_scored else PAGE_ROWS
+    page = _PAGE_PREDICTIONS * min(rows, num_photos + num_scored)
+    return prediction_seconds * (min(num_photos, MAX_PREDICTED) + num_scored + page)
+
+
+def _asked_training(cfg: CfgNode, minutes: float | None, labels: Path) -> dict[str, object]:
+    """Returns what a training depends on, for a later call that may ask for another one.
+
+    Paths are left out, since an output may be moved; :func:`u2seg.engine.training_record.differences` compares those.
+    """
+    settings = {
+        key: value
+        for key, value in training_settings(cfg).items()
+        if not key.startswith("DATASETS.") and key != "MODEL.WEIGHTS"
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return {"minutes": minutes, "settings": digest, "joined_clusters": merged_clusters(labels)}
 
 
 def training_set_of(cfg: CfgNode) -> str:
@@ -324,10 +420,13 @@ def _checked(plan: RunPlan) -> RunPlan:
     """Returns the plan; refuses what its settings cannot do with these photos."""
     cfg = setup_cfg(plan.config_file)
     count = len(plan.photos.names)
-    most = count * (
-        cfg.MASKS.RECURSIVE.MAX_CUTS_PER_IMAGE + 1 if cfg.MASKS.GENERATOR == "RecursiveCut" else cfg.MASKS.ROUNDS
-    )
-    if cfg.MASKS.GENERATOR in ("RecursiveCut", "MaskCut") and most < cfg.CLUSTERS.NUM_CLUSTERS:
+    limits = {
+        "MaskCut": cfg.MASKS.ROUNDS,
+        "RecursiveCut": cfg.MASKS.RECURSIVE.MAX_CUTS_PER_IMAGE + 1,
+        "RegionHierarchy": cfg.MASKS.HIERARCHY.MAX_MASKS,
+    }
+    most = count * limits.get(cfg.MASKS.GENERATOR, cfg.CLUSTERS.NUM_CLUSTERS)
+    if most < cfg.CLUSTERS.NUM_CLUSTERS:
         raise ValueError(
             f"CLUSTERS.NUM_CLUSTERS is {cfg.CLUSTERS.NUM_CLUSTERS}, but {count} photos can give at most {most} masks, and no cluster may "
             "be empty. Leave the key out to have the number chosen from the masks"
@@ -394,8 +493,8 @@ def _with_costs(plan: RunPlan) -> RunPlan:
     needed, free = disk_bytes(plan), shutil.disk_usage(parent).free
     if free < needed:
         raise OSError(
-            f"{parent} has {_mib(free)} free, and this run needs about {_mib(needed)}, most of it for two checkpoints of {_mib(one)}; free "
-            "some space or choose another --output"
+            f"{parent} has {format_bytes(free)} free, and this run needs about {format_bytes(needed)}, most of it for two checkpoints of "
+            f"{format_bytes(one)}; free some space or choose another --output"
         )
     return plan
 
@@ -405,101 +504,11 @@ def disk_bytes(plan: RunPlan) -> int:
     return plan.label_cost.bytes_per_photo * len(plan.photos.names) + 2 * plan.checkpoint_bytes + _SPARE_BYTES
 
 
-# --- the screen ------------------------------------------------------------------------------------------------------------------
-
-
-def format_plan(plan: RunPlan) -> str:
-    """Returns the plan as one screen of text: what was found, what will be done, what it will cost."""
-    cfg = setup_cfg(plan.config_file)
-    machine, photos, count = plan.machine, plan.photos, len(plan.photos.names)
-    gpu = f"{machine.gpus} GPU{'s' if machine.gpus > 1 else ''}" if machine.gpus else "no GPU"
-    free = shutil.disk_usage(next(p for p in (plan.output, *plan.output.absolute().parents) if p.is_dir())).free
-    memory = f"{machine.memory_bytes / 2**30:.1f} GiB of memory free, " if machine.memory_bytes else ""
-    unreadable = f"; {len(photos.unreadable)} cannot be read" if photos.unreadable else ""
-    scores = "none (no --ground-truth)"
-    if plan.num_scored:
-        scores = f"{plan.num_scored} photos have ground truth in {plan.ground_truth}; only scoring reads it"
-    elif cfg.DATASETS.TEST:
-        scores = f"on {', '.join(cfg.DATASETS.TEST)}, as {plan.base} says"
-    clusters = "the square root of the number of masks"
-    if not plan.is_free("CLUSTERS.NUM_CLUSTERS"):
-        clusters = str(cfg.CLUSTERS.NUM_CLUSTERS)
-    length = f"{cfg.SOLVER.MAX_ITER} iterations"
-    if plan.minutes is not None and plan.is_free("SOLVER.MAX_ITER"):
-        length = "as many iterations as fit"
-    threads = plan.threads
-    lines = [
-        *_entry("photos", f"{count} in {photos.root}, about {photos.size[1]}x{photos.size[0]} pixels{unreadable}"),
-        *_entry("machine", f"{machine.cores} cores, {memory}{gpu}, {free / 2**30:.1f} GiB of disk free"),
-        *_entry("features", plan.features.description),
-        *_entry("scores", scores),
-        "",
-        *_entry("settings", f"{plan.base}, fitted to these photos: {plan.output / plan.config_file.name}"),
-        *_entry(
-            "labels",
-            f"{cfg.MASKS.GENERATOR} masks at {cfg.FEATURES.IMAGE_SIZE[1]}x{cfg.FEATURES.IMAGE_SIZE[0]} pixels; thing clusters: "
-            f"{clusters}; stuff clusters: {cfg.SEMANTICS.NUM_CLUSTERS}",
-        ),
-        *_entry(
-            "training",
-            f"{cfg.MODEL.META_ARCHITECTURE} with ResNet-{cfg.MODEL.RESNETS.DEPTH} on {cfg.MODEL.DEVICE}, batches of "
-            f"{cfg.SOLVER.IMS_PER_BATCH}, short side {cfg.INPUT.MIN_SIZE_TEST} pixels, {length}",
-        ),
-        *_entry(
-            "threads",
-            f"labels: {threads.decoding} decoding processes, {threads.refining} refining, {threads.numerical} numerical; training: "
-            f"{threads.loading} loading processes, {threads.training} numerical",
-        ),
-        "",
-        *_cost_table(plan),
-    ]
-    return "\n".join(lines)
-
-
-def _cost_table(plan: RunPlan) -> list[str]:
-    count = len(plan.photos.names)
-    labels = label_seconds(plan)
-    rows = [
-        (
-            "labels",
-            f"about {format_seconds(labels)}",
-            f"{plan.label_cost.memory_bytes / 2**30:.1f} GiB",
-            _mib(plan.label_cost.bytes_per_photo * count),
-        )
-    ]
-    training, total = "by SOLVER.MAX_ITER", ""
-    if plan.minutes is not None:
-        seconds = plan.minutes * 60
-        left = max(seconds * (1 - _FINISHING_SHARE) - labels, seconds * _TRAINING_SHARE)
-        training, total = f"about {format_seconds(left)}", format_seconds(labels + left + seconds * _FINISHING_SHARE)
-    rows.append(
-        ("training", training, f"{_TRAINING_MEMORY_BYTES / 2**30:.1f} GiB", f"{_mib(2 * plan.checkpoint_bytes)}")
-    )
-    lines = [f"  {'':10s}{'time':20s}{'memory':12s}disk", *(f"  {a:10s}{b:20s}{c:12s}{d}" for a, b, c, d in rows)]
-    lines.append(
-        f"  {'in all':10s}{total and f'about {total}':20s}{'':12s}{_mib(disk_bytes(plan))} with page and predictions"
-    )
-    lines.append(
-        f"  A checkpoint takes {_mib(plan.checkpoint_bytes)}; the last one is kept. Labels: timed on {SAMPLE_PHOTOS} photos."
-    )
-    if plan.minutes is not None and labels > plan.minutes * 60 * (1 - _FINISHING_SHARE - _TRAINING_SHARE):
-        lines.append(
-            f"  The labels leave little of {plan.minutes:g} minutes: training gets a third of them nevertheless (--minutes)."
-        )
-    return lines
-
-
 def label_seconds(plan: RunPlan) -> float:
-    """Returns how long the labels will take, by the photos that were timed."""
+    """Returns how long the labels will take, by the photos that were timed; 0 where they are finished."""
+    if plan.has_labels:
+        return 0.0
     return plan.label_cost.start_seconds + plan.label_cost.seconds_per_photo * len(plan.photos.names)
-
-
-def _entry(name: str, text: str) -> list[str]:
-    return textwrap.wrap(text, 110, initial_indent=f"  {name:10s}", subsequent_indent=" " * 12, break_long_words=False)
-
-
-def _mib(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{max(1, round(count / 2**20))} MiB"
 
 
 # --- values ----------------------------------------------------------------------------------------------------------------------
@@ -533,73 +542,39 @@ def nested(values: Mapping[str, object]) -> dict[str, object]:
     return tree
 
 
-def as_opts(settings: Mapping[str, object]) -> list[str]:
-    """Returns settings as KEY VALUE ..., for a command line or ``setup_cfg``."""
-    return [word for key, value in settings.items() for word in (key, repr(value))]
-
-
 def _pairs(base: str, opts: Sequence[str]) -> list[tuple[str, object]]:
     cfg = setup_cfg(base, list(opts))
     return [(key, value_of(cfg, key)) for key in opts[::2]]
 
 
-def _kept(directory: Path) -> tuple[dict[str, object], LabelCost | None]:
-    """Returns what an earlier call of the same run chose and measured."""
+@dataclass(frozen=True)
+class _EarlierCall:
+    """What an earlier call of the same run chose and measured, each None where there was none.
+
+    Attributes:
+        settings: by key.
+        cost: of the labels.
+        trained_as: what the training was asked for.
+        features: those of the labels; they stay, even if better ones could be had now.
+    """
+
+    settings: dict[str, object]
+    cost: LabelCost | None
+    trained_as: dict[str, Any] | None
+    features: FeatureChoice | None
+
+
+def _earlier_call(directory: Path) -> _EarlierCall:
     path = directory / _CHOSEN
-    kept = read_json(path) if path.is_file() else {"settings": {}, "cost": None}
-    return kept["settings"], kept["cost"] and LabelCost(**kept["cost"])
+    kept = read_json(path) if path.is_file() else {}
+    return _EarlierCall(
+        kept.get("settings", {}),
+        LabelCost(**kept["cost"]) if kept.get("cost") else None,
+        kept.get("trained_as"),
+        FeatureChoice(**kept["features"]) if kept.get("features") else None,
+    )
 
 
 def _base_name(base: str) -> str:
     """Returns how the run's configuration names its base: a shipped one by its name, another by its path."""
     return str(Path(find_config_file(base)).resolve()) if Path(base).is_file() else base.removeprefix("configs/")
-
-
-def new_config(images: str | Path, output: str | Path | None = None) -> str:
-    """Returns a short configuration file for a directory of photos, with comments.
-
-    Args:
-        images: directory of photos.
-        output: where runs with it go; None: ``output/`` and the directory's name.
-
-    Raises:
-        FileNotFoundError: no such directory, or no image in it.
-    """
-    count = len(list_images(images))
-    output = Path(output or Path("output") / Path(images).resolve().name)
-    quoted = {key: json.dumps(str(path)) for key, path in (("IMAGES", images), ("LABELS", output / "labels"))}
-    return _NEW_CONFIG.format(
-        count=count,
-        images=quoted["IMAGES"],
-        labels=quoted["LABELS"],
-        model=json.dumps(str(output / "model")),
-        output=output,
-    )
-
-
-_NEW_CONFIG = """\
-# Settings for the {count} photos in {images}. Everything not written here is as in quick_schedules/photos.yaml.
-#   u2seg run {images} --config-file THIS_FILE --output {output}     labels, model, page; fits what you leave out to the photos
-#   u2seg train --config-file THIS_FILE     trains on the labels once more
-_BASE_: quick_schedules/photos.yaml
-
-# What labels are made from. With DINO's weights, one line is enough; `u2seg run` does the rest:
-# FEATURES:
-#   VIT: {{WEIGHTS: dino_deitsmall8_pretrain.pth}}
-
-# Uncomment to decide yourself; `u2seg run` takes the square root of the number of masks.
-# CLUSTERS:
-#   NUM_CLUSTERS: 20
-# SEMANTICS:
-#   NUM_CLUSTERS: 12
-
-# Uncomment to set the length of the training; `u2seg run` fills the time that --minutes gives it.
-# SOLVER:
-#   MAX_ITER: 1000
-
-DATASETS:
-  TRAIN: ["photos"]
-  BY_PATH:
-    photos: {{FORMAT: pseudo_labels, ROOT: {labels}, IMAGES: {images}}}
-OUTPUT_DIR: {model}
-"""

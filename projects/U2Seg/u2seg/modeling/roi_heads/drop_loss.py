@@ -21,6 +21,13 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from torch import Tensor, nn
 
+from u2seg.modeling.roi_heads.soft_targets import (
+    confidences_of,
+    rematched_scores,
+    soft_box_loss,
+    soft_class_loss,
+)
+
 
 def drop_loss_weights(predicted_boxes: list[Tensor], targets: list[Boxes], iou_thresh: float) -> Tensor:
     """Returns the weight of each region's classification loss, float32 (R,): 0 where it is dropped, else 1.
@@ -92,6 +99,7 @@ class _DropLossOutputLayers(FastRCNNOutputLayers):
     """Detectron2's box predictor with DropLoss in place of the plain classification loss."""
 
     iou_thresh: float = 0.01
+    soft_targets: bool = False
 
     def targets_of(self, proposals: list[Instances]) -> list[Boxes] | None:
         """Returns for each image the boxes to compare its regions with; None: nothing is dropped."""
@@ -99,14 +107,45 @@ class _DropLossOutputLayers(FastRCNNOutputLayers):
 
     def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> dict[str, Tensor]:
         """Returns ``loss_cls`` and ``loss_box_reg``; see the base class."""
+        if self.soft_targets:
+            return self._soft_losses(predictions, proposals)
         losses = super().losses(predictions, proposals)
-        targets = self.targets_of(proposals)
-        if targets is None:
+        weights = self._weights(predictions, proposals)
+        if weights is None:
             return losses
-        weights = drop_loss_weights(self.predict_boxes(predictions, proposals), targets, self.iou_thresh)
         classes = torch.cat([one.gt_classes for one in proposals])
         loss = drop_loss(predictions[0], classes, weights)
         return {**losses, "loss_cls": loss * self.loss_weight.get("loss_cls", 1.0)}
+
+    def _weights(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> Tensor | None:
+        """Returns DropLoss's weight of each region, float32 (R,); None where nothing is dropped."""
+        targets = self.targets_of(proposals)
+        if targets is None:
+            return None
+        return drop_loss_weights(self.predict_boxes(predictions, proposals), targets, self.iou_thresh)
+
+    def _soft_losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> dict[str, Tensor]:
+        """Returns the losses with CuVLER's soft targets; see :mod:`u2seg.modeling.roi_heads.soft_targets`."""
+        scores, deltas = predictions
+        classes = torch.cat([one.gt_classes for one in proposals])
+        confidences, weights = confidences_of(proposals), self._weights(predictions, proposals)
+        boxes = torch.cat([one.proposal_boxes.tensor for one in proposals])
+        # Regions of an image without labels are background, whose boxes count for nothing.
+        matched = torch.cat([(one.gt_boxes if one.has("gt_boxes") else one.proposal_boxes).tensor for one in proposals])
+        is_object = classes < self.num_classes
+        losses = {
+            "loss_cls": soft_class_loss(
+                scores, classes, confidences, torch.ones_like(confidences) if weights is None else weights
+            ),
+            "loss_box_reg": soft_box_loss(
+                deltas[is_object],
+                self.box2box_transform.get_deltas(boxes[is_object], matched[is_object]),
+                confidences[is_object],
+                self.smooth_l1_beta,
+            )
+            / max(len(classes), 1),
+        }
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
 
 class DropLossOutputLayers(_DropLossOutputLayers):
@@ -174,6 +213,14 @@ class DropLossCascadeROIHeads(_TargetsKnown, CascadeROIHeads):
     same modules, random numbers and losses. Parameters have the same names either way.
     """
 
+    def _match_and_label_boxes(
+        self, proposals: list[Instances], stage: int, targets: list[Instances]
+    ) -> list[Instances]:
+        """Returns a later stage's regions with what they are matched with, scores included; see the base class."""
+        matched = super()._match_and_label_boxes(proposals, stage, targets)
+        rematched_scores(matched, targets)
+        return matched
+
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         parts = super()._init_box_head(cfg, input_shape)
@@ -206,6 +253,10 @@ def _with_drop_loss(cfg: CfgNode, head: nn.Module, plain: FastRCNNOutputLayers) 
         raise ValueError(
             "DROP_LOSS compares one predicted box of each region; set MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG to True"
         )
+    if cfg.MODEL.ROI_HEADS.SOFT_TARGETS and cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE != "smooth_l1":
+        raise ValueError(
+            "SOFT_TARGETS weighs the smooth L1 loss of boxes; set MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE to smooth_l1"
+        )
     if settings.TARGETS not in _OUTPUT_LAYERS:
         known = " or ".join(repr(name) for name in _OUTPUT_LAYERS)
         raise ValueError(f"MODEL.ROI_HEADS.DROP_LOSS.TARGETS must be {known}, got {settings.TARGETS!r}")
@@ -213,4 +264,5 @@ def _with_drop_loss(cfg: CfgNode, head: nn.Module, plain: FastRCNNOutputLayers) 
     predictor = layers(cfg, head.output_shape, box2box_transform=plain.box2box_transform)
     predictor.load_state_dict(plain.state_dict())
     predictor.iou_thresh = settings.IOU_THRESH
+    predictor.soft_targets = cfg.MODEL.ROI_HEADS.SOFT_TARGETS
     return predictor

@@ -4,6 +4,7 @@ from u2seg.data.formats.mask_shards import iter_records
 from u2seg.pseudo_labels.masks.automatic import AutomaticMaskGenerator
 from u2seg.pseudo_labels.masks.baselines import KMeansRegions, WholeImage
 from u2seg.pseudo_labels.masks.dense_crf import MASKCUT_CRF, STEGO_CRF, CRFSettings, DenseCRF
+from u2seg.pseudo_labels.masks.hierarchy.region_hierarchy import RegionHierarchy
 from u2seg.pseudo_labels.masks.interfaces import (
     MASK_GENERATOR_REGISTRY,
     MASK_REFINEMENT_REGISTRY,
@@ -35,6 +36,7 @@ __all__ = [
     "MaskRefinement",
     "PatchMasks",
     "RecursiveCut",
+    "RegionHierarchy",
     "StrictMaskCut",
     "VoteCut",
     "WholeImage",

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode, configurable
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
-from u2seg.features import FeatureExtractor, build_feature_extractor
+from u2seg.features import FeatureExtractor, build_voting_extractor
 from u2seg.pseudo_labels.masks.interfaces import (
     MaskGenerator,
     MaskRefinement,
@@ -43,7 +43,7 @@ class CoarseMasks:
     Attributes:
         size: (height, width) of the image as it came, in pixels.
         resized_rgb: uint8 (rows * patch size, columns * patch size, 3), the image at the size at which it was cut.
-        found: masks on the patch grid.
+        found: masks on the patch grid, or on the pixels of ``resized_rgb``.
         features: float32 (C, rows, columns), patch features.
     """
 
@@ -95,7 +95,7 @@ class AutomaticMaskGenerator:
     def from_config(cls, cfg: CfgNode) -> dict:
         """Returns the constructor's arguments."""
         return {
-            "extractor": build_feature_extractor(cfg),
+            "extractor": build_voting_extractor(cfg),
             "generator": build_mask_generator(cfg),
             "refinement": build_mask_refinement(cfg),
             "min_refined_iou": cfg.MASKS.MIN_REFINED_IOU,
@@ -129,8 +129,8 @@ class AutomaticMaskGenerator:
         """Returns the coarse masks of a batch of images, which the extractor sees together."""
         device = next(iter(self.extractor.state_dict().values()), torch.empty(0)).device
         with torch.inference_mode():
-            features = self.extractor(torch.stack([image.pixels for image in images]).to(device))
-            found = self.generator(features)
+            views = self.extractor.views(torch.stack([image.pixels for image in images]).to(device))
+            features, found = views[0], self.generator.from_views(views, [image.resized_rgb for image in images])
         parts = zip(images, found, features.float().cpu().numpy(), strict=True)
         return [CoarseMasks(image.size, image.resized_rgb, masks, its_features) for image, masks, its_features in parts]
 

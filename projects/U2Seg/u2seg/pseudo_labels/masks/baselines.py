@@ -1,5 +1,7 @@
 """Mask generators that know nothing of objects: what a method must beat before its numbers mean anything."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from detectron2.config import CfgNode, configurable
 from scipy import ndimage
@@ -17,7 +19,7 @@ class WholeImage(MaskGenerator):
     def __init__(self, cfg: CfgNode):
         """Takes the configuration, as every generator does, and needs nothing of it."""
 
-    def __call__(self, features: Tensor) -> list[PatchMasks]:
+    def __call__(self, features: Tensor, images_rgb: Sequence[np.ndarray] = ()) -> list[PatchMasks]:
         """Returns one mask for each image; see the base class."""
         batch, _, rows, columns = features.shape
         return [PatchMasks(np.ones((1, rows, columns), bool), np.full(1, np.nan), np.ones(1)) for _ in range(batch)]
@@ -47,7 +49,7 @@ class KMeansRegions(MaskGenerator):
             "seed": cfg.CLUSTERS.SEED,
         }
 
-    def __call__(self, features: Tensor) -> list[PatchMasks]:
+    def __call__(self, features: Tensor, images_rgb: Sequence[np.ndarray] = ()) -> list[PatchMasks]:
         """Returns the masks of each image, the largest first; see the base class."""
         return [self._one_image(image.cpu().numpy()) for image in features]
 

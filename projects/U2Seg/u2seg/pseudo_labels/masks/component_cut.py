@@ -32,6 +32,9 @@ ABSOLUTE_TOLERANCE = 1e-12  # residual norm that ends the iteration whatever the
 _MIN_GROWTHS = 3  # before convergence is believed
 _BLOCK_SIZE = 4  # directions that inverse iteration multiplies at once: D^1/2 1 and random ones
 _LOG_SMALLEST = -200.0  # natural logarithm of the smallest distance to a pole, as a share of the interval
+_ORTHOGONAL = 1e-8  # overlap of unit vectors whose square float64 does not see
+_MAX_DIVISIONS = 12  # after which the root is bracketed
+_SAME = 4e-16  # relative difference of a number from itself, rounded
 _FLOOR = 1e-30  # of g: a direction without any weight keeps its eigenvalue, as the limit of a small weight
 
 
@@ -116,7 +119,9 @@ def connected_components(joined: np.ndarray, counts: np.ndarray) -> list[np.ndar
 
 def _reduced_matrix(joined: np.ndarray, nodes: np.ndarray, degrees: np.ndarray, eps: float) -> np.ndarray:
     """Returns D - (1 - eps) B of one component, float64 (m, m)."""
-    matrix = joined[np.ix_(nodes, nodes)] * (eps - 1.0)
+    # Rows, then columns: on single bytes several times faster than np.ix_.
+    own = joined if len(nodes) == len(joined) else joined.take(nodes, axis=0).take(nodes, axis=1)
+    matrix = own * (eps - 1.0)
     matrix[np.diag_indices_from(matrix)] += degrees[nodes]
     return matrix
 
@@ -203,17 +208,25 @@ class _GrowingPart:
     def __post_init__(self) -> None:
         self.degrees = self.degrees[self.nodes]
         self.links = 1 / np.sqrt(self.degrees)
-        self._factor = cho_factor(self.matrix, lower=True, check_finite=False)
+        # The transposed view of a symmetric matrix has the memory layout that LAPACK wants, which spares it a slow copy.
+        self._factor = cho_factor(self.matrix.T, lower=True, check_finite=False)
         self._basis = self._images = np.zeros((len(self.nodes), 0))
         self._projected = np.zeros((0, 0))
         # D^1/2 1 is what the inverse makes of D^-1/2 1; with both, the equation's known solution lambda = 0 stays exact.
         noise = np.random.default_rng(0).standard_normal((len(self.nodes), _BLOCK_SIZE - 1))
         self._extend(np.column_stack([self.links, np.sqrt(self.degrees), noise]))
         for _ in range(_MIN_GROWTHS):
-            self.grow()
+            self._grow()
+        self._find_pairs()
 
     def grow(self) -> None:
         """Adds the inverse's image of the newest directions; after ``MAX_GROWTHS`` decomposes the component completely."""
+        self._grow()
+        self._find_pairs()
+
+    def _grow(self) -> None:
+        if self.is_full:
+            return
         self.num_growths += 1
         if self.num_growths > MAX_GROWTHS or self._basis.shape[1] + _BLOCK_SIZE > len(self.nodes):
             self._decompose()
@@ -231,23 +244,29 @@ class _GrowingPart:
         return float(np.linalg.norm(self._images @ inner - cut_value * (self._basis @ inner) - scale * self.links))
 
     def _extend(self, block: np.ndarray) -> None:
-        for _ in range(2):
-            block = block - self._basis @ (self._basis.T @ block)
+        block, _ = np.linalg.qr(block - self._basis @ (self._basis.T @ block))
+        # What rounding left of the old directions; where the new ones are hardly new, it is much.
+        overlap = self._basis.T @ block
+        block = block - self._basis @ overlap
+        if np.abs(overlap).max(initial=0.0) > _ORTHOGONAL:
             block, _ = np.linalg.qr(block)
-        images = self.links[:, None] * (self.matrix @ (self.links[:, None] * block))
+        # Symmetric, so from the left, which BLAS does faster with few vectors.
+        images = self.links[:, None] * ((self.links[:, None] * block).T @ self.matrix).T
         cross = self._basis.T @ images
         self._projected = np.block([[self._projected, cross], [cross.T, block.T @ images]])
         self._basis = np.hstack([self._basis, block])
         self._images = np.hstack([self._images, images])
+
+    def _find_pairs(self) -> None:
+        """Finds the Ritz pairs of the space."""
         self.poles, self._rotation = np.linalg.eigh((self._projected + self._projected.T) / 2)
         self.weights = (self.links @ self._basis) @ self._rotation
 
     def _decompose(self) -> None:
+        """Makes the space the whole one."""
         self.is_full = True
-        self._images = self.links[:, None] * self.matrix * self.links
-        self.poles, self._rotation = np.linalg.eigh(self._images)
+        self._projected = self._images = self.links[:, None] * self.matrix * self.links
         self._basis = np.eye(len(self.nodes))
-        self.weights = self.links @ self._rotation
 
 
 def _solve(parts: list, n: int) -> tuple[float, np.ndarray, int]:
@@ -328,6 +347,16 @@ def _root_between(p: np.ndarray, w: np.ndarray, low: int) -> tuple[int, float]:
     is_low = (w / ((p - p[low]) - half)).sum() > 0
     anchor, sign = (low, 1.0) if is_low else (low + 1, -1.0)
     offsets, others = np.delete(p - p[anchor], anchor), np.delete(w, anchor)
+
+    # Near its pole the others' sum hardly changes with the distance, so that repeated division settles within a few steps.
+    delta = sign * half
+    for _ in range(_MAX_DIVISIONS):
+        total = (others / (offsets - delta)).sum()
+        if total * sign <= 0:
+            break
+        previous, delta = delta, sign * min(w[anchor] / (total * sign), half)
+        if abs(delta - previous) <= _SAME * abs(delta):
+            return anchor, float(delta)
 
     def excess(log_share: float) -> float:
         delta = sign * half * np.exp(log_share)

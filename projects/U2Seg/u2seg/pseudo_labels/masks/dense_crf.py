@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from u2seg.pseudo_labels.masks.permutohedral import COLUMNS, PermutohedralLattice
+from u2seg.pseudo_labels.masks.permutohedral import PermutohedralLattice, padded_columns
 
 _CONVERGED = 1e-6  # change of twice every marginal below which further updates cannot be seen
 
@@ -95,8 +95,8 @@ class DenseCRF:
         count = len(log_odds)
         if not count:
             return log_odds.float()
-        padded = -(-count // COLUMNS) * COLUMNS  # once, rather than in every filter
-        unary = log_odds.new_zeros((self.size[0] * self.size[1], padded), dtype=torch.float32)
+        # Padded once, rather than in every filter.
+        unary = log_odds.new_zeros((self.size[0] * self.size[1], padded_columns(count)), dtype=torch.float32)
         unary[:, :count] = log_odds.flatten(1).T
         # With marginals q and 1 - q, the log-odds are the unary plus the kernels applied to q - (1 - q): one column a mask is enough.
         balance = _balance(unary)
@@ -105,6 +105,35 @@ class DenseCRF:
             if bool(previous.sub_(balance).abs_().amax() < _CONVERGED):
                 break
         return ((1 + balance[:, :count]) / 2).T.reshape(count, *self.size)
+
+    @torch.no_grad()
+    def marginals(self, log_probabilities: Tensor) -> Tensor:
+        """Returns the marginal probabilities of several labels that exclude one another, float32 (K, H, W), adding up to 1.
+
+        With two labels it is :meth:`foreground` of the difference of their log-probabilities.
+
+        Args:
+            log_probabilities: float (K, H, W), before the CRF, on the CRF's device; a constant may be missing at each pixel.
+
+        Raises:
+            ValueError: ``log_probabilities`` has another shape.
+        """
+        if log_probabilities.ndim != 3 or tuple(log_probabilities.shape[1:]) != self.size:
+            raise ValueError(
+                f"log_probabilities must be (K, {self.size[0]}, {self.size[1]}) to match the image, got "
+                f"{tuple(log_probabilities.shape)}"
+            )
+        count = len(log_probabilities)
+        # Columns that fill the last block never get a share.
+        padded = -(-count // COLUMNS) * COLUMNS
+        unary = log_probabilities.new_full((self.size[0] * self.size[1], padded), -torch.inf, dtype=torch.float32)
+        unary[:, :count] = log_probabilities.flatten(1).T
+        shares = unary.softmax(dim=1)
+        for _ in range(self.settings.num_iterations):
+            previous, shares = shares, self._message(shares).add_(unary).softmax(dim=1)
+            if bool(previous.sub_(shares).abs_().amax() < _CONVERGED):
+                break
+        return shares[:, :count].T.reshape(count, *self.size)
 
     def _message(self, values: Tensor) -> Tensor:
         """Returns the weighted sum of the kernels applied to values, float32 (H * W, C)."""

@@ -1,6 +1,6 @@
 """MaskCut: several objects an image by repeated normalized cuts, what was found being removed before the next one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -127,7 +127,7 @@ class MaskCut(MaskGenerator):
         """Returns the constructor's arguments."""
         return {"settings": MaskCutSettings.from_config(cfg), "rules": MaskCutRules.from_config(cfg)}
 
-    def __call__(self, features: Tensor) -> list[PatchMasks]:
+    def __call__(self, features: Tensor, images_rgb: Sequence[np.ndarray] = ()) -> list[PatchMasks]:
         """Returns the masks of each image, at most ``rounds``; see the base class."""
         batch, _, rows, columns = features.shape
         affinity = self.settings.affinity(features)
@@ -277,7 +277,7 @@ class StrictMaskCut(MaskGenerator):
         """Returns the constructor's arguments."""
         return {"settings": MaskCutSettings.from_config(cfg)}
 
-    def __call__(self, features: Tensor) -> list[PatchMasks]:
+    def __call__(self, features: Tensor, images_rgb: Sequence[np.ndarray] = ()) -> list[PatchMasks]:
         """Returns the masks of each image, at most ``rounds``; see the base class."""
         rows, columns = features.shape[2:]
         affinity = self.settings.affinity(features)

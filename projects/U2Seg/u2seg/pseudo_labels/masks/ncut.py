@@ -98,8 +98,15 @@ class BinaryAffinity:
         matrix = self._matrix[index]
         # All patches, in their order: no copy.
         is_whole = len(nodes) == self.num_patches and bool((nodes[1:] > nodes[:-1]).all())
-        part._matrix = matrix[None] if is_whole else matrix[nodes][:, nodes][None].contiguous()
+        part._matrix = (matrix if is_whole else self._rows_and_columns(matrix, nodes))[None]
         return part
+
+    def _rows_and_columns(self, matrix: Tensor, nodes: Tensor) -> Tensor:
+        if not self._is_integer:
+            return matrix[nodes][:, nodes].contiguous()
+        # NumPy takes single bytes several times faster.
+        chosen = nodes.numpy()
+        return torch.from_numpy(matrix.numpy().take(chosen, axis=0).take(chosen, axis=1))
 
     def _store(self, features: Tensor, are_concatenate: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Fills the matrices; ``are_concatenate`` takes features (C, r) and (C, c) and returns bool (r, c)."""

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-COLUMNS = 4  # values are filtered in blocks of so many columns
+COLUMNS = 4  # values are filtered in blocks of so many columns, and one of 1 or 2
+_NUMBERS = {1: torch.float32, 2: torch.complex64, COLUMNS: torch.complex128}  # as large as a row of a block
 
 
 class PermutohedralLattice:
@@ -59,24 +60,23 @@ class PermutohedralLattice:
         """Returns the values filtered by a Gaussian of standard deviation 1, float32 (N, C); not normalized, without gradient.
 
         Args:
-            values: float32 (N, C). One column and multiples of 4 waste nothing.
+            values: float32 (N, C). 4 k + 3 columns take as long as 4 k + 4.
         """
         count = values.shape[1]
         if not count:
             return values.clone()
-        if count > 1 and count % COLUMNS:
-            values = F.pad(values, (0, -count % COLUMNS))
+        values = F.pad(values, (0, padded_columns(count) - count))
         splatted = _sums_of_rows(values, self._splat_points, self._splat_starts, self._splat_weights)
         blocks = [self._blur(block.contiguous()) for block in splatted.split(COLUMNS, dim=1)]
         blurred = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
         return _sums_of_rows(blurred, self._slice_vertices, self._slice_starts, self._slice_weights)[:, :count]
 
     def _blur(self, vertices: Tensor) -> Tensor:
-        """Returns values of vertices, (M + 1, COLUMNS) or (M + 1, 1), blurred along every axis; in place."""
-        # The axes' kernel: 1/2, 1, 1/2 (Adams et al., section 3.2). Four floats are gathered as one 16-byte number: torch copies
-        # rows of a matrix several times more slowly.
+        """Returns values of vertices, (M + 1, 1, 2 or COLUMNS), blurred along every axis; in place."""
+        # The axes' kernel: 1/2, 1, 1/2 (Adams et al., section 3.2). A row is gathered as one number of its size: torch copies rows of
+        # a matrix several times more slowly.
         after, before = torch.empty_like(vertices), torch.empty_like(vertices)
-        number = torch.complex128 if vertices.shape[1] == COLUMNS else torch.float32
+        number = _NUMBERS[vertices.shape[1]]
         whole, whole_after, whole_before = (x.view(number).flatten() for x in (vertices, after, before))
         for next_vertices, previous_vertices in self._neighbors:
             torch.index_select(whole, 0, next_vertices, out=whole_after)
@@ -93,6 +93,11 @@ class PermutohedralLattice:
         """
         self._splat_weights *= before.index_select(0, self._splat_points)
         self._slice_weights.view(self.num_points, -1).mul_(after[:, None])
+
+
+def padded_columns(count: int) -> int:
+    """Returns how many columns are filtered where ``count`` are asked for: one more where that leaves 3 over."""
+    return count + (count % COLUMNS == COLUMNS - 1)
 
 
 def _sums_of_rows(rows: Tensor, indices: Tensor, starts: Tensor, weights: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """RecursiveCut: the image is cut in two, and each part again, until the parts hold together; those that look like objects stay."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,7 +78,7 @@ class RecursiveCut(MaskGenerator):
         )
         return {"settings": settings}
 
-    def __call__(self, features: Tensor) -> list[PatchMasks]:
+    def __call__(self, features: Tensor, images_rgb: Sequence[np.ndarray] = ()) -> list[PatchMasks]:
         """Returns the masks of each image, those with the smallest share of external links first; see the base class."""
         affinity = BinaryAffinity.of_distances(features.flatten(2), self.settings.radius)
         return [self._one_image(affinity, index, features.shape[2:]) for index in range(len(features))]

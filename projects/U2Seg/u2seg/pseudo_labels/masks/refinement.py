@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from PIL import Image
-from scipy import ndimage
 
 from u2seg.features import resolve_device
 from u2seg.pseudo_labels.masks.dense_crf import CRFSettings, DenseCRF
@@ -168,7 +167,10 @@ def upsample_nearest(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:
     """Returns a mask, bool (height, width), with the regions that it encloses (4-connected background) filled."""
-    return ndimage.binary_fill_holes(mask)
+    # The background around the image is one region with what touches the border; all else is mask or hole.
+    background = np.pad(~mask, 1, constant_values=True).astype(np.uint8)
+    _, regions = cv2.connectedComponents(background, connectivity=4)
+    return regions[1:-1, 1:-1] != regions[0, 0]
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -1,6 +1,6 @@
 """VoteCut: many coarse cuts of one image are grouped by overlap, and each group votes on one mask."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,9 +109,10 @@ class VoteCutSettings:
 class VoteCut(MaskGenerator):
     """Consensus of the second eigenvectors of several graphs of one image.
 
-    Source: CuVLER, CVPR 2024, section 3.1. Differs in where the graphs come from: thresholds instead of backbones, so that one forward
-    pass does. ``VoteCutRules`` names every other difference; with ``VoteCutRules.published()`` the rules are the published code's,
-    but that the best k-means is found for certain, and that a graph without structure (lambda = 1) gives no candidates.
+    Source: CuVLER, CVPR 2024, section 3.1. Differs in where the graphs come from: several thresholds of one backbone, so that one
+    forward pass does, unless ``FEATURES.OTHERS`` names more. ``VoteCutRules`` names every other difference; with
+    ``VoteCutRules.published()`` the rules are the published code's, but that the best k-means is found for certain, and that a graph
+    without structure (lambda = 1) gives no candidates.
     """
 
     @configurable
@@ -138,8 +139,29 @@ class VoteCut(MaskGenerator):
         )
         return {"settings": settings}
 
-    def __call__(self, features: Tensor) -> list[PatchMasks]:
+    def __call__(self, features: Tensor, images_rgb: Sequence[np.ndarray] = ()) -> list[PatchMasks]:
         """Returns the masks of each image, at most ``max_masks``, in the order of their groups; see the base class."""
+        return self.from_views([features])
+
+    def from_views(self, views: list[Tensor], images_rgb: Sequence[np.ndarray] = ()) -> list[PatchMasks]:
+        """Returns the masks for which the graphs of several backbones voted, on the grid of the first.
+
+        Each backbone's candidates are found on its own grid, and brought to the first one's by nearest neighbor.
+
+        Args:
+            views: float (B, Ci, rows i, columns i), one for each backbone.
+            images_rgb: not used.
+        """
+        grid_size = (views[0].shape[2], views[0].shape[3])
+        candidates: list[list[tuple[np.ndarray, float]]] = [[] for _ in range(len(views[0]))]
+        for view in views:
+            for found, own in zip(candidates, self._candidates_of(view)):
+                resized = [(resize_nearest(mask, grid_size), value) for mask, value in own]
+                found += [(mask, value) for mask, value in resized if mask.any()]
+        return [self._consensus(found, grid_size, len(views)) for found in candidates]
+
+    def _candidates_of(self, features: Tensor) -> list[list[tuple[np.ndarray, float]]]:
+        """Returns each image's candidates on the grid of the features, with the cut value of the graph that each comes from."""
         batch, _, rows, columns = features.shape
         prepared = prepare_features(features, self.settings.center_features)
         none_removed = torch.zeros((batch, rows * columns), dtype=torch.bool, device=features.device)
@@ -153,7 +175,7 @@ class VoteCut(MaskGenerator):
             for found, vector, value in zip(candidates, vectors.cpu().numpy(), cuts.cut_values.tolist()):
                 if value < 1:
                     found += [(mask, value) for mask in self._candidates(vector.reshape(rows, columns))]
-        return [self._consensus(found, (rows, columns)) for found in candidates]
+        return candidates
 
     def _candidates(self, vector: np.ndarray) -> list[np.ndarray]:
         """Returns the connected parts of an eigenvector's level groups that may be objects."""
@@ -182,7 +204,9 @@ class VoteCut(MaskGenerator):
         # A part of a group that has passed has no more corners than the group.
         return bool(settings.min_area < mask.mean() <= settings.max_area and count_corners(mask) < settings.max_corners)
 
-    def _consensus(self, candidates: list[tuple[np.ndarray, float]], grid_size: tuple[int, int]) -> PatchMasks:
+    def _consensus(
+        self, candidates: list[tuple[np.ndarray, float]], grid_size: tuple[int, int], num_views: int = 1
+    ) -> PatchMasks:
         """Returns each group's patches that enough of its members hold."""
         settings = self.settings
         taken = np.zeros(grid_size, bool)
@@ -193,7 +217,7 @@ class VoteCut(MaskGenerator):
             group = group_around_pivots if settings.rules.refine_pivots else group_by_overlap
             groups = group(stack, settings.min_iou)
             # Each graph and each number of groups has one vote; parts of one group do not overlap.
-            num_votes = len(settings.taus) * len(settings.num_groups)
+            num_votes = num_views * len(settings.taus) * len(settings.num_groups)
             full_score = max(map(len, groups)) if settings.rules.score_by_largest else num_votes
             for members in groups[: settings.max_masks]:
                 mask = stack[members].mean(axis=0) > settings.min_share
@@ -209,6 +233,17 @@ class VoteCut(MaskGenerator):
             np.asarray(values, np.float64),
             np.asarray(scores, np.float64),
         )
+
+
+def resize_nearest(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Returns a mask on another grid, bool (rows, columns): each patch has the value of the patch in which its center lies.
+
+    Args:
+        mask: bool (R, C).
+        size: (rows, columns) wanted.
+    """
+    rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(size, mask.shape))
+    return mask[np.ix_(rows, columns)]
 
 
 def group_by_overlap(masks: np.ndarray, min_iou: float) -> list[np.ndarray]:

@@ -23,6 +23,8 @@ from u2seg.utils.manifest import (
 from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
 
+_NOT_IN_MANIFEST = ("CACHE_MIB", "CHECKPOINT_PERIOD", "NUM_THREADS")
+
 
 def make_semantics(cfg: CfgNode, images: Path, masks: Path, output: Path, *, max_failures: float | None = None) -> Path:
     """Returns ``output``, filled with one semantic map for every image that the mask stage could read.
@@ -44,8 +46,13 @@ def make_semantics(cfg: CfgNode, images: Path, masks: Path, output: Path, *, max
             f"SEMANTICS.NUM_CLUSTERS is {cfg.SEMANTICS.NUM_CLUSTERS}, but an 8-bit PNG holds at most {MAX_STUFF}"
         )
     make_provider = get_registered(SEMANTIC_PROVIDER_REGISTRY, cfg.SEMANTICS.PROVIDER, "SEMANTICS.PROVIDER")
-    settings = {key.lower(): value for key, value in cfg.SEMANTICS.items()}
+    # A section that is named like another provider is that one's alone.
+    others = {name for name, _ in SEMANTIC_PROVIDER_REGISTRY} - {cfg.SEMANTICS.PROVIDER}
+    settings = {key.lower(): value for key, value in cfg.SEMANTICS.items() if key not in others}
     settings["centroids"] = cfg.SEMANTICS.CENTROIDS and short_file_digest(cfg.SEMANTICS.CENTROIDS)
+    # Neither how much is kept in memory nor how often a checkpoint is written changes a map by more than rounding.
+    learned = {key.lower(): value for key, value in cfg.SEMANTICS.LEARNED.items() if key not in _NOT_IN_MANIFEST}
+    settings["learned"] = {**learned, "weights": learned["weights"] and short_file_digest(learned["weights"])}
     settings["features"] = feature_settings(cfg)
     open_stage(output, "semantics", {**settings, "masks": settings_digest(masks)})
     if is_complete(output):

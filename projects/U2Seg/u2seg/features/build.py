@@ -1,0 +1,55 @@
+"""From a configuration to its feature extractor."""
+
+from detectron2.config import CfgNode
+
+from u2seg.features.extractor import FEATURE_EXTRACTOR_REGISTRY, FeatureExtractor, resolve_device
+from u2seg.features.position_free import PositionFreeFeatures
+from u2seg.features.several_backbones import SeveralBackbones
+from u2seg.utils.registry import get_registered
+
+
+def build_feature_extractor(cfg: CfgNode) -> FeatureExtractor:
+    """Returns the extractor that ``cfg.FEATURES.NAME`` names, in eval mode, on ``cfg.FEATURES.DEVICE``.
+
+    Where ``FEATURES.POSITION_SHARE`` asks for it, the part of the features that tells a patch's position is projected out.
+
+    Raises:
+        KeyError: no such extractor; the message lists those that are registered.
+    """
+    extractor = get_registered(FEATURE_EXTRACTOR_REGISTRY, cfg.FEATURES.NAME, "FEATURES.NAME")(cfg)
+    extractor = extractor.eval().requires_grad_(False).to(resolve_device(cfg.FEATURES.DEVICE))
+    return PositionFreeFeatures(extractor, cfg.FEATURES.POSITION_SHARE) if cfg.FEATURES.POSITION_SHARE else extractor
+
+
+def build_voting_extractor(cfg: CfgNode) -> FeatureExtractor:
+    """Returns the extractor of a configuration, together with those that ``FEATURES.OTHERS`` describes, if there are any.
+
+    Raises:
+        KeyError: an unknown extractor, or a key in ``FEATURES.OTHERS`` that ``FEATURES`` does not have.
+        ValueError: an entry of ``FEATURES.OTHERS`` is no list of KEY VALUE pairs.
+    """
+    main = build_feature_extractor(cfg)
+    if not cfg.FEATURES.OTHERS:
+        return main
+    return SeveralBackbones(main, [build_feature_extractor(other) for other in _other_configs(cfg)])
+
+
+def _other_configs(cfg: CfgNode) -> list[CfgNode]:
+    found = []
+    for pairs in cfg.FEATURES.OTHERS:
+        if len(pairs) % 2:
+            raise ValueError(
+                f"each entry of FEATURES.OTHERS is KEY VALUE KEY VALUE ..., keys below FEATURES, got {list(pairs)}"
+            )
+        other = cfg.clone()
+        other.defrost()
+        for key, value in zip(pairs[::2], pairs[1::2]):
+            *sections, leaf = str(key).split(".")
+            node = other.FEATURES
+            for section in sections:
+                node = node.get(section, CfgNode())
+            if leaf not in node:
+                raise KeyError(f"FEATURES.OTHERS names {key!r}, but there is no FEATURES.{key}")
+            node[leaf] = tuple(value) if isinstance(value, (list, tuple)) else value
+        found.append(other)
+    return found

@@ -1,0 +1,1 @@
+"""The losses of STEGO and CAUSE: pure functions of features, codes and codewords."""

@@ -1,0 +1,112 @@
+"""Semantic maps scored alone: a stage's maps from files, and COCO-Stuff-27 by the commands of the documentation."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from u2seg.cli.main import main
+from u2seg.data.formats.coco_writer import PanopticWriter
+from u2seg.data.formats.semantic_shards import write_semantic_shard
+from u2seg.evaluation import score_semantic_maps
+from u2seg.utils.files import read_json
+from u2seg.utils.manifest import close_stage, open_stage
+
+
+@pytest.fixture
+def ground_truth(tmp_path):
+    """Two images, 4 x 6: upper half of class 1 and lower of class 2, and class 2 alone; one pixel void."""
+    writer = PanopticWriter(tmp_path / "gt", "val", [{"id": i, "name": f"c{i}", "isthing": 0} for i in (1, 2)])
+    first = np.full((4, 6), 2, np.int32)
+    first[:2] = 1
+    second = np.full((4, 6), 2, np.int32)
+    second[0, 0] = 0
+    for name, ids in (("a", first), ("b", second)):
+        present = [{"id": int(i), "category_id": int(i), "iscrowd": 0} for i in np.unique(ids) if i]
+        writer.add(f"{name}.png", ids, present)
+    return writer.close(), tmp_path / "gt/panoptic_val"
+
+
+def stage(directory, maps):
+    open_stage(directory, "semantics", {"num_clusters": 3})
+    write_semantic_shard(directory / "shard-000000.parquet", maps)
+    close_stage(directory, {"images": len(maps)})
+    return directory
+
+
+def test_maps_are_matched_once_and_unknown_pixels_are_wrong(ground_truth, tmp_path):
+    a, b = np.zeros((4, 6), np.uint8), np.zeros((4, 6), np.uint8)
+    a[:2] = 2  # cluster 2 is class 1, cluster 0 is class 2
+    b[1, :3] = 255
+    maps = stage(tmp_path / "s", {"a.jpg": a, "b.jpg": b})
+    score_semantic_maps(*ground_truth, maps, tmp_path / "out")
+    scores = read_json(tmp_path / "out/metrics.json")["sem_seg"]["stego"]
+    # Of class 2's 35 pixels that are not void 32 are found.
+    assert scores["pACC"] == pytest.approx(100 * 44 / 47) and scores["mIoU"] == pytest.approx(50 * (1 + 32 / 35))
+
+
+def test_a_missing_map_or_one_of_another_size_is_named(ground_truth, tmp_path):
+    whole = np.zeros((4, 6), np.uint8)
+    with pytest.raises(ValueError, match=r"no map for 1 of the 2 images of .*, for example \['b'\]"):
+        score_semantic_maps(*ground_truth, stage(tmp_path / "s", {"a.jpg": whole}))
+    with pytest.raises(ValueError, match=r"the map of b in .*size \(4, 6\), got \(6, 4\)"):
+        score_semantic_maps(*ground_truth, stage(tmp_path / "t", {"a.jpg": whole, "b.jpg": whole.T.copy()}))
+    open_stage(tmp_path / "u", "semantics", {"num_clusters": 3})
+    with pytest.raises(FileNotFoundError, match="no finished semantic stage"):
+        score_semantic_maps(*ground_truth, tmp_path / "u")
+
+
+def test_cocostuff27_from_its_files_to_its_score(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for directory in ("val2017", "stuffthingmaps/val2017"):
+        (tmp_path / directory).mkdir(parents=True)
+    for index in range(4):
+        image, ids = np.full((340, 400, 3), 40, np.uint8), np.full((340, 400), 156, np.uint8)  # sky-other
+        image[170:], ids[170:] = (30, 200, 30), 123  # grass
+        image += rng.integers(0, 9, image.shape).astype(np.uint8)
+        ids[:5] = 255
+        Image.fromarray(image).save(tmp_path / f"val2017/{index}.jpg")
+        Image.fromarray(ids).save(tmp_path / f"stuffthingmaps/val2017/{index}.png")
+    data, config = tmp_path / "cocostuff27", tmp_path / "my.yaml"
+    prepare = f"prepare cocostuff27 --coco {tmp_path} --pixelmaps {tmp_path}/stuffthingmaps/val2017 --output {data}"
+    assert main(prepare.split()) == 0
+    test_set = {
+        "FORMAT": "evaluation_only",
+        "IMAGES": str(data / "val"),
+        "PANOPTIC_JSON": str(data / "annotations/panoptic_val.json"),
+        "PANOPTIC_ROOT": str(data / "panoptic_val"),
+    }
+    config.write_text(
+        json.dumps(
+            {
+                "_BASE_": "semantics/stego_cocostuff27_vits8.yaml",
+                "FEATURES": {"NAME": "HandmadeDescriptor", "HANDMADE": {"PATCH_SIZE": 16}, "DEVICE": "cpu"},
+                "MASKS": {"NUM_WORKERS": 0},
+                "SEMANTICS": {
+                    "LEARNED": {
+                        "TRAIN_SIZE": [64, 64],
+                        "MAP_SIZE": [64, 64],
+                        "BATCH_SIZE": 4,
+                        "CRF": {"ENABLED": False},
+                    },
+                    "STEGO": {"DIM": 8, "MAX_ITER": 10},
+                },
+                "DATASETS": {"TEST": ["tiny27"], "BY_PATH": {"tiny27": test_set}},
+                "MODEL": {"DEVICE": "cpu"},
+                "DATALOADER": {"NUM_WORKERS": 0},
+                "OUTPUT_DIR": str(tmp_path / "scores"),
+            }
+        )
+    )
+    labels = f"labels {data}/val --config-file {config} --stages masks,semantics --output {tmp_path}/labels"
+    assert main(labels.split()) == 0
+    weights = tmp_path / "labels/semantics/model_final.pth"
+    assert main(f"train --config-file {config} --eval-only MODEL.WEIGHTS {weights}".split()) == 0
+    trained = read_json(tmp_path / "scores/inference/tiny27/metrics.json")["sem_seg"]["stego"]
+    files = f"--gt-json {data}/annotations/panoptic_val.json --gt-root {data}/panoptic_val --output {tmp_path}/maps"
+    assert main(f"score semantics {tmp_path}/labels/semantics {files}".split()) == 0
+    assert "stego" in capsys.readouterr().out
+    # The model and the stage's maps are the same thing, scored by two ways.
+    scored = read_json(tmp_path / "maps/metrics.json")["sem_seg"]["stego"]
+    assert scored == {name: trained[name] for name in scored} and {"mIoU", "pACC"} <= scored.keys()
+    assert scored["pACC"] > 40

@@ -125,7 +125,7 @@ class DenseCRF:
             )
         count = len(log_probabilities)
         # Columns that fill the last block never get a share.
-        padded = -(-count // COLUMNS) * COLUMNS
+        padded = padded_columns(count)
         unary = log_probabilities.new_full((self.size[0] * self.size[1], padded), -torch.inf, dtype=torch.float32)
         unary[:, :count] = log_probabilities.flatten(1).T
         shares = unary.softmax(dim=1)

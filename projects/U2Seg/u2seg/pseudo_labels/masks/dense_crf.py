@@ -124,7 +124,7 @@ class DenseCRF:
                 f"{tuple(log_probabilities.shape)}"
             )
         count = len(log_probabilities)
-        # A column that fills the last block never gets a share.
+        # Columns that fill the last block never get a share.
         padded = padded_columns(count)
         unary = log_probabilities.new_full((self.size[0] * self.size[1], padded), -torch.inf, dtype=torch.float32)
         unary[:, :count] = log_probabilities.flatten(1).T

@@ -125,8 +125,8 @@ class DenseCRF:
             )
         count = len(log_probabilities)
         # Columns that fill the last block never get a share.
-        padded = padded_columns(count)
-        unary = log_probabilities.new_full((self.size[0] * self.size[1], padded), -torch.inf, dtype=torch.float32)
+        shape = (self.size[0] * self.size[1], padded_columns(count))
+        unary = log_probabilities.new_full(shape, -torch.inf, dtype=torch.float32)
         unary[:, :count] = log_probabilities.flatten(1).T
         shares = unary.softmax(dim=1)
         for _ in range(self.settings.num_iterations):

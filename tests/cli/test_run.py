@@ -79,7 +79,8 @@ def test_photos_alone_give_labels_a_model_predictions_and_a_page(scenes, tmp_pat
     assert [line.split("  ")[0].strip() for line in lasting] == stages
     for noise in ("meshgrid", "Running with full config", "faiss", "Warning"):
         assert noise not in screen.out + screen.err
-    assert "Running with full config" in (output / "log.txt").read_text()
+    assert "Running with full config" in (output / "model" / "log.txt").read_text()
+    assert "Starting training" in (output / "log.txt").read_text()
     assert "6 labeled" in screen.out and "PQ" in screen.out
     # The next command is one that can be typed as it stands.
     advice = next(line for line in screen.out.splitlines() if "u2seg predict" in line)

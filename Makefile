@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 TORCH_BACKEND ?=
 STAMP := $(VENV)/.u2seg-ready
 
-.PHONY: setup setup-dev demo demo-supervised test test-pythons lint docs lock clean
+.PHONY: setup setup-dev demo demo-supervised test test-pythons gpu-check lint docs lock clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,10 @@ test: $(STAMP)
 # Every Python from 3.10 to 3.13 that is installed, each in an environment of its own below output/pythons.
 test-pythons:
 	tools/test_pythons.sh output/pythons
+
+# On a machine with a GPU; in 25 minutes, without a network. PY may name another Python that has everything installed.
+gpu-check:
+	$(PY) tools/gpu_check.py --output output/gpu_check
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -71,7 +71,8 @@ def test_images_that_do_not_fit_their_labels_are_named(tmp_path, capsys):
     (labels / "panoptic" / "deep" / "3.png").unlink()
     options = [labels, "--images", tmp_path / "images", "--output", tmp_path / "out"]
     assert run_tool(*options, "--clusters", 0) == 1
-    errors = capsys.readouterr().err.splitlines()
+    # Beside the progress display's lines.
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert errors[0] == "error: deep/1.jpg: it has size (30, 20), its labels (20, 30)"
     assert errors[1] == "error: deep/2.jpg: no such file"
     assert errors[2].startswith("error: deep/3.jpg: its labels cannot be read")

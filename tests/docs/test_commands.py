@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from doc_pages import COMMAND_LINES, ROOT, blocks
 from tiny_photos import write_tiny_photos_config
+from u2seg.cli import labels
 from u2seg.cli.main import main
 from u2seg.engine import end_to_end
 from u2seg.engine.photo_run import run_features, run_plan
 from u2seg.pseudo_labels import pipeline
+from u2seg.pseudo_labels.launchers import Launcher
 from u2seg.utils.files import read_json, write_json
 
 NUM_PHOTOS = 6
@@ -42,10 +44,26 @@ PARSED_ONLY = {
     "u2seg labels photos --config-file masks/votecut_cuvler.yaml": "weights",
     "u2seg labels photos --config-file quick_schedules/coco_mini_learned.yaml": "a backbone that was trained for hours",
     "u2seg train --config-file quick_schedules/coco_mini_learned.yaml": "the same",
+    "u2seg labels photos --config-file my.yaml --output labels --launcher slurm": "a SLURM cluster; see tests/slurm",
     "u2seg luss export output/photos/backbone": "the same",
     "u2seg convert pass": "weights",
     "u2seg convert dino-resnet": "weights",
     "u2seg convert safetensors output/photos": "a backbone that was trained for hours",
+    "u2seg convert stego": "weights",
+    "u2seg convert cause": "weights",
+    "u2seg labels photos --config-file my.yaml --output labels SEMANTICS.PROVIDER STEGO": "weights",
+    "u2seg labels photos --config-file semantics/stego_cocostuff27_vits8.yaml": "weights",
+    "u2seg train --config-file semantics/stego_cocostuff27_vits8.yaml": "dataset",
+    "u2seg score semantics": "labels of such a run",
+    "u2seg convert corrected": "a file that an annotation tool has written",
+    "u2seg convert labels": "an annotation tool; tests/export/test_label_conversion.py",
+    "u2seg export": "an optional package; tests/export/test_tracing.py",
+    "u2seg predict photos --config-file hf://": "network",
+    "u2seg predict photos --config-file my.yaml --output predictions MODEL.WEIGHTS hf://": "network",
+    "u2seg push": "network",
+    "u2seg serve": "runs until it is stopped; tests/test_web_app.py",
+    "u2seg train --config-file my.yaml --log-to": "an account at a service",
+    "u2seg labels PHOTOS --stages masks --output labels --config-file masks/region_hierarchy.yaml": "a gap to fill in",
     "u2seg demo": "minutes; tests/engine/test_end_to_end.py runs it small",
     "u2seg train --config-file quick_schedules/scenes.yaml": "minutes; the same",
 }
@@ -193,8 +211,9 @@ SESSION = (
     "u2seg show-samples --config-file my.yaml --output samples.png",
     "u2seg self-train --config-file my.yaml --rounds 2 --output output/self MODEL.WEIGHTS output/my/model/model_final.pth",
     "u2seg labels photos --config-file my.yaml --output labels --worker 0/64",
+    "u2seg labels photos --config-file my.yaml --output labels --finalize",
     "u2seg labels photos --config-file my.yaml --stages masks --output labels",
-    "u2seg labels photos --config-file my.yaml --output labels --workers 4",
+    "u2seg labels photos --config-file my.yaml --output labels --launcher local",
     "u2seg convert masks labels masks.json",
     "u2seg show labels --images photos --output page",
     "u2seg show pseudo-label=labels prediction=predictions gt=panoptic_val.json --images photos --output page",
@@ -250,8 +269,8 @@ def _small_and_offline(tmp_path, monkeypatch):
     monkeypatch.setattr(
         end_to_end, "training_length", lambda minutes, *seconds: {"SOLVER.MAX_ITER": 3 if minutes > 15 else 2}
     )
-    # Worker 0 of 64 has made the only shard of masks: the four workers would start and find nothing to do.
-    monkeypatch.setattr(pipeline, "run_local_workers", lambda *args: None)
+    # Worker 0 of 64 has made the only shard of masks; what is left is too little for processes of their own.
+    monkeypatch.setattr(labels, "LocalLauncher", lambda cfg, run, count: Launcher(cfg, run))
 
 
 def run_line(line: str) -> int:

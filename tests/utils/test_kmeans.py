@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from u2seg.utils.kmeans import assign, kmeans, l2_normalize
+import torch
+from u2seg.utils.kmeans import _best_candidate, _plus_plus, assign, kmeans, l2_normalize, nearest_by_torch
 
 
 def blobs(seed=0, per_blob=30):
@@ -33,6 +34,44 @@ def test_assignment_and_inertia_equal_the_obvious_ones():
     # A converged run is a fixed point: every centroid is the mean of what it owns.
     for cluster in range(7):
         np.testing.assert_allclose(result.centroids[cluster], vectors[labels == cluster].mean(0), atol=1e-5)
+
+
+def test_pytorch_assigns_as_faiss_does_whatever_the_blocks():
+    rng = np.random.default_rng(4)
+    vectors, centroids = rng.normal(size=(50, 6)).astype(np.float32), rng.normal(size=(9, 6)).astype(np.float32)
+    labels, distances = assign(vectors, centroids)
+    for block in (1, 7, 1000):
+        others = nearest_by_torch(vectors, centroids, torch.device("cpu"), block)
+        assert np.array_equal(labels, others[0]) and others[0].dtype == np.int64
+        np.testing.assert_allclose(others[1], distances, rtol=1e-4, atol=1e-5)
+
+
+def test_the_best_candidate_is_the_one_that_leaves_the_least():
+    rng = np.random.default_rng(5)
+    sample = rng.normal(size=(30, 3)).astype(np.float32)
+    squared = ((sample[:, None].astype(np.float64) - sample[None]) ** 2).sum(2)
+    nearest, drawn = squared[:, 0], np.array([4, 9, 17, 9])
+    left = [np.minimum(nearest, squared[:, one]).sum() for one in drawn]
+    assert _best_candidate(sample, (sample.astype(np.float64) ** 2).sum(1), nearest, drawn) == drawn[np.argmin(left)]
+
+
+def test_greedy_seeding_finds_better_starts():
+    vectors = np.random.default_rng(6).normal(size=(300, 2)).astype(np.float32)
+
+    def mean_inertia(candidates):
+        starts = [_plus_plus(vectors, 20, np.random.default_rng(seed), candidates) for seed in range(20)]
+        return np.mean([assign(vectors, start)[1].sum() for start in starts])
+
+    assert mean_inertia(4) < 0.95 * mean_inertia(1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_k_means_on_a_gpu_finds_the_same_blobs():
+    vectors, gt = blobs()
+    result = kmeans(vectors, 4, num_iterations=50, num_restarts=2, seed=0, device=torch.device("cuda"))
+    labels, _ = assign(vectors, result.centroids, torch.device("cuda"))
+    assert len(set(zip(gt.tolist(), labels.tolist()))) == 4
 
 
 def test_equal_seeds_give_equal_bytes_and_other_seeds_do_not():

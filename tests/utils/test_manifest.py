@@ -3,16 +3,20 @@
 import json
 
 import pytest
-from u2seg.utils.files import atomic_path, read_json, write_json
+from u2seg.utils.files import atomic_path, read_json, stream_json, write_json
 from u2seg.utils.manifest import (
     Failure,
+    IncompleteStageError,
     StageMismatchError,
     TooManyFailuresError,
+    check_stage,
     close_stage,
     is_complete,
     open_stage,
     report_failures,
+    require_shards,
     settings_digest,
+    shard_path,
     shard_slices,
 )
 
@@ -76,6 +80,32 @@ def test_json_bytes_do_not_depend_on_insertion_order(tmp_path):
     write_json(tmp_path / "a", {"b": 1, "a": 2})
     write_json(tmp_path / "b", {"a": 2, "b": 1})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_streamed_json_has_the_bytes_of_json_in_memory(tmp_path):
+    rows = [{"b": [1, {"c": "line\nend"}], "a": {}}, {"b": [], "a": None}]
+    for items in ([], rows[:1], rows):
+        write_json(tmp_path / "whole", {"rows": items, "info": {"z": 1, "a": []}, "list": [2, 1]})
+        stream_json(tmp_path / "stream", {"rows": iter(items), "info": {"z": 1, "a": []}, "list": [2, 1]})
+        assert (tmp_path / "stream").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_missing_shards_are_named(tmp_path):
+    for index in (0, 2):
+        shard_path(tmp_path, index).touch()
+    require_shards(tmp_path, 1)
+    with pytest.raises(IncompleteStageError, match=r"lacks 1 of 3 shards: shard-000001\.parquet\. Run"):
+        require_shards(tmp_path, 3)
+    with pytest.raises(IncompleteStageError, match=r"lacks 12 of 14 shards: .*shard-000011\.parquet and 2 more"):
+        require_shards(tmp_path, 14)
+
+
+def test_a_directory_that_another_run_took_is_noticed(tmp_path):
+    open_stage(tmp_path, "masks", {"size": (2, 3)})
+    check_stage(tmp_path, "masks", {"size": (2, 3)})
+    open_stage(tmp_path, "masks", {"size": (4, 3)})  # no result yet: it binds nobody
+    with pytest.raises(StageMismatchError, match="another run with other settings took"):
+        check_stage(tmp_path, "masks", {"size": (2, 3)})
 
 
 def test_broken_json_names_the_file(tmp_path):

@@ -18,7 +18,6 @@ from u2seg.data.formats.coco_panoptic import (
     write_panoptic_png,
     write_stuff_png,
 )
-from u2seg.pseudo_labels import pipeline
 from u2seg.pseudo_labels.clusters import cluster_names
 from u2seg.pseudo_labels.clusters.cluster_names import (
     ClusterNameError,
@@ -29,8 +28,12 @@ from u2seg.pseudo_labels.clusters.cluster_names import (
     read_names,
     rename_clusters,
 )
+from u2seg.pseudo_labels.image_source import open_source
+from u2seg.pseudo_labels.panoptic import panoptic_stage
 from u2seg.pseudo_labels.panoptic.panoptic_stage import write_dataset
+from u2seg.pseudo_labels.phases import LabelRun, phase_named
 from u2seg.structures import LabelSpace, Segment
+from u2seg.utils.files import write_json
 from u2seg.utils.manifest import discard_stage, open_stage
 
 # Things 1 to 3, stuff 4 to 6.
@@ -64,7 +67,8 @@ def labels(tmp_path):
         part["images"].append({"id": number, "file_name": f"{number}.jpg", "height": SIZE[0], "width": SIZE[1]})
         part["panoptic"].append(panoptic_annotation(number, png, panoptic, segments, SPACE))
         part["instances"] += instance_annotations(number, panoptic, segments, np.ones(2), SPACE)
-    write_dataset(stage, [part], SPACE)
+    write_json(tmp_path / "part.json", part)
+    write_dataset(stage, [tmp_path / "part.json"], SPACE)
     return directory
 
 
@@ -205,14 +209,13 @@ def test_a_kill_while_images_are_written_leaves_the_old_labels(labels, monkeypat
 
 
 def test_names_end_with_the_labels_that_they_were_given_to(labels, tmp_path, monkeypatch, caplog):
-    for name in ("_require", "make_panoptic_labels"):
-        monkeypatch.setattr(pipeline, name, lambda *args, **kwargs: None)
-    cfg = setup_cfg("quick_schedules/photos.yaml")
+    monkeypatch.setattr(panoptic_stage, "finish_panoptic", lambda *args: None)
+    cfg, run = setup_cfg("quick_schedules/photos.yaml"), LabelRun(open_source(tmp_path / "photos"), labels)
     rename_clusters(labels, {1: "cat"})
-    pipeline.make_pseudo_labels(cfg, tmp_path / "photos", labels, stages=["panoptic"])
+    phase_named("panoptic").finish(cfg, run)
     assert read_names(labels) == {1: "cat"}
     discard_stage(labels / "panoptic")
-    pipeline.make_pseudo_labels(cfg, tmp_path / "photos", labels, stages=["panoptic"])
+    phase_named("panoptic").finish(cfg, run)
     assert read_names(labels) == {} and "given by hand are gone" in caplog.text
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from u2seg.checkpoint.reading import CheckpointError, read_weights
-from u2seg.utils.files import atomic_path
+from u2seg.utils.files import atomic_path, remove_partial_files_beside
 
 
 def convert_torchvision_resnet(source: str, output: str | Path, author: str = "DINO") -> int:
@@ -32,6 +32,7 @@ def convert_torchvision_resnet(source: str, output: str | Path, author: str = "D
         "__author__": author,
         "matching_heuristics": True,  # Detectron2 then finds the names below backbone.bottom_up
     }
+    remove_partial_files_beside(output)
     with atomic_path(output) as temporary, temporary.open("wb") as file:
         pickle.dump(content, file)
     return len(weights)

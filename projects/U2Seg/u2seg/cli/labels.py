@@ -6,11 +6,17 @@ Killed and started again it goes on where it was, and the result is that of an u
 """
 
 import argparse
+from collections.abc import Callable
+from functools import partial
+
+from detectron2.config import CfgNode
 
 from u2seg.cli.arguments import add_config_arguments
 from u2seg.config import setup_cfg
 from u2seg.pseudo_labels import STAGES, make_pseudo_labels
-from u2seg.pseudo_labels.pipeline import make_worker_masks, retry_failures
+from u2seg.pseudo_labels.launchers import Launcher, LocalLauncher, SlurmLauncher, TorchrunLauncher
+from u2seg.pseudo_labels.phases import LabelRun
+from u2seg.pseudo_labels.pipeline import finalize, make_worker_share, retry_failures
 from u2seg.pseudo_labels.sharding import Worker
 from u2seg.utils.command_line import comma_separated
 from u2seg.utils.files import read_json
@@ -19,7 +25,11 @@ from u2seg.utils.manifest import FAILURES
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    parser.add_argument("images", help="directory tree of JPEG, PNG or WebP photos")
+    parser.add_argument(
+        "images",
+        help="directory tree of JPEG, PNG or WebP photos; a list of them (.txt, .parquet); or tar shards, local or by URL "
+        "('shards/{000..127}.tar')",
+    )
     add_config_arguments(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="directory for the labels")
     parser.add_argument(
@@ -40,19 +50,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="read images of failures.json that were repaired, and make what depends on them again",
     )
-    workers = parser.add_mutually_exclusive_group()
+    workers = parser.add_argument_group("many processes and machines (docs/scaling.md)")
+    workers.add_argument(
+        "--launcher",
+        choices=("local", "torchrun", "slurm"),
+        help="who runs the workers: processes of this machine, torchrun's, or jobs of a SLURM cluster",
+    )
     workers.add_argument(
         "--workers",
         type=int,
-        default=1,
         metavar="N",
-        help="processes of this machine that share the mask stage, one GPU each where there are several (default 1)",
+        help="processes of this machine that share the work (default 1; with --launcher local: one for each GPU, else for each core)",
     )
     workers.add_argument(
         "--worker",
         metavar="I/N",
-        help="make only the mask shards of worker I, 0 to N-1, of N that share --output, for a job array; when all have ended, run "
-        "the command without it for the rest",
+        help="make only the share of worker I, 0 to N-1, of N that share --output, in the round that is next, and end",
+    )
+    workers.add_argument(
+        "--finalize",
+        action="store_true",
+        help="close the round that workers have made, and make nothing; fails and names what is missing if a worker has not ended",
+    )
+    workers.add_argument("--partition", metavar="NAME", help="SLURM partition (default: the cluster's)")
+    workers.add_argument("--jobs", type=int, default=4, metavar="N", help="SLURM jobs that share the work (default 4)")
+    workers.add_argument(
+        "--time", type=int, default=24 * 60, metavar="MINUTES", help="time limit of a SLURM job (default 1440, a day)"
     )
 
 
@@ -60,11 +83,12 @@ def run(args: argparse.Namespace) -> int:
     """Makes the labels and says where they are."""
     cfg = setup_cfg(args.config_file, args.opts)
     cfg.freeze()
-    if args.worker and args.retry_failures:
-        raise ValueError("--worker makes mask shards only; use --retry-failures in a run without it")
+    _check_combination(args)
     if args.worker:
-        output = make_worker_masks(cfg, args.images, args.output, Worker.parse(args.worker))
-        print(f"the mask shards of worker {args.worker} are in {output / STAGES[0]}")
+        return _run_worker(cfg, args)
+    if args.finalize:
+        upcoming = finalize(cfg, args.images, args.output, stages=args.stages, max_failures=args.max_failures)
+        print(f"closed; next: {', '.join(upcoming)}" if upcoming else f"the labels in {args.output} are complete")
         return 0
     if args.retry_failures:
         print(f"{retry_failures(cfg, args.images, args.output)} of the unreadable images can be read now")
@@ -74,8 +98,38 @@ def run(args: argparse.Namespace) -> int:
         args.output,
         stages=args.stages,
         max_failures=args.max_failures,
-        num_workers=args.workers,
+        num_workers=1 if args.workers is None else args.workers,
+        launcher=_launcher(args),
     )
     failures = read_json(output / FAILURES) if (output / FAILURES).is_file() else []
     print(f"labels in {output}; {len(failures)} images could not be read ({output / FAILURES})")
     return 0
+
+
+def _check_combination(args: argparse.Namespace) -> None:
+    chosen = [name for name in ("launcher", "worker", "finalize") if getattr(args, name)]
+    if len(chosen) > 1:
+        raise ValueError(f"--{chosen[0]} and --{chosen[1]} do not go together: choose who runs the workers")
+    if args.retry_failures and chosen:
+        raise ValueError(f"--{chosen[0]} does not look for repaired images; use --retry-failures in a run without it")
+    if args.workers is not None and (args.worker or args.finalize or args.launcher in ("torchrun", "slurm")):
+        raise ValueError(f"--workers counts processes of this machine; leave it out with --{chosen[0]}")
+
+
+def _run_worker(cfg: CfgNode, args: argparse.Namespace) -> int:
+    made = make_worker_share(cfg, args.images, args.output, Worker.parse(args.worker), stages=args.stages)
+    if made:
+        print(f"worker {args.worker} made its share of: {', '.join(made)}; when all have ended, run with --finalize")
+    else:
+        print(f"the labels in {args.output} are complete")
+    return 0
+
+
+def _launcher(args: argparse.Namespace) -> Callable[[CfgNode, LabelRun], Launcher] | None:
+    if args.launcher == "local":
+        return partial(LocalLauncher, count=args.workers or 0)
+    if args.launcher == "torchrun":
+        return TorchrunLauncher
+    if args.launcher == "slurm":
+        return partial(SlurmLauncher, jobs=args.jobs, partition=args.partition, minutes=args.time)
+    return None

@@ -123,7 +123,8 @@ def add_masks_config(cfg: CN) -> None:
     cfg.MASKS.SCORE_TIMES_IOU = True
     # Whether an image's masks may overlap [MaskCut]; False: the smaller one keeps the pixels [ours].
     cfg.MASKS.ALLOW_OVERLAPS = True
-    cfg.MASKS.SHARD_SIZE = 64  # images in one file on disk; what a kill loses at most
+    # Images in one file on disk, what a kill loses at most; 0: 64 up to 64,000 images, then more, up to 8192.
+    cfg.MASKS.SHARD_SIZE = 0
     cfg.MASKS.NUM_WORKERS = 2  # decoding processes; 0: decode in the main one
     cfg.MASKS.NUM_THREADS = 2  # threads that refine and encode
     cfg.MASKS.MAX_FAILURES = 0.01  # share of unreadable images above which the run ends with an error
@@ -140,6 +141,8 @@ def add_clusters_config(cfg: CN) -> None:
     cfg.CLUSTERS.NORMALIZE = True  # L2 before k-means; the paper's mode does not
     cfg.CLUSTERS.NUM_ITERATIONS = 100  # [U2Seg]
     cfg.CLUSTERS.NUM_RESTARTS = 3  # the best of so many seeded starts [ours]
+    # Vectors drawn for each starting centroid, the best of which is taken; 1: plain k-means++; 0: 2 + ln K, as scikit-learn.
+    cfg.CLUSTERS.SEEDING_CANDIDATES = 1
     cfg.CLUSTERS.MAX_TRAINING_SAMPLES = 1_000_000  # embeddings that k-means sees; all are assigned
     cfg.CLUSTERS.SEED = 0
     # centroids.npy of an earlier run's clusters/, to label new images with its clusters; "": found on these masks.
@@ -154,6 +157,7 @@ def add_semantics_config(cfg: CN) -> None:
     cfg.SEMANTICS.PATCHES_PER_IMAGE = 64  # sampled for k-means
     # Sample only where no instance mask lies, so that things found no stuff clusters [ours]
     cfg.SEMANTICS.SKIP_MASKED = True
+    cfg.SEMANTICS.SEEDING_CANDIDATES = 1  # as CLUSTERS.SEEDING_CANDIDATES
     cfg.SEMANTICS.MAX_TRAINING_SAMPLES = 1_000_000
     cfg.SEMANTICS.NUM_ITERATIONS = 50
     cfg.SEMANTICS.NUM_RESTARTS = 3
@@ -258,7 +262,7 @@ register_rules(
         "MASKS.GUIDED_FILTER.RADIUS": integer(1, 1000),
         "MASKS.GUIDED_FILTER.EPS": number(0, 1e6, above=True),
         "MASKS.MIN_REFINED_IOU": SHARE,
-        "MASKS.SHARD_SIZE": COUNT,
+        "MASKS.SHARD_SIZE": NON_NEGATIVE,
         "MASKS.NUM_WORKERS": integer(0, 1024),
         "MASKS.NUM_THREADS": integer(1, 1024),
         "MASKS.MAX_FAILURES": SHARE,
@@ -267,6 +271,7 @@ register_rules(
         "CLUSTERS.NORMALIZE": flag(),
         "CLUSTERS.NUM_ITERATIONS": integer(1, 100_000),
         "CLUSTERS.NUM_RESTARTS": integer(1, 1000),
+        "CLUSTERS.SEEDING_CANDIDATES": NON_NEGATIVE,
         "CLUSTERS.MAX_TRAINING_SAMPLES": COUNT,
         "CLUSTERS.SEED": NON_NEGATIVE,
         "CLUSTERS.CENTROIDS": text(empty=True),
@@ -274,6 +279,7 @@ register_rules(
         "SEMANTICS.NUM_CLUSTERS": integer(1, 254),
         "SEMANTICS.PATCHES_PER_IMAGE": COUNT,
         "SEMANTICS.SKIP_MASKED": flag(),
+        "SEMANTICS.SEEDING_CANDIDATES": NON_NEGATIVE,
         "SEMANTICS.MAX_TRAINING_SAMPLES": COUNT,
         "SEMANTICS.NUM_ITERATIONS": integer(1, 100_000),
         "SEMANTICS.NUM_RESTARTS": integer(1, 1000),

@@ -210,7 +210,7 @@ def label_photos(config_file: str, images: str, output: str, log: str, choose_cl
     """
     cfg = setup_cfg(config_file)
     with quiet_screen(log):
-        make_pseudo_labels(cfg, images, output, stages=["masks"])
+        make_pseudo_labels(cfg, images, output, stages=["masks"], sample_patches=True)
         if choose_clusters:
             cfg.CLUSTERS.NUM_CLUSTERS = num_thing_clusters(_stage_counts(Path(output), "masks")["masks"])
         make_pseudo_labels(cfg, images, output, stages=STAGES[1:])

@@ -10,7 +10,7 @@ from torch import Tensor
 from u2seg.checkpoint.checkpointer import save_to_disk
 from u2seg.checkpoint.reading import CheckpointError, read_checkpoint, read_weights
 from u2seg.checkpoint.torchvision import torchvision_to_detectron2
-from u2seg.utils.files import atomic_path
+from u2seg.utils.files import atomic_path, remove_partial_files_beside
 
 _BACKBONE = re.compile(r"(conv1|bn1|layer[1-4])\.")
 # Sequential modules of the release and, for each position, what it is here.
@@ -51,6 +51,7 @@ def convert_pass(source: str | Path, output: str | Path) -> Converted:
     """
     content = read_checkpoint(source)
     converted = pass_to_detectron2(content.get("state_dict", content), str(source))
+    remove_partial_files_beside(output)
     with atomic_path(output) as temporary:
         save_to_disk({"model": converted.weights, "__author__": "LUSSeg/PASS"}, temporary)
     return converted
@@ -76,6 +77,7 @@ def export_backbone(source: str | Path, output: str | Path) -> int:
     }
     if not weights:
         raise CheckpointError(f"{source} holds no backbone; expected a checkpoint of PASS's pretraining")
+    remove_partial_files_beside(output)
     with atomic_path(output) as temporary:
         save_to_disk({"model": weights, "__author__": "u2seg PASS", "matching_heuristics": True}, temporary)
     return len(weights)

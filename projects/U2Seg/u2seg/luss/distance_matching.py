@@ -12,7 +12,7 @@ from torch import Tensor
 from u2seg.luss.data.id_maps import LUSS_IGNORE, read_id_map
 from u2seg.luss.data.semantic_mapper import LussSemanticMapper
 from u2seg.luss.image_list import load_model
-from u2seg.utils.files import atomic_path
+from u2seg.utils.files import atomic_path, remove_partial_files_beside
 from u2seg.utils.kmeans import l2_normalize
 from u2seg.utils.progress import track
 
@@ -26,6 +26,7 @@ def build_bank(cfg: CfgNode, output: str | Path) -> Path:
 
     Source: LUSS, distance matching: for each image and each of its ids, "other" included, the mean feature under the mask.
     """
+    remove_partial_files_beside(output)
     model = load_model(cfg, "DistanceMatcher")
     mapper = LussSemanticMapper(cfg, False)
     features, labels = [], []

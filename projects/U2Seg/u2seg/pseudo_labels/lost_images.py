@@ -3,19 +3,19 @@
 import logging
 from pathlib import Path
 
-from u2seg.utils.image_io import ImageReadError, read_listed_image
+from u2seg.utils.image_io import ImageReadError, ImageSource, read_listed_image
 from u2seg.utils.kmeans import CENTROIDS
 from u2seg.utils.manifest import FAILURES, Failure, TooManyFailuresError, report_failures
 
 logger = logging.getLogger(__name__)
 
 
-def report_lost_images(images: Path, names: list[str], output: Path, total: int, max_share: float) -> None:
+def report_lost_images(images: ImageSource, names: list[str], output: Path, total: int, max_share: float) -> None:
     """Records, in a stage's ``failures.json``, the images that it could not read although the mask stage could.
 
     Args:
-        images: the image directory.
-        names: of the images, relative to it.
+        images: the images.
+        names: of the lost ones.
         output: the stage's directory.
         total: images of the mask stage.
         max_share: share, 0..1, of images that may be lost.
@@ -36,7 +36,7 @@ def report_lost_images(images: Path, names: list[str], output: Path, total: int,
     logger.warning("%d images were lost since their masks were made: they get no labels, see %s", len(names), output)
 
 
-def _reason(images: Path, name: str) -> str:
+def _reason(images: ImageSource, name: str) -> str:
     try:
         read_listed_image(images, name)
     except ImageReadError as error:

@@ -1,20 +1,19 @@
-"""The recipe: a directory of photos in, a directory of panoptic pseudo-labels out."""
+"""The recipe: photos in, a directory of panoptic pseudo-labels out."""
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from detectron2.config import CfgNode
 
 from u2seg.config import check_config
-from u2seg.pseudo_labels.clusters.cluster_names import forget_names
-from u2seg.pseudo_labels.clusters.cluster_stage import make_clusters
-from u2seg.pseudo_labels.masks import make_masks
-from u2seg.pseudo_labels.masks.mask_stage import is_readable, make_mask_shards, reopen_failures
-from u2seg.pseudo_labels.panoptic.panoptic_stage import make_panoptic_labels
-from u2seg.pseudo_labels.semantics.semantic_stage import make_semantics
-from u2seg.pseudo_labels.sharding import Worker, run_local_workers
+from u2seg.pseudo_labels.image_source import open_source
+from u2seg.pseudo_labels.launchers import Launcher, LocalLauncher, run_phases
+from u2seg.pseudo_labels.masks.mask_stage import is_readable, reopen_failures
+from u2seg.pseudo_labels.phases import STAGES, LabelRun, Phase, rounds_of
+from u2seg.pseudo_labels.sharding import Worker
 from u2seg.utils.files import read_json, remove_partial_files, write_json
+from u2seg.utils.image_io import ImageSource
 from u2seg.utils.manifest import (
     FAILURES,
     MANIFEST,
@@ -26,29 +25,32 @@ from u2seg.utils.manifest import (
 from u2seg.utils.write_errors import clear_write_errors
 from u2seg.version import __version__
 
-logger = logging.getLogger(__name__)
-
-STAGES = ("masks", "clusters", "semantics", "panoptic")
+Images = str | Path | ImageSource
 
 
 def make_pseudo_labels(
     cfg: CfgNode,
-    images: str | Path,
+    images: Images,
     output: str | Path,
     *,
     stages: Sequence[str] = STAGES,
     max_failures: float | None = None,
     num_workers: int = 1,
+    sample_patches: bool = False,
+    launcher: Callable[[CfgNode, LabelRun], Launcher] | None = None,
 ) -> Path:
-    """Returns ``output``, filled with the pseudo-labels of the photos below ``images``.
+    """Returns ``output``, filled with the pseudo-labels of the photos in ``images``.
 
     Args:
         cfg: a configuration with this project's keys.
-        images: directory tree of photos.
+        images: directory tree of photos, a list, or tar shards; see ``u2seg.pseudo_labels.image_source.open_source``.
         output: directory to fill: one subdirectory a stage, ``manifest.json``, ``failures.json``.
         stages: which to run, a subset of ``STAGES``; what a stage needs must be there or be run with it.
         max_failures: largest share, 0..1, of photos that a stage may find unreadable; ``MASKS.MAX_FAILURES`` if None.
-        num_workers: processes that share the mask stage, one GPU each where there are several; the labels do not depend on it.
+        num_workers: processes that share every stage, one GPU each where there are several; the labels do not depend on it.
+        sample_patches: whether the mask stage samples patches for a semantic stage that is run later; where both are run it does.
+        launcher: who runs the workers, a class of ``u2seg.pseudo_labels.launchers`` with its own settings bound; None: ``num_workers``
+            processes of this machine.
 
     Raises:
         ValueError: an unknown stage, no worker, or ``output`` lies in ``images``.
@@ -57,46 +59,102 @@ def make_pseudo_labels(
         u2seg.utils.manifest.TooManyFailuresError: too many photos could not be read.
         u2seg.utils.write_errors.WriteError: the disk is full, or ``output`` is read-only or was deleted.
     """
-    check_config(cfg)
-    unknown = [stage for stage in stages if stage not in STAGES]
-    if unknown:
-        raise ValueError(f"unknown stages {unknown}; choose from {', '.join(STAGES)}")
     if num_workers < 1:
         raise ValueError(f"num_workers must be at least 1, got {num_workers}")
-    images, output = Path(images), Path(output)
-    _require_apart(images, output)
-    _check_root(output)
-    masks, clusters, semantics, panoptic = (output / stage for stage in STAGES)
-    remove_partial_files(output)
-
-    if "masks" in stages and num_workers > 1 and not is_complete(masks):
-        run_local_workers(make_mask_shards, cfg, images, masks, num_workers)
-    with clear_write_errors(output):
+    run = replace(_opened_run(cfg, images, output, stages, max_failures), sample_patches=sample_patches)
+    if launcher is None:
+        launcher = Launcher if num_workers == 1 else lambda cfg, run: LocalLauncher(cfg, run, num_workers)
+    with clear_write_errors(run.output), launcher(cfg, run) as launched:
+        if launched.leads:
+            remove_partial_files(run.output)
+        launched.plan()
         try:
-            if "masks" in stages:
-                make_masks(cfg, images, masks, max_failures=max_failures)
-            if "clusters" in stages:
-                _require(masks, for_stage="clusters")
-                make_clusters(cfg, images, masks, clusters, max_failures=max_failures)
-            if "semantics" in stages:
-                _require(masks, for_stage="semantics")
-                make_semantics(cfg, images, masks, semantics, max_failures=max_failures)
+            for _ in run_phases(launched, rounds_of(run)):
+                pass
         except TooManyFailuresError:
-            _write_failures(output)
+            _write_failures(run)
             raise
-        if "panoptic" in stages:
-            for needed in (masks, clusters, semantics):
-                _require(needed, for_stage="panoptic")
-            if not is_complete(panoptic) and forget_names(output):
-                logger.warning("The labels are made anew: the names that their clusters were given by hand are gone")
-            make_panoptic_labels(cfg, masks, clusters, semantics, panoptic)
-    if (masks / FAILURES).is_file():
-        _write_failures(output)
-    _write_summary(output)
-    return output
+        if launched.leads:
+            _write_failures(run)
+            _write_summary(run.output)
+    return run.output
 
 
-def retry_failures(cfg: CfgNode, images: str | Path, output: str | Path) -> int:
+def make_worker_share(
+    cfg: CfgNode,
+    images: Images,
+    output: str | Path,
+    worker: Worker,
+    *,
+    stages: Sequence[str] = STAGES,
+) -> list[str]:
+    """Makes one worker's share of the round of phases that is next, for a scheduler that only starts commands.
+
+    :func:`finalize` closes the round when all workers have ended; then workers make the next one.
+
+    Args:
+        cfg: a configuration with this project's keys.
+        images: as for :func:`make_pseudo_labels`; all workers must see the same.
+        output: directory of the labels, which the workers share.
+        worker: whose shards are made.
+        stages: as for :func:`make_pseudo_labels`.
+
+    Returns:
+        The names of the phases of the round; empty if all are finished.
+
+    Raises:
+        ValueError: an unknown stage, or ``output`` lies in ``images``.
+        FileNotFoundError: a stage was asked for whose input is not there.
+        u2seg.utils.manifest.StageMismatchError: ``output`` was made with other settings.
+    """
+    run = _opened_run(cfg, images, output, stages, None)
+    phases = _next_round(run)
+    for phase in phases:
+        phase.check_inputs(run)
+        phase.make(cfg, run, worker)
+    return [phase.name for phase in phases]
+
+
+def finalize(
+    cfg: CfgNode,
+    images: Images,
+    output: str | Path,
+    *,
+    stages: Sequence[str] = STAGES,
+    max_failures: float | None = None,
+) -> list[str]:
+    """Closes the round of phases that workers have made: merges counts and failures, finds centroids.
+
+    Args:
+        cfg: a configuration with this project's keys.
+        images: as for :func:`make_pseudo_labels`.
+        output: directory of the labels.
+        stages: as for :func:`make_pseudo_labels`.
+        max_failures: as for :func:`make_pseudo_labels`.
+
+    Returns:
+        The names of the phases that are next; empty if the labels are complete.
+
+    Raises:
+        u2seg.utils.manifest.IncompleteStageError: shards are missing; the message names them, and nothing is closed.
+        u2seg.utils.manifest.StageMismatchError: ``output`` was made with other settings or from other images.
+        u2seg.utils.manifest.TooManyFailuresError: too many photos could not be read.
+    """
+    run = _opened_run(cfg, images, output, stages, max_failures)
+    launcher = Launcher(cfg, run)
+    if is_complete(run["masks"]) or (run["masks"] / MANIFEST).is_file():
+        launcher.plan()
+    try:
+        for phase in _next_round(run):
+            phase.check_inputs(run)
+            launcher.finish(phase)
+    finally:
+        _write_failures(run)
+    _write_summary(run.output)
+    return [phase.name for phase in _next_round(run)]
+
+
+def retry_failures(cfg: CfgNode, images: Images, output: str | Path) -> int:
     """Prepares finished labels for images that could not be read and have been repaired; :func:`make_pseudo_labels` then goes on.
 
     Only the mask shards that hold a repaired image are made again. Clusters, semantics and panoptic labels depend on all masks and
@@ -125,31 +183,30 @@ def retry_failures(cfg: CfgNode, images: str | Path, output: str | Path) -> int:
 
     repaired = reopen_failures(cfg, images, output / STAGES[0], discard_later_stages)
     lost = {row["file_name"] for stage in STAGES[1:] for row in _failures(output / stage)}
-    put_back = sum(is_readable(Path(images) / name) for name in lost)
+    put_back = sum(is_readable(open_source(images), name) for name in lost)
     if put_back:
         discard_later_stages()
     return repaired + put_back
 
 
-def make_worker_masks(cfg: CfgNode, images: str | Path, output: str | Path, worker: Worker) -> Path:
-    """Returns ``output``, in which one worker's share of the mask stage is made; :func:`make_pseudo_labels` then does the rest.
-
-    Args:
-        cfg: a configuration with this project's keys.
-        images: directory tree of photos; all workers must see the same.
-        output: directory of the labels, which the workers share.
-        worker: whose shards are made.
-
-    Raises:
-        ValueError: ``output`` lies in ``images``.
-        u2seg.utils.manifest.StageMismatchError: ``output`` was made with other settings.
-    """
+def _opened_run(
+    cfg: CfgNode, images: Images, output: str | Path, stages: Sequence[str], max_failures: float | None
+) -> LabelRun:
     check_config(cfg)
-    images, output = Path(images), Path(output)
-    _require_apart(images, output)
-    _check_root(output)
-    make_mask_shards(cfg, images, output / STAGES[0], worker)
-    return output
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown:
+        raise ValueError(f"unknown stages {unknown}; choose from {', '.join(STAGES)}")
+    run = LabelRun(open_source(images), Path(output), tuple(stages), max_failures)
+    if run.images.root is not None:
+        _require_apart(run.images.root, run.output)
+    _check_root(run.output)
+    return run
+
+
+def _next_round(run: LabelRun) -> list[Phase]:
+    """Returns the phases of the first round that is not finished, without those of it that are."""
+    open_phases = ([phase for phase in phases if not phase.is_done(run)] for phases in rounds_of(run))
+    return next((phases for phases in open_phases if phases), [])
 
 
 def _require_apart(images: Path, output: Path) -> None:
@@ -166,25 +223,20 @@ def _check_root(output: Path) -> None:
         raise StageMismatchError(f"{path} was not written by this command; choose another output directory")
 
 
-def _require(directory: Path, for_stage: str) -> None:
-    if not is_complete(directory):
-        raise FileNotFoundError(
-            f"the {for_stage} stage needs a finished {directory.name} stage in {directory}; run it first (--stages {directory.name})"
-        )
-
-
 def _failures(stage: Path) -> list[dict]:
     """Returns the rows of a stage's list of images that it could not read."""
     return read_json(stage / FAILURES) if (stage / FAILURES).is_file() else []
 
 
-def _write_failures(output: Path) -> None:
-    """Writes the list of all images that a stage could not read, each with the first reason."""
+def _write_failures(run: LabelRun) -> None:
+    """Writes the list of all images that a stage could not read, each with the first reason, if the mask stage came so far."""
+    if not (run["masks"] / FAILURES).is_file():
+        return
     rows: dict[str, dict] = {}
     for stage in STAGES:
-        for row in _failures(output / stage):
+        for row in _failures(run[stage]):
             rows.setdefault(row["file_name"], row)
-    write_json(output / FAILURES, [rows[name] for name in sorted(rows)])
+    write_json(run.output / FAILURES, [rows[name] for name in sorted(rows)])
 
 
 def _write_summary(output: Path) -> None:

@@ -171,7 +171,7 @@ def _finish(directory: Path, parts: list[Path], space: LabelSpace, total: int, m
         logger.warning(
             "%d images cannot be read and get no new labels; they are listed in %s", len(failures), directory
         )
-    write_dataset(directory, rows, space)
+    write_dataset(directory, parts, space)
     shutil.rmtree(directory / PARTS_DIRECTORY)
 
 

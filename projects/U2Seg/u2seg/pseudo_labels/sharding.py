@@ -1,14 +1,6 @@
 """How several processes, on one machine or on many, share the shards of a stage."""
 
-import multiprocessing
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from pathlib import Path
-
-import torch
-from detectron2.config import CfgNode
 
 
 @dataclass(frozen=True)
@@ -52,54 +44,11 @@ class Worker:
             raise ValueError(f"expected a worker as INDEX/COUNT, such as 3/8, got {text!r}")
         return cls(int(index), int(count))
 
-    def takes(self, shard: int) -> bool:
-        """Returns whether shard number ``shard`` is this worker's.
+    def share(self, num_shards: int) -> range:
+        """Returns the numbers of the shards, of ``num_shards``, that are this worker's.
 
         Example:
-            >>> [shard for shard in range(7) if Worker(1, 3).takes(shard)]
+            >>> list(Worker(1, 3).share(7))
             [1, 4]
         """
-        return shard % self.count == self.index
-
-
-def run_local_workers(
-    make_shards: Callable[[CfgNode, Path, Path, Worker], None], cfg: CfgNode, images: Path, output: Path, count: int
-) -> None:
-    """Runs ``make_shards(cfg, images, output, worker)`` in ``count`` processes of this machine and waits for them.
-
-    The processes share the machine's GPUs evenly, unless ``FEATURES.DEVICE`` names one or the CPU.
-
-    Args:
-        make_shards: function of a module, so that the new processes find it.
-        cfg: configuration.
-        images: the image directory.
-        output: the stage's directory.
-        count: processes, at least 1.
-
-    Raises:
-        ChildProcessError: a process was killed. What the workers finished is kept.
-    """
-    context = multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(count, mp_context=context) as pool:
-            waiting = [
-                pool.submit(make_shards, _on_its_gpu(cfg, index), images, output, Worker(index, count))
-                for index in range(count)
-            ]
-            for future in waiting:
-                future.result()
-    except BrokenProcessPool as error:
-        raise ChildProcessError(
-            f"a worker for {output} was killed; the machine may have run out of memory. Run the same command again: it goes on "
-            "where it was"
-        ) from error
-
-
-def _on_its_gpu(cfg: CfgNode, index: int) -> CfgNode:
-    """Returns a copy of the configuration whose features are computed on the worker's own GPU."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    if torch.cuda.is_available() and cfg.FEATURES.DEVICE in ("auto", "cuda"):
-        cfg.FEATURES.DEVICE = f"cuda:{index % torch.cuda.device_count()}"
-    cfg.freeze()
-    return cfg
+        return range(self.index, num_shards, self.count)

@@ -8,10 +8,10 @@ import platform
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from u2seg.utils.write_errors import TEMPORARY, clear_write_errors, vanished
 
@@ -108,7 +108,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 def remove_partial_files(directory: str | Path) -> None:
     """Deletes the half-written files that killed runs left below a directory, and none that a living process still writes."""
-    for path in Path(directory).rglob(f"{TEMPORARY}*"):
+    _remove_partial(Path(directory).rglob(f"{TEMPORARY}*"))
+
+
+def remove_partial_files_beside(path: str | Path) -> None:
+    """Deletes the half-written files that killed runs left in the directory of a file that is going to be written."""
+    _remove_partial(Path(path).parent.glob(f"{TEMPORARY}*"))
+
+
+def _remove_partial(paths: Iterable[Path]) -> None:
+    for path in paths:
         if not _is_being_written(path):
             path.unlink(missing_ok=True)
 
@@ -147,6 +156,37 @@ def write_json(path: str | Path, value: Any) -> None:
         return
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+def stream_json(path: str | Path, value: dict[str, Any]) -> None:
+    """Writes a dict as :func:`write_json` does, to the same bytes, but takes its lists as streams that need not fit into memory.
+
+    Args:
+        path: of the file.
+        value: its iterators (but not its lists, dicts and strings) are written item by item, as lists; keys in sorted order.
+    """
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        separator = "{\n"
+        for key in sorted(value):
+            file.write(f"{separator} {json.dumps(key)}: ")
+            if isinstance(value[key], Iterator):
+                _write_items(file, value[key])
+            else:
+                file.write(_indented(value[key], 1))
+            separator = ",\n"
+        file.write("\n}\n")
+
+
+def _write_items(file: IO[str], items: Iterator[Any]) -> None:
+    separator = "[\n"
+    for item in items:
+        file.write(f"{separator}  {_indented(item, 2)}")
+        separator = ",\n"
+    file.write("[]" if separator == "[\n" else "\n ]")
+
+
+def _indented(value: Any, depth: int) -> str:
+    return json.dumps(value, indent=1, sort_keys=True).replace("\n", "\n" + " " * depth)
 
 
 def read_json(path: str | Path) -> Any:
@@ -190,4 +230,12 @@ def short_file_digest(path: str | Path) -> str:
 
 def list_digest(names: list[str]) -> str:
     """Returns a digest of a list of names, for a manifest that should notice added or removed images."""
-    return hashlib.sha256("\n".join(names).encode(errors="backslashreplace")).hexdigest()[:_SHORT]
+    return stream_list_digest(names)
+
+
+def stream_list_digest(names: Iterable[str]) -> str:
+    """Returns the :func:`list_digest` of names that come one by one, and are not held."""
+    digest = hashlib.sha256()
+    for number, name in enumerate(names):
+        digest.update((name if not number else f"\n{name}").encode(errors="backslashreplace"))
+    return digest.hexdigest()[:_SHORT]

@@ -1,17 +1,20 @@
 """Finding and reading the user's photos: the only code that opens them, so that every stage and loader sees the same pixels."""
 
 import hashlib
+import io
 import os
+import re
 import stat
 import struct
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image
+
+from u2seg.utils.external_sort import ExternalSort, repeated_items
 
 T = TypeVar("T")
 
@@ -53,49 +56,108 @@ class ImageReadError(ValueError):
     """A file that should be an image and cannot be read as one; ``str(error)`` is the reason, without the path."""
 
 
-def list_images(root: str | Path) -> list[str]:
-    """Returns the JPEG, PNG and WebP files below ``root``, as sorted POSIX paths relative to it.
+class ImageSource:
+    """Images by name. Subclasses list names in a fixed order, and read an image of a given name at any time.
 
-    Hidden files are left out, and what is no file: pipes, sockets, devices. A link that leads nowhere is listed, since its image is
-    missing.
+    Attributes:
+        description: what the user gave, for messages.
+        root: directory that holds the images as files of their own; None if they lie in archives.
+    """
+
+    description: str
+    root: Path | None
+
+    def names(self) -> Iterator[str]:
+        """Yields the images' names, POSIX paths, always in the same order; never all of them in memory.
+
+        Raises:
+            FileNotFoundError: the source is not there.
+            ValueError: the list or the archive is damaged or names a file outside its directory.
+        """
+        raise NotImplementedError
+
+    def digest(self, name: str) -> str:
+        """Returns a digest of the size and of samples of the content; see :func:`content_digest`."""
+        raise NotImplementedError
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns an image; see :func:`read_image_rgb`.
+
+        Raises:
+            ImageReadError: it cannot be read; the message says why.
+        """
+        raise NotImplementedError
+
+
+def list_images(root: str | Path) -> list[str]:
+    """Returns the JPEG, PNG and WebP files below ``root``, as sorted POSIX paths relative to it; see :func:`iter_images`.
 
     Raises:
         FileNotFoundError: ``root`` is not a directory, or holds no such file.
         OSError: a directory below it cannot be listed; its images must not be lost in silence.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"{root} is not a directory; expected one that holds images ({', '.join(IMAGE_SUFFIXES)})"
-        )
-    names = sorted(file.relative_to(root).as_posix() for file in _visible_files(root))
+    names = list(iter_images(root))
     if not names:
         raise FileNotFoundError(f"no image below {root}; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
     return names
 
 
-def _visible_files(root: Path) -> Iterator[Path]:
-    """Yields the images below a directory that are not hidden; links are followed, each directory is visited once."""
-    visited, waiting = set(), [str(root)]
-    while waiting:
-        directory = waiting.pop()
-        real = os.path.realpath(directory)
-        if real in visited:
-            continue
-        visited.add(real)
+def iter_images(root: str | Path) -> Iterator[str]:
+    """Yields the JPEG, PNG and WebP files below ``root``, as sorted POSIX paths relative to it; never all of them in memory.
+
+    Hidden files are left out, and what is no file: pipes, sockets, devices. A link that leads nowhere is listed, since its image is
+    missing. Links to directories are followed, and each directory is listed once: under the first of its paths.
+
+    Raises:
+        FileNotFoundError: ``root`` is not a directory.
+        OSError: a directory below it cannot be listed; its images must not be lost in silence.
+    """
+    if not Path(root).is_dir():
+        raise FileNotFoundError(
+            f"{root} is not a directory; expected one that holds images ({', '.join(IMAGE_SUFFIXES)})"
+        )
+    return _walk(str(root), "", set())
+
+
+def is_image_name(file_name: str) -> bool:
+    """Returns whether a file of that name (without directories) is taken for an image: by its suffix, and not hidden."""
+    return not file_name.startswith(".") and Path(file_name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _walk(root: str, below: str, visited: set[tuple[int, int]]) -> Iterator[str]:
+    """Yields the images below a directory in the order of their whole paths.
+
+    Entries are sorted with a slash behind directories, which is the order of whole paths: ``a-b/x`` comes before ``a/x``.
+    """
+    directory = os.path.join(root, below.removesuffix("/")) if below else root
+    with ExternalSort() as entries:
         try:
-            entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+            status = os.stat(directory)
+            if (status.st_dev, status.st_ino) in visited:
+                return
+            visited.add((status.st_dev, status.st_ino))
+            with os.scandir(directory) as scanned:
+                for entry in scanned:
+                    _add_entry(entries, entry)
         except OSError as error:
             raise OSError(
-                f"the directory {_shortened(directory)} cannot be listed: {error.strerror}; make it readable or move it away, "
+                f"the directory {shortened_path(directory)} cannot be listed: {error.strerror}; make it readable or move it away, "
                 "or the images in it would be lost"
             ) from error
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-        # From the end, so that of two links to a directory the first by name is taken.
-        waiting += [entry.path for entry in reversed(visible) if _is_directory(entry)]
-        for entry in visible:
-            if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and _is_file_or_lost_link(entry):
-                yield Path(entry.path)
+        for key in entries:
+            if key.endswith("/"):
+                yield from _walk(root, below + key, visited)
+            else:
+                yield below + key
+
+
+def _add_entry(entries: ExternalSort, entry: os.DirEntry) -> None:
+    if entry.name.startswith("."):
+        return
+    if _is_directory(entry):
+        entries.add(f"{entry.name}/")
+    elif is_image_name(entry.name) and _is_file_or_lost_link(entry):
+        entries.add(entry.name)
 
 
 def _is_directory(entry: os.DirEntry) -> bool:
@@ -109,28 +171,42 @@ def _is_file_or_lost_link(entry: os.DirEntry) -> bool:
     return os.path.isfile(entry.path) or not os.path.exists(entry.path)
 
 
-def _shortened(path: str) -> str:
+def shortened_path(path: str) -> str:
+    """Returns a path for a message: a very long one without its middle."""
     return path if len(path) <= 300 else f"{path[:140]} ... {path[-140:]}"
 
 
 def content_digest(path: str | Path) -> str:
     """Returns a digest of a file's size and of samples of its bytes, by which another image under the same name is noticed.
 
-    Five blocks of 4 KiB, evenly spaced, from the first byte to the last: images are compressed, so that a change anywhere moves all
-    bytes behind it. A file that cannot be read has the digest "unreadable".
+    See :func:`stream_digest`. A file that cannot be read has the digest "unreadable".
     """
-    block = 4096
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return "unreadable"
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            digest = hashlib.sha256(str(size).encode())
-            for part in range(5):
-                file.seek(max(size - block, 0) * part // 4)
-                digest.update(file.read(block))
+            return stream_digest(file, 0, os.fstat(file.fileno()).st_size)
     except OSError:
         return "unreadable"
+
+
+def stream_digest(file: BinaryIO, start: int, size: int) -> str:
+    """Returns a digest of an image's size and of samples of its bytes.
+
+    Five blocks of 4 KiB, evenly spaced, from the first byte to the last: images are compressed, so that a change anywhere moves all
+    bytes behind it.
+
+    Args:
+        file: open for reading, seekable.
+        start: where in it the image begins, in bytes.
+        size: of the image, in bytes.
+    """
+    block = 4096
+    digest = hashlib.sha256(str(size).encode())
+    for part in range(5):
+        offset = max(size - block, 0) * part // 4
+        file.seek(start + offset)
+        digest.update(file.read(min(block, size - offset)))
     return digest.hexdigest()[:16]
 
 
@@ -146,12 +222,59 @@ def image_ids(names: list[str]) -> list[int]:
         >>> image_ids(["a/cat.jpg", "a/dog.jpg"])
         [1, 2]
     """
-    stems = [Path(name).stem for name in names]
-    if all(stem.isascii() and stem.isdigit() and int(stem) > 0 for stem in stems):
-        ids = [int(stem) for stem in stems]
-        if len(set(ids)) == len(ids) and max(ids, default=0) < 2**63:
-            return ids
-    return list(range(1, len(names) + 1))
+    numbers = [number_of(name) for name in names]
+    ids = [number for number in numbers if number is not None]
+    return ids if len(set(ids)) == len(names) else list(range(1, len(names) + 1))
+
+
+def number_of(name: str) -> int | None:
+    """Returns the positive number below 2^63 by which an image is named; None where its name is no such number.
+
+    >>> number_of("train2017/000000000139.jpg"), number_of("cat.jpg")
+    (139, None)
+    """
+    stem = Path(name).stem
+    if not (stem.isascii() and stem.isdigit()):
+        return None
+    return int(stem) if 0 < int(stem) < 2**63 else None
+
+
+class PngNames:
+    """Names PNGs after images one by one, knowing only which names would clash; :func:`png_names` says how."""
+
+    def __init__(self, twins: set[str], names: Callable[[], Iterable[str]]):
+        """Takes what clashes.
+
+        Args:
+            twins: lower-case stems (:meth:`stem` of :func:`cut_name`) that several images have.
+            names: function that yields all images' names again.
+        """
+        self._twins = twins
+        # a.jpg.png beside the twins a.jpg and a.webp: full names never clash but by case.
+        self._only_full = bool(twins) and bool(repeated_items(self._short(cut_name(name)).lower() for name in names()))
+        full = (cut_name(name).lower() for name in names()) if self._only_full else ()
+        self._clashing = set(repeated_items(full))
+
+    @staticmethod
+    def stem(name: str) -> str:
+        """Returns a path without its suffix."""
+        return str(PurePosixPath(name).with_suffix(""))
+
+    def png(self, name: str, number: int) -> str:
+        """Returns the name of an image's PNG.
+
+        Args:
+            name: of the image.
+            number: of the image, from 1; used where case alone tells two names apart.
+        """
+        cut = cut_name(name)
+        chosen = cut if self._only_full else self._short(cut)
+        return f"{chosen}.{number}.png" if chosen.lower() in self._clashing else f"{chosen}.png"
+
+    def _short(self, name: str) -> str:
+        stem = self.stem(name)
+        # Lower case: some file systems do not tell A.png from a.png.
+        return name if stem.lower() in self._twins else stem
 
 
 def png_names(names: list[str]) -> list[str]:
@@ -163,23 +286,12 @@ def png_names(names: list[str]) -> list[str]:
         >>> png_names(["a/cat.jpg", "a/dog.jpg", "a/dog.webp"])
         ['a/cat.png', 'a/dog.jpg.png', 'a/dog.webp.png']
     """
-    names = [_cut_name(name) for name in names]
-    short = [str(PurePosixPath(name).with_suffix("")) for name in names]
-    counts = Counter(stem.lower() for stem in short)  # lower case: some file systems do not tell A.png from a.png
-    chosen = [stem if counts[stem.lower()] == 1 else name for stem, name in zip(short, names)]
-    counts = Counter(name.lower() for name in chosen)
-    if (
-        max(counts.values(), default=1) > 1
-    ):  # a.jpg.png beside the twins a.jpg and a.webp: full names never clash but by case
-        chosen = names
-        counts = Counter(name.lower() for name in chosen)
-    return [
-        f"{name}.png" if counts[name.lower()] == 1 else f"{name}.{number}.png"
-        for number, name in enumerate(chosen, start=1)
-    ]
+    twins = set(repeated_items(PngNames.stem(cut_name(name)).lower() for name in names))
+    namer = PngNames(twins, lambda: names)
+    return [namer.png(name, number) for number, name in enumerate(names, start=1)]
 
 
-def _cut_name(name: str) -> str:
+def cut_name(name: str) -> str:
     """Returns a path whose last part is at most ``_MAX_NAME_BYTES`` long, its suffix kept."""
     path = PurePosixPath(name)
     if len(os.fsencode(path.name)) <= _MAX_NAME_BYTES:
@@ -190,11 +302,11 @@ def _cut_name(name: str) -> str:
     return str(path.with_name(f"{kept}-{digest}{suffix}"))
 
 
-def read_listed_image(root: str | Path, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Returns the image that ``list_images`` called ``name``; as :func:`read_image_rgb`, but the error names it.
+def read_listed_image(images: "str | Path | ImageSource", name: str, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Returns the image that ``list_images`` or a source called ``name``; as :func:`read_image_rgb`, but the error names it.
 
     Args:
-        root: the image directory.
+        images: the image directory, or the source.
         name: relative to it.
         size: the (height, width) that it had when masks were made; None: any.
 
@@ -202,7 +314,7 @@ def read_listed_image(root: str | Path, name: str, size: tuple[int, int] | None 
         ImageReadError: it cannot be read any more, or has another size.
     """
     try:
-        image_rgb = read_image_rgb(Path(root) / name)
+        image_rgb = images.read(name) if isinstance(images, ImageSource) else read_image_rgb(Path(images) / name)
     except ImageReadError as error:
         raise ImageReadError(
             f"{name} was readable when masks were made and is not now: {error}. Put it back or start with a new output directory."
@@ -249,6 +361,26 @@ def read_stored_rgb(path: str | Path) -> np.ndarray:
     return _decoded(path, lambda image: np.asarray(image.convert("RGB")))
 
 
+def decode_image_rgb(data: bytes) -> np.ndarray:
+    """Returns the image that a file's bytes hold; as :func:`read_image_rgb`.
+
+    Raises:
+        ImageReadError: see :func:`read_image_rgb`.
+    """
+    if not data:
+        raise ImageReadError("the file is empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return _loaded(image, lambda image: _to_rgb(_upright(image)))
+    except ImageReadError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageReadError(f"refused as too large: {error}") from error
+    except _DECODER_ERRORS as error:
+        text = re.sub(r"<_io\.BytesIO[^>]*>", "in memory", (str(error).splitlines() or [type(error).__name__])[0])
+        raise ImageReadError(f"not readable as an image: {text}") from error
+
+
 def read_stored_array(path: str | Path) -> np.ndarray:
     """Returns the values of an image file as they are stored, of a map of ids for example; shape and dtype are the file's.
 
@@ -274,12 +406,13 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def _decoded(path: str | Path, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
-    def decode(image: Image.Image) -> np.ndarray:
-        _size_of(image)  # refuses a shape before its pixels are read
-        image.load()
-        return convert(image)
+    return _opened(path, lambda image: _loaded(image, convert))
 
-    return _opened(path, decode)
+
+def _loaded(image: Image.Image, convert: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    _size_of(image)  # refuses a shape before its pixels are read
+    image.load()
+    return convert(image)
 
 
 def _opened(path: str | Path, read: Callable[[Image.Image], T]) -> T:

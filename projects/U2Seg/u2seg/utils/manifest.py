@@ -7,7 +7,8 @@ second call with equal settings goes on where the first stopped, and one with ot
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,10 @@ class TooManyFailuresError(RuntimeError):
     """More images could not be read than the caller allows."""
 
 
+class IncompleteStageError(FileNotFoundError):
+    """A stage that should be closed and lacks shards."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """An image that a stage could not use: its path relative to the image directory, and why."""
@@ -36,13 +41,15 @@ class Failure:
     reason: str
 
 
-def open_stage(directory: str | Path, stage: str, settings: dict) -> Path:
+def open_stage(directory: str | Path, stage: str, settings: dict, *, clean: bool = True) -> Path:
     """Creates a stage's directory, or checks that the one which is there was made with the same settings.
 
     Args:
         directory: the stage's directory.
         stage: its name, for messages.
         settings: JSON-able values on which the result depends.
+        clean: whether to look for half-written files of killed runs; False for one of many workers, since the search lists the
+            whole directory.
 
     Returns:
         The directory.
@@ -65,12 +72,79 @@ def open_stage(directory: str | Path, stage: str, settings: dict) -> Path:
                 + "\n  ".join(differences)
                 + "\nChoose another output directory, delete this one, or ask for the settings that made it."
             )
-        remove_partial_files(directory)
+        if clean:
+            remove_partial_files(directory)
         return directory
-    if _has_results(directory):
-        raise StageMismatchError(f"{directory} is not empty and has no {MANIFEST}; choose another output directory")
+    refuse_foreign(directory)
     write_json(path, wanted)
     return directory
+
+
+def refuse_foreign(directory: str | Path) -> None:
+    """Refuses a directory that holds something and was not made by a stage.
+
+    Raises:
+        StageMismatchError: it is not empty and has no manifest.
+    """
+    directory = Path(directory)
+    # The manifest last: another worker may write it, and its first shard, in between.
+    if directory.is_dir() and _has_results(directory) and not (directory / MANIFEST).is_file():
+        raise StageMismatchError(f"{directory} is not empty and has no {MANIFEST}; choose another output directory")
+
+
+def check_stage(directory: str | Path, stage: str, settings: dict) -> None:
+    """Refuses to write into a stage's directory that another run, with other settings, has taken in the meantime.
+
+    Raises:
+        StageMismatchError: the manifest is not what :func:`open_stage` left for these settings.
+    """
+    found = read_json(Path(directory) / MANIFEST)
+    wanted = _manifest(stage, settings)
+    if wanted != {key: found.get(key) for key in wanted}:
+        raise StageMismatchError(
+            f"another run with other settings took {directory} while this one worked; choose another output directory for one of them"
+        )
+
+
+def missing_shards(directory: str | Path, count: int, suffix: str = ".parquet", prefix: str = "shard") -> Iterator[int]:
+    """Yields the numbers of the shards, of ``count``, that are not there; see :func:`shard_path`."""
+    return (index for index in range(count) if not shard_path(directory, index, suffix, prefix).is_file())
+
+
+def require_shards(directory: str | Path, count: int, suffix: str = ".parquet", prefix: str = "shard") -> None:
+    """Refuses to go on where a stage lacks shards.
+
+    Args:
+        directory: the stage's directory.
+        count: shards that it should have.
+        suffix: of their names.
+        prefix: of their names.
+
+    Raises:
+        IncompleteStageError: the message names the first ten that are missing.
+    """
+    missing = list(missing_shards(directory, count, suffix, prefix))
+    if missing:
+        named = ", ".join(shard_path(directory, index, suffix, prefix).name for index in missing[:10])
+        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+        raise IncompleteStageError(
+            f"{directory} lacks {len(missing)} of {count} shards: {named}{more}. Run the command again without --finalize, or the "
+            "workers that did not end; only what is missing is made."
+        )
+
+
+@contextmanager
+def unless_done(is_done: Callable[[], bool]) -> Iterator[None]:
+    """Passes over a missing file if, meanwhile, another run on the same directory finished what it was for.
+
+    Args:
+        is_done: whether that is so.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        if not is_done():
+            raise
 
 
 def reopen_stage(directory: str | Path, stage: str, settings: dict) -> None:
@@ -127,6 +201,11 @@ def stage_settings(directory: str | Path) -> dict:
     return read_json(Path(directory) / MANIFEST)["settings"]
 
 
+def settings_key(settings: dict) -> str:
+    """Returns eight digits for the names of a stage's hidden files: other settings must not take them for their own."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def settings_digest(directory: str | Path) -> str:
     """Returns a digest of what made a finished stage's directory and of what came out, for the stages that build on it."""
     manifest = read_json(Path(directory) / MANIFEST)
@@ -134,9 +213,9 @@ def settings_digest(directory: str | Path) -> str:
     return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def shard_path(directory: str | Path, index: int, suffix: str = ".parquet") -> Path:
+def shard_path(directory: str | Path, index: int, suffix: str = ".parquet", prefix: str = "shard") -> Path:
     """Returns the path of a stage's shard number ``index``."""
-    return Path(directory) / f"shard-{index:06d}{suffix}"
+    return Path(directory) / f"{prefix}-{index:06d}{suffix}"
 
 
 def shard_slices(count: int, shard_size: int) -> list[slice]:

@@ -1,11 +1,12 @@
 """What the mask stage writes and every later stage reads: one record an image, in Parquet shards."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from u2seg.data.formats.parquet_files import read_rows
+from u2seg.data.formats.parquet_files import count_rows, read_rows
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path, confined_name
 from u2seg.utils.manifest import Failure
@@ -51,14 +52,53 @@ def read_shard(path: str | Path) -> list[ImageMasks]:
 
 def iter_shards(directory: str | Path) -> Iterator[list[ImageMasks]]:
     """Yields the records of a mask directory, shard by shard, ordered by image."""
-    for path in sorted(Path(directory).glob("shard-*.parquet")):
+    for path in mask_shards(directory):
         yield read_shard(path)
+
+
+def mask_shards(directory: str | Path) -> list[Path]:
+    """Returns the paths of a mask directory's shards, in order."""
+    return sorted(Path(directory).glob("shard-*.parquet"))
+
+
+def count_records(path: str | Path) -> int:
+    """Returns how many images a shard holds; only the end of the file is read."""
+    return count_rows(path)
 
 
 def iter_records(directory: str | Path) -> Iterator[ImageMasks]:
     """Yields the records of all shards of a mask directory, one shard in memory at a time, ordered by image."""
     for records in iter_shards(directory):
         yield from records
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """What a mask shard holds, without its masks: the columns that a closing count needs.
+
+    Attributes:
+        file_names: of the images, in order.
+        errors: of the images, in order; None for one that could be read.
+        num_masks: in all images.
+    """
+
+    file_names: list[str]
+    errors: list[str | None]
+    num_masks: int
+
+    @property
+    def failures(self) -> list[Failure]:
+        """The images that could not be read."""
+        return [Failure(name, error) for name, error in zip(self.file_names, self.errors) if error is not None]
+
+
+def summarize_shard(path: str | Path) -> ShardSummary:
+    """Returns what a shard holds; masks and embeddings stay on the disk."""
+    # The scores are the smallest column with one entry a mask.
+    rows = read_rows(path, ["file_name", "error", "scores"])
+    return ShardSummary(
+        [row["file_name"] for row in rows], [row["error"] for row in rows], sum(len(row["scores"]) for row in rows)
+    )
 
 
 def failures_of(records: Iterator[ImageMasks]) -> list[Failure]:

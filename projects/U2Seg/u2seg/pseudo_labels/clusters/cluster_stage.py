@@ -1,20 +1,36 @@
 """The stage that gives every mask a cluster: k-means on one vector a mask, saved centroids, assignments of all."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from detectron2.config import CfgNode
 
-from u2seg.data.formats.mask_shards import read_shard
+from u2seg.data.formats.mask_shards import count_records, mask_shards, read_shard
 from u2seg.data.formats.parquet_files import read_rows
-from u2seg.features import feature_settings
+from u2seg.features import feature_settings, resolve_device
+from u2seg.pseudo_labels.clusters.mask_embeddings import MASK_EMBEDDING_REGISTRY
+from u2seg.pseudo_labels.image_source import open_source
 from u2seg.pseudo_labels.lost_images import report_lost_images
+from u2seg.pseudo_labels.sharding import Worker
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path, read_json, short_file_digest, write_json
+from u2seg.utils.image_io import ImageSource
 from u2seg.utils.kmeans import CENTROIDS, assign, kmeans, l2_normalize
-from u2seg.utils.manifest import MANIFEST, close_stage, is_complete, open_stage, settings_digest, shard_slices
+from u2seg.utils.manifest import (
+    MANIFEST,
+    check_stage,
+    close_stage,
+    is_complete,
+    open_stage,
+    require_shards,
+    settings_digest,
+    settings_key,
+    shard_path,
+    shard_slices,
+    unless_done,
+)
 from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
 
@@ -26,16 +42,21 @@ logger = logging.getLogger(__name__)
 HISTOGRAM = "histogram.json"
 # Instead of a cluster, where the image of a mask could not be read any more.
 LOST = -1
+_SAMPLE = ".sample"  # begins the names of the vectors on which centroids are found, until they are
+
+Images = str | Path | ImageSource
 
 
-def make_clusters(cfg: CfgNode, images: Path, masks: Path, output: Path, *, max_failures: float | None = None) -> Path:
+def make_clusters(
+    cfg: CfgNode, images: Images, masks: Path, output: Path, *, max_failures: float | None = None
+) -> Path:
     """Returns ``output``, filled with centroids, the cluster of every mask, and the histogram of cluster sizes.
 
     An image that was damaged or removed since its masks were made is recorded with the reason; its masks get the cluster -1.
 
     Args:
         cfg: reads ``CLUSTERS``.
-        images: the image directory, for embeddings that look at the images again.
+        images: the images, for embeddings that look at them again.
         masks: directory of the mask stage.
         output: directory to fill.
         max_failures: share, 0..1, of images that may be lost; ``MASKS.MAX_FAILURES`` if None.
@@ -44,24 +65,178 @@ def make_clusters(cfg: CfgNode, images: Path, masks: Path, output: Path, *, max_
         ValueError: fewer masks than clusters; the message says how many there are.
         TooManyFailuresError: too many images were lost; put them back and go on.
     """
-    from u2seg.pseudo_labels.clusters.mask_embeddings import MASK_EMBEDDING_REGISTRY
+    sample_vectors(cfg, images, masks, output, Worker())
+    fit_centroids(cfg, masks, output)
+    assign_clusters(cfg, images, masks, output, Worker())
+    finish_clusters(cfg, images, masks, output, max_failures=max_failures)
+    return output
 
+
+def open_clusters(cfg: CfgNode, masks: Path, output: Path, *, clean: bool = True) -> dict:
+    """Opens the stage's directory and returns its settings.
+
+    Args:
+        cfg: reads ``CLUSTERS``.
+        masks: directory of the mask stage.
+        output: of this stage.
+        clean: see ``u2seg.utils.manifest.open_stage``.
+    """
     settings = {
         "num_clusters": cfg.CLUSTERS.NUM_CLUSTERS,
         "embedding": cfg.CLUSTERS.EMBEDDING,
         "normalize": cfg.CLUSTERS.NORMALIZE,
         "num_iterations": cfg.CLUSTERS.NUM_ITERATIONS,
         "num_restarts": cfg.CLUSTERS.NUM_RESTARTS,
+        "seeding_candidates": cfg.CLUSTERS.SEEDING_CANDIDATES,
         "max_training_samples": cfg.CLUSTERS.MAX_TRAINING_SAMPLES,
         "seed": cfg.CLUSTERS.SEED,
         "centroids": cfg.CLUSTERS.CENTROIDS and short_file_digest(cfg.CLUSTERS.CENTROIDS),
         "features": feature_settings(cfg),
         "masks": settings_digest(masks),
     }
-    open_stage(output, "clusters", settings)
+    open_stage(output, "clusters", settings, clean=clean)
+    return settings
+
+
+def sample_vectors(cfg: CfgNode, images: Images, masks: Path, output: Path, worker: Worker) -> None:
+    """Makes one worker's share of the sample on which the centroids are found: at most ``MAX_TRAINING_SAMPLES`` vectors in all.
+
+    Args:
+        cfg: reads ``CLUSTERS``.
+        images: as for :func:`make_clusters`.
+        masks: directory of the mask stage.
+        output: of this stage.
+        worker: whose shards are sampled.
+    """
+    settings = open_clusters(cfg, masks, output, clean=False)
+    if cfg.CLUSTERS.CENTROIDS or (output / CENTROIDS).is_file():
+        return
+    shards = mask_shards(masks)
+    own = worker.share(len(shards))
+    prefix = _sample_prefix(settings)
+    missing = [index for index in own if not shard_path(output, index, ".npy", prefix).is_file()]
+    vectors_of = _vectors(cfg, images, output)
+    share = min(1.0, cfg.CLUSTERS.MAX_TRAINING_SAMPLES / max(read_json(masks / MANIFEST)["counts"]["masks"], 1))
+    with Progress(_count_images(shards, missing), "embedding masks", transient=True) as bar:
+        for index in missing:
+            vectors = vectors_of(read_shard(shards[index]), bar)
+            vectors = vectors[~np.isnan(vectors).any(axis=1)]
+            if share < 1:
+                # A generator for each shard: the sample depends neither on the order nor on the number of workers.
+                rng = np.random.default_rng([cfg.CLUSTERS.SEED, 1, index])
+                vectors = vectors[rng.random(len(vectors)) < share]
+            check_stage(output, "clusters", settings)
+            with atomic_path(shard_path(output, index, ".npy", prefix)) as temporary:
+                np.save(temporary, vectors)
+
+
+def fit_centroids(cfg: CfgNode, masks: Path, output: Path) -> None:
+    """Finds the centroids on the sample of all workers, or takes those of ``CLUSTERS.CENTROIDS``, unless they are there already.
+
+    Raises:
+        IncompleteStageError: a shard was not sampled; the message names it.
+        ValueError: fewer masks than clusters; the message says how many there are.
+    """
+    settings = open_clusters(cfg, masks, output)
+    centroids_path = output / CENTROIDS
+    if not centroids_path.is_file():
+        with unless_done(centroids_path.is_file):
+            centroids = _centroids(cfg, len(mask_shards(masks)), output, _sample_prefix(settings))
+            with atomic_path(centroids_path) as temporary:
+                np.save(temporary, centroids)
+    _remove_sample(output)
+
+
+def _sample_prefix(settings: dict) -> str:
+    return f"{_SAMPLE}-{settings_key(settings)}"
+
+
+def _centroids(cfg: CfgNode, num_shards: int, output: Path, prefix: str) -> np.ndarray:
+    if cfg.CLUSTERS.CENTROIDS:
+        return load_centroids(cfg.CLUSTERS.CENTROIDS, cfg.CLUSTERS.NUM_CLUSTERS, "CLUSTERS")
+    require_shards(output, num_shards, ".npy", prefix)
+    sample = [np.load(shard_path(output, index, ".npy", prefix)) for index in range(num_shards)]
+    filled = [part for part in sample if len(part)]
+    return _find_centroids(cfg, np.concatenate(filled) if filled else np.zeros((0, 1), np.float32))
+
+
+def _remove_sample(output: Path) -> None:
+    for path in output.glob(f"{_SAMPLE}-*.npy"):
+        path.unlink(missing_ok=True)
+
+
+def assign_clusters(cfg: CfgNode, images: Images, masks: Path, output: Path, worker: Worker) -> None:
+    """Assigns the masks of one worker's shards to the centroids that :func:`fit_centroids` left.
+
+    Args:
+        cfg: reads ``CLUSTERS``.
+        images: as for :func:`make_clusters`.
+        masks: directory of the mask stage.
+        output: of this stage.
+        worker: whose shards are assigned.
+    """
+    settings = open_clusters(cfg, masks, output, clean=False)
+    shards = mask_shards(masks)
+    own = worker.share(len(shards))
+    missing = [index for index in own if not (output / shards[index].name).is_file()]
+    if not missing:
+        return
+    centroids, device = np.load(output / CENTROIDS), resolve_device(cfg.FEATURES.DEVICE)
+    vectors_of = _vectors(cfg, images, output)
+    total = _count_images(shards, own)
+    with Progress(total, "clusters", initial=total - _count_images(shards, missing)) as bar:
+        for index in missing:
+            records = read_shard(shards[index])
+            vectors = vectors_of(records, bar)
+            known = ~np.isnan(vectors).any(axis=1)
+            labels, distances = np.full(len(vectors), LOST, np.int64), np.zeros(len(vectors), np.float32)
+            labels[known], distances[known] = assign(vectors[known], centroids, device)
+            check_stage(output, "clusters", settings)
+            _write_assignments(output / shards[index].name, records, labels, distances)
+
+
+def finish_clusters(
+    cfg: CfgNode, images: Images, masks: Path, output: Path, *, max_failures: float | None = None
+) -> None:
+    """Closes the stage: counts the masks of every cluster, and records the images that were lost since their masks were made.
+
+    Args:
+        cfg: reads ``CLUSTERS``.
+        images: as for :func:`make_clusters`; the lost ones are read again for the reason.
+        masks: directory of the mask stage.
+        output: of this stage.
+        max_failures: as for :func:`make_clusters`.
+
+    Raises:
+        IncompleteStageError: a shard was not assigned; the message names it.
+        TooManyFailuresError: too many images were lost; put them back and go on.
+    """
+    open_clusters(cfg, masks, output)
+    _remove_sample(output)  # what another run on the same directory sampled in vain
     if is_complete(output):
-        return output
-    embed = get_registered(MASK_EMBEDDING_REGISTRY, cfg.CLUSTERS.EMBEDDING, "CLUSTERS.EMBEDDING")(cfg, images, output)
+        return
+    shards = mask_shards(masks)
+    require_shards(output, len(shards))
+    counts = np.zeros(cfg.CLUSTERS.NUM_CLUSTERS, np.int64)
+    lost: list[str] = []
+    for shard in shards:
+        assigned = _read_assignments(output / shard.name)
+        for clusters in assigned:
+            counts += np.bincount(clusters[clusters != LOST], minlength=len(counts))
+        if any((clusters == LOST).any() for clusters in assigned):
+            pairs = zip(read_shard(shard), assigned, strict=True)
+            lost += [record.file_name for record, clusters in pairs if (clusters == LOST).any()]
+    max_failures = cfg.MASKS.MAX_FAILURES if max_failures is None else max_failures
+    report_lost_images(open_source(images), lost, output, read_json(masks / MANIFEST)["counts"]["images"], max_failures)
+    write_json(output / HISTOGRAM, {"masks_per_cluster": counts.tolist(), "empty_clusters": int((counts == 0).sum())})
+    summary = {"masks": int(counts.sum()), "non_empty_clusters": int((counts > 0).sum())}
+    close_stage(output, {**summary, **({"lost_images": lost} if lost else {})})
+
+
+def _vectors(cfg: CfgNode, images: Images, output: Path) -> Vectors:
+    embed = get_registered(MASK_EMBEDDING_REGISTRY, cfg.CLUSTERS.EMBEDDING, "CLUSTERS.EMBEDDING")(
+        cfg, open_source(images), output
+    )
 
     def vectors_of(records: list[ImageMasks], bar: Progress) -> np.ndarray:
         parts = []
@@ -73,41 +248,7 @@ def make_clusters(cfg: CfgNode, images: Path, masks: Path, output: Path, *, max_
         vectors = np.concatenate(filled)
         return l2_normalize(vectors) if cfg.CLUSTERS.NORMALIZE else vectors
 
-    shards = sorted(Path(masks).glob("shard-*.parquet"))
-    if not (output / CENTROIDS).is_file():
-        if cfg.CLUSTERS.CENTROIDS:
-            centroids = load_centroids(cfg.CLUSTERS.CENTROIDS, cfg.CLUSTERS.NUM_CLUSTERS, "CLUSTERS")
-        else:
-            centroids = _find_centroids(cfg.CLUSTERS, masks, vectors_of)
-        with atomic_path(output / CENTROIDS) as temporary:
-            np.save(temporary, centroids)
-    centroids = np.load(output / CENTROIDS)
-    counts = np.zeros(cfg.CLUSTERS.NUM_CLUSTERS, np.int64)
-    missing = [shard for shard in shards if not (output / shard.name).is_file()]
-    done = sum(len(_read_assignments(output / shard.name)) for shard in shards if shard not in missing)
-    with Progress(_num_images(masks), "clusters", initial=done) as bar:
-        for shard in missing:
-            records = read_shard(shard)
-            vectors = vectors_of(records, bar)
-            known = ~np.isnan(vectors).any(axis=1)
-            labels, distances = np.full(len(vectors), LOST, np.int64), np.zeros(len(vectors), np.float32)
-            labels[known], distances[known] = assign(vectors[known], centroids)
-            _write_assignments(output / shard.name, records, labels, distances)
-    lost: list[str] = []
-    for shard in shards:
-        assigned = _read_assignments(output / shard.name)
-        for clusters in assigned:
-            counts += np.bincount(clusters[clusters != LOST], minlength=len(counts))
-        if any((clusters == LOST).any() for clusters in assigned):
-            pairs = zip(read_shard(shard), assigned, strict=True)
-            lost += [record.file_name for record, clusters in pairs if (clusters == LOST).any()]
-    report_lost_images(
-        images, lost, output, _num_images(masks), cfg.MASKS.MAX_FAILURES if max_failures is None else max_failures
-    )
-    write_json(output / HISTOGRAM, {"masks_per_cluster": counts.tolist(), "empty_clusters": int((counts == 0).sum())})
-    summary = {"masks": int(counts.sum()), "non_empty_clusters": int((counts > 0).sum())}
-    close_stage(output, {**summary, **({"lost_images": lost} if lost else {})})
-    return output
+    return vectors_of
 
 
 def load_centroids(path: str | Path, count: int, section: str) -> np.ndarray:
@@ -132,12 +273,12 @@ def load_centroids(path: str | Path, count: int, section: str) -> np.ndarray:
     return centroids.astype(np.float32)
 
 
-def _num_images(masks: Path) -> int:
-    return read_json(Path(masks) / MANIFEST)["counts"]["images"]
+def _count_images(shards: list[Path], chosen: Iterable[int]) -> int:
+    return sum(count_records(shards[index]) for index in chosen)
 
 
-def _find_centroids(settings: CfgNode, masks: Path, vectors_of: Vectors) -> np.ndarray:
-    sample = _training_sample(masks, vectors_of, settings.MAX_TRAINING_SAMPLES, settings.SEED)
+def _find_centroids(cfg: CfgNode, sample: np.ndarray) -> np.ndarray:
+    settings = cfg.CLUSTERS
     if not len(sample):
         logger.warning(
             "No mask was found in any image: the clusters of things stay empty, and the labels hold stuff alone"
@@ -154,35 +295,30 @@ def _find_centroids(settings: CfgNode, masks: Path, vectors_of: Vectors) -> np.n
         num_iterations=settings.NUM_ITERATIONS,
         num_restarts=settings.NUM_RESTARTS,
         seed=settings.SEED,
+        num_candidates=settings.SEEDING_CANDIDATES,
+        device=resolve_device(cfg.FEATURES.DEVICE),
     )
     return result.centroids
 
 
 def iter_assigned(masks: Path, clusters: Path) -> Iterator[list[tuple[ImageMasks, np.ndarray]]]:
     """Yields, shard by shard, each image's masks with their clusters, int64 (N,), ``LOST`` where the image was lost."""
-    for shard in sorted(Path(masks).glob("shard-*.parquet")):
-        yield list(zip(read_shard(shard), _read_assignments(Path(clusters) / shard.name), strict=True))
+    for shard in mask_shards(masks):
+        yield read_assigned(shard, clusters)
+
+
+def read_assigned(mask_shard: Path, clusters: Path) -> list[tuple[ImageMasks, np.ndarray]]:
+    """Returns each image's masks of one shard with their clusters, int64 (N,), ``LOST`` where the image was lost.
+
+    Args:
+        mask_shard: file of the mask stage.
+        clusters: directory of this stage.
+    """
+    return list(zip(read_shard(mask_shard), _read_assignments(Path(clusters) / mask_shard.name), strict=True))
 
 
 def _read_assignments(path: Path) -> list[np.ndarray]:
     return [np.asarray(row["clusters"], np.int64) for row in read_rows(path, ["clusters"])]
-
-
-def _training_sample(masks: Path, vectors_of: Vectors, limit: int, seed: int) -> np.ndarray:
-    """Returns at most ``limit`` vectors, float32, drawn evenly; the shards are read one after another."""
-    shards = sorted(Path(masks).glob("shard-*.parquet"))
-    total = sum(sum(len(r.rle_counts) for r in read_shard(shard)) for shard in shards)
-    share = min(1.0, limit / max(total, 1))
-    rng = np.random.default_rng([seed, 1])
-    chosen = []
-    with Progress(_num_images(masks), "embedding masks", transient=True) as bar:
-        for shard in shards:
-            records = read_shard(shard)
-            vectors = vectors_of(records, bar)
-            chosen.append(vectors if share == 1 else vectors[rng.random(len(vectors)) < share])
-    chosen = [vectors[~np.isnan(vectors).any(axis=1)] for vectors in chosen]
-    chosen = [vectors for vectors in chosen if len(vectors)]
-    return np.concatenate(chosen) if chosen else np.zeros((0, 1), np.float32)
 
 
 def _write_assignments(path: Path, records: list[ImageMasks], labels: np.ndarray, distances: np.ndarray) -> None:

@@ -11,7 +11,7 @@ from pycocotools import mask as mask_utils
 from u2seg.features import build_feature_extractor
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path, list_digest
-from u2seg.utils.image_io import ImageReadError, read_listed_image
+from u2seg.utils.image_io import ImageReadError, ImageSource, read_listed_image
 from u2seg.utils.registry import NamedRegistry
 
 Embedding = Callable[[list[ImageMasks]], np.ndarray]
@@ -24,7 +24,7 @@ masks of all records one after another. The rows of an image that cannot be read
 
 
 @MASK_EMBEDDING_REGISTRY.register()
-def mask_pooled(cfg: CfgNode, images: Path, output: Path) -> Embedding:
+def mask_pooled(cfg: CfgNode, images: ImageSource, output: Path) -> Embedding:
     """Returns the patch features pooled over each mask, as the mask stage stored them: no second forward pass."""
 
     def embed(records: list[ImageMasks]) -> np.ndarray:
@@ -35,7 +35,7 @@ def mask_pooled(cfg: CfgNode, images: Path, output: Path) -> Embedding:
 
 
 @MASK_EMBEDDING_REGISTRY.register()
-def random_vectors(cfg: CfgNode, images: Path, output: Path) -> Embedding:
+def random_vectors(cfg: CfgNode, images: ImageSource, output: Path) -> Embedding:
     """Returns noise: the baseline "random clusters". Each image's noise depends on its id and ``CLUSTERS.SEED`` alone."""
 
     def embed(records: list[ImageMasks]) -> np.ndarray:
@@ -49,7 +49,7 @@ def random_vectors(cfg: CfgNode, images: Path, output: Path) -> Embedding:
 
 
 @MASK_EMBEDDING_REGISTRY.register()
-def masked_crop(cfg: CfgNode, images: Path, output: Path) -> Embedding:
+def masked_crop(cfg: CfgNode, images: ImageSource, output: Path) -> Embedding:
     """Returns the whole-image embedding (a ViT's CLS token) of each mask's crop, everything around the mask removed white.
 
     Source: U2Seg, section 3.2 and figure 3. Differs from the release in padding the crop to a square instead of cutting its ends

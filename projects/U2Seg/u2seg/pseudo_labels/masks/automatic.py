@@ -128,8 +128,11 @@ class AutomaticMaskGenerator:
     def cut(self, images: Sequence[PreparedImage]) -> list[CoarseMasks]:
         """Returns the coarse masks of a batch of images, which the extractor sees together."""
         device = next(iter(self.extractor.state_dict().values()), torch.empty(0)).device
+        pixels = torch.stack([image.pixels for image in images])
+        if device.type == "cuda":
+            pixels = pixels.pin_memory()  # else the copy waits for the GPU, and the GPU for the copy
         with torch.inference_mode():
-            views = self.extractor.views(torch.stack([image.pixels for image in images]).to(device))
+            views = self.extractor.views(pixels.to(device, non_blocking=True))
             features, found = views[0], self.generator.from_views(views, [image.resized_rgb for image in images])
         parts = zip(images, found, features.float().cpu().numpy(), strict=True)
         return [CoarseMasks(image.size, image.resized_rgb, masks, its_features) for image, masks, its_features in parts]

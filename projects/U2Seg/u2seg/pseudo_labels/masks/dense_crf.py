@@ -124,9 +124,10 @@ class DenseCRF:
                 f"{tuple(log_probabilities.shape)}"
             )
         count = len(log_probabilities)
-        # Columns that fill the last block never get a share.
-        shape = (self.size[0] * self.size[1], padded_columns(count))
-        unary = log_probabilities.new_full(shape, -torch.inf, dtype=torch.float32)
+        # A column that fills the last block never gets a share.
+        unary = log_probabilities.new_full(
+            (self.size[0] * self.size[1], padded_columns(count)), -torch.inf, dtype=torch.float32
+        )
         unary[:, :count] = log_probabilities.flatten(1).T
         shares = unary.softmax(dim=1)
         for _ in range(self.settings.num_iterations):

@@ -1,48 +1,65 @@
-"""The mask stage: from a directory of photos to Parquet shards of class-agnostic masks."""
+"""The mask stage: from photos to Parquet shards of class-agnostic masks."""
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 from detectron2.config import CfgNode
 from torch.utils.data import DataLoader, Dataset
 
-from u2seg.data.formats.mask_shards import failures_of, iter_records, iter_shards, write_shard
+from u2seg.data.formats.mask_shards import summarize_shard, write_shard
 from u2seg.features import FeatureExtractor
+from u2seg.pseudo_labels.image_plan import (
+    ImagePlan,
+    automatic_shard_size,
+    find_plan,
+    printable_name,
+    remove_other_plans,
+    write_plan,
+)
+from u2seg.pseudo_labels.image_source import open_source
 from u2seg.pseudo_labels.masks.automatic import AutomaticMaskGenerator, CoarseMasks, PreparedImage, prepare_image
+from u2seg.pseudo_labels.semantics.patch_sample import PatchSample
 from u2seg.pseudo_labels.sharding import Worker
 from u2seg.structures import ImageMasks
-from u2seg.utils.files import list_digest, read_json, short_file_digest
-from u2seg.utils.image_io import ImageReadError, content_digest, image_ids, list_images, read_image_rgb
+from u2seg.utils.files import read_json, short_file_digest, stream_list_digest
+from u2seg.utils.image_io import ImageReadError, ImageSource
 from u2seg.utils.manifest import (
     FAILURES,
     MANIFEST,
+    IncompleteStageError,
     StageMismatchError,
+    check_stage,
     close_stage,
     is_complete,
     open_stage,
+    refuse_foreign,
     reopen_stage,
     report_failures,
+    require_shards,
     shard_path,
-    shard_slices,
 )
 from u2seg.utils.progress import Progress
+
+Images = str | Path | ImageSource
 
 # Keys that say how the work is done, not what comes out; a run may go on with other ones.
 _NOT_IN_MANIFEST = {"FEATURES": ("BATCH_SIZE", "DEVICE"), "MASKS": ("NUM_WORKERS", "MAX_FAILURES", "NUM_THREADS")}
 
 
-def make_masks(cfg: CfgNode, images: str | Path, output: str | Path, *, max_failures: float | None = None) -> Path:
-    """Makes class-agnostic masks for every image below a directory.
+def make_masks(cfg: CfgNode, images: Images, output: str | Path, *, max_failures: float | None = None) -> Path:
+    """Makes class-agnostic masks for every image of a source.
 
     Finished shards are kept when the run is repeated; an image that cannot be read is recorded with the reason and skipped.
 
     Args:
         cfg: configuration; ``FEATURES`` and ``MASKS`` are used.
-        images: directory of images.
+        images: directory of images, or another source; see ``u2seg.pseudo_labels.image_source.open_source``.
         output: directory to make or to go on with; see ``u2seg.data.formats.mask_shards`` for what it holds.
         max_failures: share of unreadable images, 0..1, above which the run ends with an error; None: ``MASKS.MAX_FAILURES``.
 
@@ -50,53 +67,91 @@ def make_masks(cfg: CfgNode, images: str | Path, output: str | Path, *, max_fail
         ``output``.
 
     Raises:
-        FileNotFoundError: ``images`` is not a directory or holds no image.
+        FileNotFoundError: ``images`` is not there or holds no image.
         StageMismatchError: ``output`` was made with other settings or from other images.
         TooManyFailuresError: at the end, when everything readable has been written.
     """
-    names = list_images(images)
-    digests = [content_digest(Path(images) / name) for name in names]
-    output = open_stage(output, "masks", _settings(cfg, names, digests))
-    max_failures = cfg.MASKS.MAX_FAILURES if max_failures is None else max_failures
+    plan_masks(cfg, images, output)
     if not is_complete(output):
-        _make_missing_shards(cfg, Path(images), names, output, Worker())
-        close_stage(output, _counts(output, names, digests))
-    report_failures(output, failures_of(iter_records(output)), len(names), max_failures)
-    return output
+        make_mask_shards(cfg, images, output, Worker())
+    finish_masks(cfg, output, max_failures=max_failures)
+    return Path(output)
 
 
-def make_mask_shards(cfg: CfgNode, images: str | Path, output: str | Path, worker: Worker) -> None:
-    """Makes one worker's share of the shards of a mask stage that :func:`make_masks` closes later.
+def plan_masks(cfg: CfgNode, images: Images, output: str | Path) -> ImagePlan:
+    """Returns the plan of a run: lists the images, writes the plan, or checks that the images are still those of an earlier run.
+
+    Args:
+        cfg: as for :func:`make_masks`.
+        images: as for :func:`make_masks`.
+        output: directory of the mask stage.
+
+    Raises:
+        FileNotFoundError: ``images`` is not there or holds no image.
+        StageMismatchError: ``output`` was made with other settings or from other images.
+    """
+    refuse_foreign(output)
+    plan = write_plan(open_source(images), Path(output), _shard_size_rule(cfg))
+    open_stage(output, "masks", _settings(cfg, plan))
+    return plan
+
+
+def make_mask_shards(
+    cfg: CfgNode, images: Images, output: str | Path, worker: Worker, patch_samples: Path | None = None
+) -> None:
+    """Makes one worker's share of the shards of a mask stage that :func:`finish_masks` closes later.
 
     Several workers may run at once on machines that share ``output``; a finished shard is not made again.
 
     Args:
         cfg: as for :func:`make_masks`.
-        images: directory of images; all workers must see the same.
-        output: directory to make or to go on with.
+        images: as for :func:`make_masks`; all workers must see the same.
+        output: directory to make or to go on with. A worker that finds no plan in it writes one.
         worker: whose shards are made.
+        patch_samples: directory of the semantic stage, for which patches are sampled in the same forward pass; None: no sample.
 
     Raises:
-        FileNotFoundError: ``images`` is not a directory or holds no image.
-        StageMismatchError: ``output`` was made with other settings or from other images.
+        FileNotFoundError: ``images`` is not there or holds no image.
+        StageMismatchError: ``output`` was made with other settings, or from other images.
     """
-    names = list_images(images)
-    digests = [content_digest(Path(images) / name) for name in names]
-    output = open_stage(output, "masks", _settings(cfg, names, digests))
-    _make_missing_shards(cfg, Path(images), names, output, worker)
-
-
-def _make_missing_shards(cfg: CfgNode, images: Path, names: list[str], output: Path, worker: Worker) -> None:
-    slices = dict(enumerate(shard_slices(len(names), cfg.MASKS.SHARD_SIZE)))
-    own = {index: piece for index, piece in slices.items() if worker.takes(index)}
+    source, output = open_source(images), Path(output)
+    refuse_foreign(output)
+    plan = find_plan(output) or write_plan(source, output, _shard_size_rule(cfg))
+    settings = _settings(cfg, plan)
+    open_stage(output, "masks", settings, clean=False)
+    own = worker.share(plan.num_shards)
     missing = [index for index in own if not shard_path(output, index).is_file()]
     if missing:
-        _make_shards(cfg, images, names, output, own, missing)
+        sample = patch_samples and PatchSample(cfg, output, plan.count, patch_samples)
+        _make_shards(cfg, source, plan, own, missing, sample or None, lambda: check_stage(output, "masks", settings))
 
 
-def reopen_failures(
-    cfg: CfgNode, images: str | Path, output: str | Path, discard_dependents: Callable[[], None]
-) -> int:
+def finish_masks(cfg: CfgNode, output: str | Path, *, max_failures: float | None = None) -> None:
+    """Closes a mask stage whose shards are all there: counts images, masks and failures, and writes the failures down.
+
+    Args:
+        cfg: as for :func:`make_masks`.
+        output: directory of the mask stage.
+        max_failures: as for :func:`make_masks`.
+
+    Raises:
+        IncompleteStageError: shards are missing; the message names them.
+        TooManyFailuresError: too many images could not be read.
+    """
+    output = Path(output)
+    plan = find_plan(output)
+    if plan is None:
+        raise IncompleteStageError(f"{output} holds no plan of a run; run the command without --finalize first")
+    if not is_complete(output):
+        require_shards(output, plan.num_shards)
+        close_stage(output, _counts(output, plan))
+        remove_other_plans(plan)
+    max_failures = cfg.MASKS.MAX_FAILURES if max_failures is None else max_failures
+    failures = [failure for path in _shards(output, plan) for failure in summarize_shard(path).failures]
+    report_failures(output, failures, plan.count, max_failures)
+
+
+def reopen_failures(cfg: CfgNode, images: Images, output: str | Path, discard_dependents: Callable[[], None]) -> int:
     """Makes a finished mask stage unfinished where images that could not be read now can; :func:`make_masks` then goes on.
 
     The shards that hold such an image are deleted. Nothing changes if there is none.
@@ -114,100 +169,121 @@ def reopen_failures(
         FileNotFoundError: the stage is not finished.
         StageMismatchError: images were added or removed, or an image changed that could be read before.
     """
-    images, output = Path(images), Path(output)
+    source, output = open_source(images), Path(output)
     if not is_complete(output):
         raise FileNotFoundError(
             f"no finished mask stage in {output}, so there is nothing to try again; run without it first"
         )
+    old = find_plan(output)
     failed_in = {
-        index: {record.file_name for record in records if record.error is not None}
-        for index, records in enumerate(iter_shards(output))
+        index: {failure.file_name for failure in summarize_shard(path).failures}
+        for index, path in enumerate(_shards(output, old) if old else ())
     }
-    failed = set().union(*failed_in.values())
-    names = list_images(images)
-    digests = [content_digest(images / name) for name in names]
-    if _readable_digest(names, digests, failed) != read_json(output / MANIFEST)["counts"]["readable"]:
+    failed_in = {index: failed for index, failed in failed_in.items() if failed}
+    failed: set[str] = set().union(*failed_in.values())
+    plan = write_plan(source, output, _shard_size_rule(cfg))
+    if _readable_digest(plan, failed) != read_json(output / MANIFEST)["counts"]["readable"]:
+        if old:
+            remove_other_plans(old)
         raise StageMismatchError(
-            f"other images of {images} than those in {output / FAILURES} were added, removed or changed; expected the same images, of "
-            "which only the unreadable ones were repaired. Choose another output directory."
+            f"other images of {source.description} than those in {output / FAILURES} were added, removed or changed; expected the same "
+            "images, of which only the unreadable ones were repaired. Choose another output directory."
         )
-    repaired = {name for name in failed if is_readable(images / name)}
+    repaired = {name for name in failed if is_readable(source, name)}
     if repaired:
         discard_dependents()
         # The manifest first: a stage that misses a shard must not look finished.
-        reopen_stage(output, "masks", _settings(cfg, names, digests))
+        reopen_stage(output, "masks", _settings(cfg, plan))
         for index, unreadable in failed_in.items():
             if unreadable & repaired:
                 shard_path(output, index).unlink()
     return len(repaired)
 
 
-def is_readable(path: Path) -> bool:
-    """Returns whether a file can be read as an image."""
+def is_readable(source: ImageSource, name: str) -> bool:
+    """Returns whether an image of a source can be read."""
     try:
-        read_image_rgb(path)
+        source.read(name)
     except ImageReadError:
         return False
     return True
 
 
-def _readable_digest(names: list[str], digests: list[str], failed: set[str]) -> str:
+def _readable_digest(plan: ImagePlan, failed: set[str]) -> str:
     """Returns a digest of all names, and of the contents of the images that could be read."""
-    return list_digest([name if name in failed else f"{name}\t{digest}" for name, digest in zip(names, digests)])
+    return stream_list_digest(image.name if image.name in failed else f"{image.name}\t{image.digest}" for image in plan)
 
 
-def _settings(cfg: CfgNode, names: list[str], digests: list[str]) -> dict:
-    # With their contents, so that another image under the same name is noticed.
-    entries = [f"{name}\t{digest}" for name, digest in zip(names, digests)]
-    settings: dict = {"IMAGES": {"count": len(names), "digest": list_digest(entries)}}
+def _shard_size_rule(cfg: CfgNode) -> Callable[[int], int]:
+    fixed = cfg.MASKS.SHARD_SIZE
+    return (lambda count: fixed) if fixed else automatic_shard_size
+
+
+def _settings(cfg: CfgNode, plan: ImagePlan) -> dict:
+    # With the images' contents, so that another image under the same name is noticed.
+    settings: dict = {"IMAGES": {"count": plan.count, "digest": plan.digest}}
     for section, left_out in _NOT_IN_MANIFEST.items():
         values = json.loads(json.dumps(cfg[section]))
         settings[section] = {key: value for key, value in values.items() if key not in left_out}
+    settings["MASKS"]["SHARD_SIZE"] = plan.shard_size
     return settings
 
 
-def _counts(output: Path, names: list[str], digests: list[str]) -> dict:
+def _shards(output: Path, plan: ImagePlan) -> Iterator[Path]:
+    return (shard_path(output, index) for index in range(plan.num_shards))
+
+
+def _counts(output: Path, plan: ImagePlan) -> dict:
     num_images = num_masks = 0
-    failed = set()
-    for record in iter_records(output):
-        num_images += 1
-        num_masks += len(record.rle_counts)
-        if record.error is not None:
-            failed.add(record.file_name)
+    failed: set[str] = set()
+    for path in _shards(output, plan):
+        summary = summarize_shard(path)
+        num_images += len(summary.file_names)
+        num_masks += summary.num_masks
+        failed.update(failure.file_name for failure in summary.failures)
     return {
         "images": num_images,
         "masks": num_masks,
         "failures": len(failed),
-        "contents": list_digest([short_file_digest(path) for path in sorted(output.glob("shard-*.parquet"))]),
-        "readable": _readable_digest(names, digests, failed),
+        "contents": stream_list_digest(short_file_digest(path) for path in _shards(output, plan)),
+        "readable": _readable_digest(plan, failed),
     }
 
 
 def _make_shards(
-    cfg: CfgNode, images: Path, names: list[str], output: Path, slices: dict[int, slice], missing: list[int]
+    cfg: CfgNode,
+    source: ImageSource,
+    plan: ImagePlan,
+    own: range,
+    missing: list[int],
+    sample: PatchSample | None,
+    check: Callable[[], None],
 ) -> None:
     """Decodes in worker processes, computes features and cuts here, refines in threads, writes a shard when it is full."""
     generator = AutomaticMaskGenerator(cfg)
-    positions = [(shard, position) for shard in missing for position in range(*slices[shard].indices(len(names)))]
-    dataset = _Images(images, names, image_ids(names), positions, generator.extractor)
+    dataset = _Images(source, plan, missing, generator.extractor)
     loader = DataLoader(
         dataset,
         batch_size=cfg.FEATURES.BATCH_SIZE,
         num_workers=cfg.MASKS.NUM_WORKERS,
         collate_fn=list,
     )
-    total = sum(piece.stop - piece.start for piece in slices.values())
+    total = sum(map(plan.size_of, own))
     with (
         ThreadPoolExecutor(max_workers=max(1, cfg.MASKS.NUM_THREADS)) as pool,
-        Progress(total, "masks", initial=total - len(positions)) as bar,
+        Progress(total, "masks", initial=total - len(dataset)) as bar,
     ):
-        futures = _submit(loader, generator, pool)
+        futures = _submit(loader, generator, sample, pool)
         for shard, group in groupby(_in_order(futures, limit=4 * cfg.FEATURES.BATCH_SIZE), key=lambda item: item[0]):
-            records = []
-            for _, record in group:
-                records.append(record)
+            done = []
+            for _, result in group:
+                done.append(result)
                 bar.update()
-            write_shard(shard_path(output, shard), records)
+            check()
+            # The sample first: a shard that is there is finished.
+            if sample:
+                sample.write(shard, [one.patches for one in done if one.patches is not None])
+            write_shard(shard_path(plan.directory, shard), [one.record for one in done])
 
 
 @dataclass(frozen=True)
@@ -219,67 +295,74 @@ class _Image:
     prepared: PreparedImage | None = None
 
 
-class _Images(Dataset):
-    """Decodes images by their position in the sorted list."""
+@dataclass(frozen=True)
+class _Result:
+    """The masks of one image, and the patches drawn from it, float32 (n, C), if any."""
 
-    def __init__(
-        self,
-        root: Path,
-        names: list[str],
-        ids: list[int],
-        positions: list[tuple[int, int]],
-        extractor: FeatureExtractor,
-    ):
-        self._root = root
-        self._names = names
-        self._ids = ids
-        self._positions = positions
+    record: ImageMasks
+    patches: np.ndarray | None = None
+
+
+class _Images(Dataset):
+    """Decodes the images of some shards of a plan, one shard after another."""
+
+    def __init__(self, source: ImageSource, plan: ImagePlan, shards: list[int], extractor: FeatureExtractor):
+        self._source = source
+        self._plan = plan
+        self._shards = shards
         self._extractor = extractor
 
     def __len__(self) -> int:
-        return len(self._positions)
+        # Only the last shard of a plan may be smaller than the others, and shards are in order.
+        return (len(self._shards) - 1) * self._plan.shard_size + self._plan.size_of(self._shards[-1])
 
     def __getitem__(self, index: int) -> _Image:
-        shard, position = self._positions[index]
-        image_id, name = self._ids[position], self._names[position]
-        printable = name.encode(errors="backslashreplace").decode()
-        if printable != name:  # bytes that are no UTF-8, which no JSON or Parquet can name
-            return _Image(shard, ImageMasks(image_id, printable, error="its name is not UTF-8; rename it"))
+        shard = self._shards[index // self._plan.shard_size]
+        image = self._plan.images(shard)[index % self._plan.shard_size]
+        printable = printable_name(image.name)
+        if printable != image.name:
+            return _Image(shard, ImageMasks(image.image_id, printable, error="its name is not UTF-8; rename it"))
         try:
-            image_rgb = read_image_rgb(self._root / name)
+            image_rgb = self._source.read(image.name)
         except ImageReadError as error:
-            return _Image(shard, ImageMasks(image_id, name, error=str(error)))
-        return _Image(shard, ImageMasks(image_id, name), prepare_image(self._extractor, image_rgb))
+            return _Image(shard, ImageMasks(image.image_id, image.name, error=str(error)))
+        return _Image(shard, ImageMasks(image.image_id, image.name), prepare_image(self._extractor, image_rgb))
 
 
 def _submit(
-    loader: DataLoader, generator: AutomaticMaskGenerator, pool: ThreadPoolExecutor
-) -> Iterator[tuple[int, Future | ImageMasks]]:
+    loader: DataLoader, generator: AutomaticMaskGenerator, sample: PatchSample | None, pool: ThreadPoolExecutor
+) -> Iterator[tuple[int, Future | _Result]]:
     for batch in loader:
         prepared = [image.prepared for image in batch if image.prepared is not None]
         found = iter(generator.cut(prepared) if prepared else [])
         for image in batch:
             if image.prepared is None:
-                yield image.shard, image.record
+                yield image.shard, _Result(image.record)
             else:
-                yield image.shard, pool.submit(_refine, generator, image.record, next(found))
+                yield image.shard, pool.submit(_refine, generator, sample, image.record, next(found))
 
 
-def _refine(generator: AutomaticMaskGenerator, record: ImageMasks, coarse: CoarseMasks) -> ImageMasks:
-    return replace(generator.refine(coarse), image_id=record.image_id, file_name=record.file_name)
+def _refine(
+    generator: AutomaticMaskGenerator, sample: PatchSample | None, record: ImageMasks, coarse: CoarseMasks
+) -> _Result:
+    record = replace(generator.refine(coarse), image_id=record.image_id, file_name=record.file_name)
+    return _Result(record, sample.draw(record, coarse.features) if sample and sample.takes(record) else None)
 
 
-def _in_order(futures: Iterator[tuple[int, Future | ImageMasks]], limit: int) -> Iterator[tuple[int, ImageMasks]]:
+def _in_order(futures: Iterator[tuple[int, Future | _Result]], limit: int) -> Iterator[tuple[int, _Result]]:
     """Yields results in the order of their images, at most ``limit`` of them waiting: what bounds the memory."""
-    waiting = []
+    waiting: deque[tuple[int, Future | _Result]] = deque()
     for item in futures:
         waiting.append(item)
         while len(waiting) > limit or (waiting and _is_done(waiting[0][1])):
-            shard, result = waiting.pop(0)
-            yield shard, result.result() if isinstance(result, Future) else result
-    for shard, result in waiting:
-        yield shard, result.result() if isinstance(result, Future) else result
+            yield _finished(*waiting.popleft())
+    for item in waiting:
+        yield _finished(*item)
 
 
-def _is_done(result: Future | ImageMasks) -> bool:
+def _finished(shard: int, result: Future | _Result) -> tuple[int, _Result]:
+    return shard, result.result() if isinstance(result, Future) else result
+
+
+def _is_done(result: Future | _Result) -> bool:
     return not isinstance(result, Future) or result.done()

@@ -1,9 +1,12 @@
 """The stage that merges masks, clusters and semantic maps into panoptic pseudo-labels and writes the user's files."""
 
+import math
 import shutil
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -16,23 +19,27 @@ from u2seg.data.formats.coco_panoptic import (
     write_panoptic_png,
     write_stuff_png,
 )
-from u2seg.data.formats.mask_shards import iter_shards
-from u2seg.data.formats.semantic_shards import iter_semantic_maps
-from u2seg.pseudo_labels.clusters.cluster_stage import LOST, iter_assigned
+from u2seg.data.formats.mask_shards import count_records, mask_shards
+from u2seg.data.formats.semantic_shards import read_semantic_shard
+from u2seg.pseudo_labels.clusters.cluster_stage import LOST, read_assigned
+from u2seg.pseudo_labels.image_plan import shard_png_names
 from u2seg.pseudo_labels.panoptic.panoptic_merge import INSTANCE_SIZE_REGISTRY, merge_panoptic, void_share
+from u2seg.pseudo_labels.sharding import Worker
 from u2seg.structures.label_space import LabelSpace
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.structures.segments import Segment
-from u2seg.utils.files import read_json, write_json
-from u2seg.utils.image_io import png_names
+from u2seg.utils.files import read_json, stream_json, write_json
 from u2seg.utils.manifest import (
     MANIFEST,
+    check_stage,
     close_stage,
     is_complete,
     open_stage,
+    require_shards,
     settings_digest,
     shard_path,
     stage_settings,
+    unless_done,
 )
 from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
@@ -133,30 +140,72 @@ def make_panoptic_labels(cfg: CfgNode, masks: Path, clusters: Path, semantics: P
         semantics: directory of the semantic stage.
         output: directory to fill.
     """
-    space = LabelSpace.of_clusters(*label_counts(clusters, semantics))
-    rule = PanopticRule.from_config(cfg)
-    inputs = {name: settings_digest(path) for name, path in (("clusters", clusters), ("semantics", semantics))}
-    open_stage(
-        output, "panoptic", {**asdict(rule), "inputs": inputs, "things": space.num_things, "stuff": space.num_stuff}
-    )
-    if is_complete(output):
-        shutil.rmtree(output / PARTS_DIRECTORY, ignore_errors=True)  # a kill at the very end leaves it
-        return output
-    names_by_shard = [[record.file_name for record in shard] for shard in iter_shards(masks)]
-    names = [name for shard in names_by_shard for name in shard]
-    _require_all(masks, semantics, len(names), len(names_by_shard))
-    png_of = dict(zip(names, png_names(names)))
-    parts = [shard_path(output / PARTS_DIRECTORY, index, ".json") for index in range(len(names_by_shard))]
-    shards = zip(parts, iter_assigned(masks, clusters), iter_semantic_maps(semantics), strict=True)
-    with Progress(len(names), "panoptic labels") as bar:
-        for part, group, maps in shards:
-            if part.is_file():
-                bar.update(len(group))
-            else:
-                write_json(part, _label_group(bar.track(group), maps, output, png_of, space, rule))
-    write_dataset(output, [read_json(part) for part in parts], space)
-    shutil.rmtree(output / PARTS_DIRECTORY)
+    label_groups(cfg, masks, clusters, semantics, output, Worker())
+    finish_panoptic(cfg, masks, clusters, semantics, output)
     return output
+
+
+def open_panoptic(cfg: CfgNode, clusters: Path, semantics: Path, output: Path, *, clean: bool = True) -> dict:
+    """Opens the stage's directory and returns its settings.
+
+    Args:
+        cfg: reads ``PANOPTIC_LABELS``.
+        clusters: directory of the cluster stage.
+        semantics: directory of the semantic stage.
+        output: of this stage.
+        clean: see ``u2seg.utils.manifest.open_stage``.
+    """
+    things, stuff = label_counts(clusters, semantics)
+    inputs = {name: settings_digest(path) for name, path in (("clusters", clusters), ("semantics", semantics))}
+    settings = {**asdict(PanopticRule.from_config(cfg)), "inputs": inputs, "things": things, "stuff": stuff}
+    open_stage(output, "panoptic", settings, clean=clean)
+    return settings
+
+
+def label_groups(cfg: CfgNode, masks: Path, clusters: Path, semantics: Path, output: Path, worker: Worker) -> None:
+    """Writes the PNGs and the JSON rows of the images of one worker's shards.
+
+    Args:
+        cfg: reads ``PANOPTIC_LABELS``.
+        masks: directory of the mask stage.
+        clusters: directory of the cluster stage.
+        semantics: directory of the semantic stage.
+        output: directory to fill.
+        worker: whose shards are labeled.
+    """
+    settings = open_panoptic(cfg, clusters, semantics, output, clean=False)
+    if is_complete(output):
+        return
+    space, rule = LabelSpace.of_clusters(*label_counts(clusters, semantics)), PanopticRule.from_config(cfg)
+    shards = mask_shards(masks)
+    _require_all(masks, semantics, sum(map(count_records, shards)), len(shards))
+    own = worker.share(len(shards))
+    missing = [index for index in own if not _part_path(output, index).is_file()]
+    total = sum(count_records(shards[index]) for index in own)
+    done = total - sum(count_records(shards[index]) for index in missing)
+    with Progress(total, "panoptic labels", initial=done) as bar:
+        for index in missing:
+            group = read_assigned(shards[index], clusters)
+            maps = read_semantic_shard(shard_path(semantics, index))
+            check_stage(output, "panoptic", settings)
+            rows = _label_group(bar.track(group), maps, output, shard_png_names(masks, index), space, rule)
+            write_json(_part_path(output, index), rows)
+
+
+def finish_panoptic(cfg: CfgNode, masks: Path, clusters: Path, semantics: Path, output: Path) -> None:
+    """Closes the stage: writes instances JSON and panoptic JSON as streams.
+
+    Raises:
+        IncompleteStageError: the rows of a shard are missing; the message names it.
+    """
+    open_panoptic(cfg, clusters, semantics, output)
+    if not is_complete(output):
+        count = len(mask_shards(masks))
+        with unless_done(lambda: is_complete(output)):
+            require_shards(output / PARTS_DIRECTORY, count, ".json")
+            parts = [_part_path(output, index) for index in range(count)]
+            write_dataset(output, parts, LabelSpace.of_clusters(*label_counts(clusters, semantics)))
+    shutil.rmtree(output / PARTS_DIRECTORY, ignore_errors=True)
 
 
 def _require_all(masks: Path, semantics: Path, num_images: int, num_shards: int) -> None:
@@ -172,6 +221,10 @@ def _require_all(masks: Path, semantics: Path, num_images: int, num_shards: int)
         raise FileNotFoundError(
             f"{semantics} has {found} shards, {masks} {num_shards}: put back what was deleted, or delete {semantics} to make it anew"
         )
+
+
+def _part_path(output: Path, index: int) -> Path:
+    return shard_path(output / PARTS_DIRECTORY, index, ".json")
 
 
 def label_counts(clusters: Path, semantics: Path) -> tuple[int, int]:
@@ -206,36 +259,57 @@ def _label_group(
     return {"images": images, "panoptic": panoptic_rows, "instances": instance_rows, "void": void}
 
 
-def write_dataset(output: Path, parts: list[dict], space: LabelSpace) -> None:
-    """Writes instances JSON and panoptic JSON and closes the stage.
+def write_dataset(output: Path, parts: Sequence[Path], space: LabelSpace) -> None:
+    """Writes instances JSON and panoptic JSON and closes the stage; one image group is in memory at a time.
 
     Args:
         output: the stage's directory, which holds the PNGs.
-        parts: for each image group a dict of lists: ``images``, ``panoptic`` and ``instances``
+        parts: for each image group a JSON file with a dict of lists: ``images``, ``panoptic`` and ``instances``
             (COCO's rows) and ``void`` (shares).
         space: the classes.
     """
-    images = [image for part in parts for image in part["images"]]
     info = {"description": "pseudo-labels: no human annotation; categories are clusters"}
     categories = space.categories()
-    instances = [row for part in parts for row in part["instances"]]
-    for number, row in enumerate(instances, start=1):
-        row["id"] = number
-    things = [category for category in categories if category["isthing"]]
-    write_json(
-        output / INSTANCES_JSON, {"info": info, "images": images, "annotations": instances, "categories": things}
+
+    def rows(key: str) -> Iterator[Any]:
+        return (row for part in parts for row in read_json(part)[key])
+
+    counted = Counter[str]()
+
+    def count(key: str, items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            counted[key] += 1
+            yield item
+
+    instances = ({**row, "id": number} for number, row in enumerate(rows("instances"), start=1))
+    stream_json(
+        output / INSTANCES_JSON,
+        {
+            "info": info,
+            "images": count("images", rows("images")),
+            "annotations": count("instances", instances),
+            "categories": [category for category in categories if category["isthing"]],
+        },
     )
-    panoptic = [row for part in parts for row in part["panoptic"]]
-    write_json(
-        output / PANOPTIC_JSON, {"info": info, "images": images, "annotations": panoptic, "categories": categories}
+    segments = _count_segments(rows("panoptic"), counted)
+    stream_json(
+        output / PANOPTIC_JSON,
+        {"info": info, "images": rows("images"), "annotations": segments, "categories": categories},
     )
-    void = [share for part in parts for share in part["void"]]
+    void = math.fsum(rows("void"))
     close_stage(
         output,
         {
-            "images": len(images),
-            "instances": len(instances),
-            "segments": sum(len(row["segments_info"]) for row in panoptic),
-            "mean_void_share": round(float(np.mean(void)), 6) if void else 0.0,
+            "images": counted["images"],
+            "instances": counted["instances"],
+            "segments": counted["segments"],
+            "mean_void_share": round(void / counted["images"], 6) if counted["images"] else 0.0,
         },
     )
+
+
+def _count_segments(rows: Iterable[dict], counted: Counter[str]) -> Iterator[dict]:
+    """Yields panoptic annotations and adds the number of their segments to ``counted["segments"]``."""
+    for row in rows:
+        counted["segments"] += len(row["segments_info"])
+        yield row

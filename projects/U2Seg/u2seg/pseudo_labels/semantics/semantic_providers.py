@@ -8,64 +8,84 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from pycocotools import mask as mask_utils
 from torch import Tensor
 
-from u2seg.data.formats.mask_shards import iter_shards
+from u2seg.data.formats.mask_shards import mask_shards, read_shard
 from u2seg.features import build_feature_extractor, resolve_device
 from u2seg.pseudo_labels.clusters.cluster_stage import load_centroids
+from u2seg.pseudo_labels.image_plan import shard_png_names
+from u2seg.pseudo_labels.semantics.patch_sample import PatchSample, remove_patch_samples
 from u2seg.structures.label_space import IGNORE_LABEL
 from u2seg.structures.mask_records import ImageMasks
-from u2seg.utils.files import atomic_path
-from u2seg.utils.image_io import ImageReadError, png_names, read_listed_image, read_stored_array
+from u2seg.utils.files import atomic_path, read_json
+from u2seg.utils.image_io import ImageReadError, ImageSource, read_listed_image, read_stored_array
 from u2seg.utils.kmeans import CENTROIDS, kmeans
-from u2seg.utils.progress import Progress
+from u2seg.utils.manifest import MANIFEST, unless_done
 from u2seg.utils.registry import NamedRegistry
 
 SEMANTIC_PROVIDER_REGISTRY = NamedRegistry("SEMANTIC_PROVIDER")
 SEMANTIC_PROVIDER_REGISTRY.__doc__ = """
-Providers of semantic maps. Called as NAME(cfg, images, masks, output); ``fit()`` prepares, and may be called again after a kill;
-``label(records)`` returns {file name: uint8 (H, W) of 0-based cluster ids, 255 unknown} for the images among records that can
-still be read.
+Providers of semantic maps. Called as NAME(cfg, images, masks, output), where images is a ``u2seg.utils.image_io.ImageSource``;
+``fit()`` prepares, and may be called again after a kill; ``label(records)`` returns {file name: uint8 (H, W) of 0-based cluster ids,
+255 unknown} for the images among records that can still be read. A provider that learns from a sample may have
+``sample(shard, records)``: workers call it for their shards before one of them calls ``fit()``. ``needs_sample()`` says whether that
+is to be done.
 """
 
 
 @SEMANTIC_PROVIDER_REGISTRY.register()
 class PatchKMeans:
-    """k-means on patch features; a patch gets the cluster whose centroid is nearest, pixels a vote of the patches around."""
+    """k-means on patch features; a patch gets the cluster whose centroid is nearest, pixels a vote of the patches around.
 
-    def __init__(self, cfg: CfgNode, images: Path, masks: Path, output: Path):
-        """Takes the settings under ``SEMANTICS``, the image directory, the mask stage's directory, and where to keep centroids."""
+    Attributes:
+        samples_patches: the mask stage may sample the patches (``PatchSample``) from its own forward pass.
+    """
+
+    samples_patches = True
+
+    def __init__(self, cfg: CfgNode, images: ImageSource, masks: Path, output: Path):
+        """Takes the settings under ``SEMANTICS``, the images, the mask stage's directory, and where to keep centroids."""
         self._settings = cfg.SEMANTICS
         self._batch_size = cfg.FEATURES.BATCH_SIZE
         self._device = resolve_device(cfg.FEATURES.DEVICE)
         self._images, self._masks = images, masks
         self._extractor = build_feature_extractor(cfg)
         self._centroids_path = output / CENTROIDS
+        self._patches = PatchSample(cfg, masks, read_json(masks / MANIFEST)["counts"]["images"], output)
+
+    def needs_sample(self) -> bool:
+        """Returns whether patches are to be sampled: not where there are centroids."""
+        return not self._settings.CENTROIDS and not self._centroids_path.is_file()
+
+    def sample(self, shard: int, records: list[ImageMasks]) -> None:
+        """Samples the patches of a shard, unless the mask stage did: a second forward pass over the images that are needed."""
+        if not self._patches.path(shard).is_file():
+            wanted = [record for record in records if self._patches.takes(record)]
+            drawn = [
+                self._patches.draw(record, features.float().cpu().numpy())
+                for record, features in self._features(wanted)
+            ]
+            self._patches.write(shard, drawn)
 
     def fit(self) -> None:
-        """Finds the centroids on a sample of patches, unless they are there already."""
-        if self._centroids_path.is_file():
-            return
-        settings = self._settings
-        if settings.CENTROIDS:
-            centroids = load_centroids(settings.CENTROIDS, settings.NUM_CLUSTERS, "SEMANTICS")
-        else:
-            centroids = self._find_centroids()
-        with atomic_path(self._centroids_path) as temporary:
-            np.save(temporary, centroids)
+        """Finds the centroids on a sample of patches, unless they are there already; samples the shards that are not sampled."""
+        if not self._centroids_path.is_file():
+            with unless_done(self._centroids_path.is_file):
+                settings = self._settings
+                if settings.CENTROIDS:
+                    centroids = load_centroids(settings.CENTROIDS, settings.NUM_CLUSTERS, "SEMANTICS")
+                else:
+                    centroids = self._find_centroids()
+                with atomic_path(self._centroids_path) as temporary:
+                    np.save(temporary, centroids)
+        remove_patch_samples(self._centroids_path.parent)
 
     def _find_centroids(self) -> np.ndarray:
-        settings = self._settings
-        num_images = sum(len(records) for records in iter_shards(self._masks))
-        limit = min(settings.PATCHES_PER_IMAGE, -(-settings.MAX_TRAINING_SAMPLES // max(num_images, 1)))
-        with Progress(num_images, "sampling patches", transient=True) as bar:
-            samples = [
-                self._sample(record, features, limit)
-                for records in iter_shards(self._masks)
-                for record, _, features in bar.track(self._features(records))
-            ]
-        vectors = np.concatenate(samples) if samples else np.zeros((0, 1), np.float32)
+        settings, shards = self._settings, mask_shards(self._masks)
+        for index, path in enumerate(shards):
+            if not self._patches.path(index).is_file():
+                self.sample(index, read_shard(path))
+        vectors = self._patches.read(len(shards))
         if len(vectors) > settings.MAX_TRAINING_SAMPLES:
             chosen = np.random.default_rng([settings.SEED, 2]).choice(
                 len(vectors), settings.MAX_TRAINING_SAMPLES, replace=False
@@ -77,6 +97,8 @@ class PatchKMeans:
             num_iterations=settings.NUM_ITERATIONS,
             num_restarts=settings.NUM_RESTARTS,
             seed=settings.SEED,
+            num_candidates=settings.SEEDING_CANDIDATES,
+            device=self._device,
         )
         return result.centroids
 
@@ -85,19 +107,19 @@ class PatchKMeans:
         centroids = torch.from_numpy(np.load(self._centroids_path)).to(self._device)
         return {
             record.file_name: nearest_centroid_map(features, centroids, (record.height, record.width))
-            for record, _, features in self._features(records)
+            for record, features in self._features(records)
         }
 
     @torch.no_grad()
-    def _features(self, records: list[ImageMasks]) -> Iterator[tuple[ImageMasks, np.ndarray, Tensor]]:
-        """Yields (record, image, float32 (C, rows, columns) features) for the readable images."""
+    def _features(self, records: list[ImageMasks]) -> Iterator[tuple[ImageMasks, Tensor]]:
+        """Yields (record, float32 (C, rows, columns) features) for the readable images."""
         readable = [record for record in records if record.error is None]
         for start in range(0, len(readable), self._batch_size):
             batch = readable[start : start + self._batch_size]
             batch, images_rgb = self._read(batch)
             if batch:
                 inputs = torch.stack([self._extractor.preprocess(image) for image in images_rgb])
-                yield from zip(batch, images_rgb, self._extractor(inputs.to(self._device)))
+                yield from zip(batch, self._extractor(inputs.to(self._device)))
 
     def _read(self, records: list[ImageMasks]) -> tuple[list[ImageMasks], list[np.ndarray]]:
         """Returns the records whose images can still be read, and these images."""
@@ -109,33 +131,20 @@ class PatchKMeans:
                 kept.append(record)
         return kept, images_rgb
 
-    def _sample(self, record: ImageMasks, features: Tensor, limit: int) -> np.ndarray:
-        """Returns at most ``limit`` of an image's patches, float32 (n, C), where wanted only those under no mask."""
-        rows, columns = features.shape[1:]
-        free = np.ones(rows * columns, bool)
-        if self._settings.SKIP_MASKED and record.rle_counts:
-            covered = mask_utils.decode(mask_utils.merge(record.rles())).astype(np.float32)
-            covered = F.adaptive_avg_pool2d(torch.from_numpy(covered)[None], (rows, columns))[0]
-            uncovered = covered.numpy().ravel() < 0.05
-            free = uncovered if uncovered.any() else free
-        rng = np.random.default_rng([self._settings.SEED, record.image_id])
-        candidates = np.flatnonzero(free)
-        chosen = rng.choice(candidates, min(len(candidates), limit), replace=False)
-        return features.flatten(1).T[torch.from_numpy(np.sort(chosen))].float().cpu().numpy()
-
 
 @SEMANTIC_PROVIDER_REGISTRY.register()
 class DirectoryOfMaps:
     """Maps that somebody else made: 8-bit PNGs under ``SEMANTICS.DIRECTORY``, named like the images; 0-based ids, 255 unknown."""
 
-    def __init__(self, cfg: CfgNode, images: Path, masks: Path, output: Path):
+    def __init__(self, cfg: CfgNode, images: ImageSource, masks: Path, output: Path):
         """Takes ``SEMANTICS.DIRECTORY`` and ``SEMANTICS.NUM_CLUSTERS``; the other arguments are every provider's."""
         if not cfg.SEMANTICS.DIRECTORY:
             raise ValueError("SEMANTICS.PROVIDER DirectoryOfMaps needs SEMANTICS.DIRECTORY, a directory of id PNGs")
         self._directory = Path(cfg.SEMANTICS.DIRECTORY)
         self._num_clusters = cfg.SEMANTICS.NUM_CLUSTERS
-        names = [record.file_name for records in iter_shards(masks) for record in records]
-        self._png_of = dict(zip(names, png_names(names)))
+        self._masks, self._num_shards = masks, len(mask_shards(masks))
+        self._shard = 0
+        self._png_of: dict[str, str] = {}  # of the shard that was labeled last
 
     def fit(self) -> None:
         """Does nothing: the maps are there."""
@@ -144,8 +153,17 @@ class DirectoryOfMaps:
         """Returns the map of each readable image; see the registry."""
         return {record.file_name: self._read(record) for record in records if record.error is None}
 
+    def _png_name(self, file_name: str) -> str:
+        """Returns the name of an image's PNG; shards are mostly labeled in order, so the search begins at the last one."""
+        for step in range(self._num_shards + 1):
+            if file_name in self._png_of:
+                break
+            self._shard = (self._shard + min(step, 1)) % self._num_shards
+            self._png_of = shard_png_names(self._masks, self._shard)
+        return self._png_of[file_name]
+
     def _read(self, record: ImageMasks) -> np.ndarray:
-        path = self._directory / self._png_of[record.file_name]
+        path = self._directory / self._png_name(record.file_name)
         if not path.is_file():
             raise FileNotFoundError(f"no semantic map for {record.file_name}: expected {path}")
         semantic = read_stored_array(path)

@@ -1,39 +1,54 @@
 """The stage that gives every pixel a semantic cluster."""
 
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 
-from u2seg.data.formats.mask_shards import iter_shards
+from u2seg.data.formats.mask_shards import count_records, mask_shards, read_shard, summarize_shard
 from u2seg.data.formats.semantic_shards import semantic_shard_names, write_semantic_shard
 from u2seg.features import feature_settings
+from u2seg.pseudo_labels.image_source import open_source
 from u2seg.pseudo_labels.lost_images import report_lost_images
+from u2seg.pseudo_labels.semantics.patch_sample import remove_patch_samples
 from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_REGISTRY
+from u2seg.pseudo_labels.sharding import Worker
 from u2seg.structures.label_space import MAX_STUFF
 from u2seg.utils.files import read_json, short_file_digest
+from u2seg.utils.image_io import ImageSource
 from u2seg.utils.manifest import (
     MANIFEST,
+    TooManyFailuresError,
+    check_stage,
     close_stage,
     is_complete,
     open_stage,
+    require_shards,
     settings_digest,
+    settings_key,
     shard_path,
     shard_slices,
+    stage_settings,
 )
 from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
 
+_FITTED = ".fitted"  # begins the name of an empty file: the provider has learned
 _NOT_IN_MANIFEST = ("CACHE_MIB", "CHECKPOINT_PERIOD", "NUM_THREADS")
 
+Images = str | Path | ImageSource
 
-def make_semantics(cfg: CfgNode, images: Path, masks: Path, output: Path, *, max_failures: float | None = None) -> Path:
+
+def make_semantics(
+    cfg: CfgNode, images: Images, masks: Path, output: Path, *, max_failures: float | None = None
+) -> Path:
     """Returns ``output``, filled with one semantic map for every image that the mask stage could read.
 
     An image that was damaged or removed since its masks were made is recorded with the reason and gets no map.
 
     Args:
         cfg: reads ``SEMANTICS`` and ``FEATURES``.
-        images: the image directory.
+        images: the images.
         masks: directory of the mask stage; gives the list of images, and where things lie.
         output: directory to fill.
         max_failures: share, 0..1, of images that may be lost; ``MASKS.MAX_FAILURES`` if None.
@@ -41,11 +56,31 @@ def make_semantics(cfg: CfgNode, images: Path, masks: Path, output: Path, *, max
     Raises:
         TooManyFailuresError: too many images were lost; put them back and go on.
     """
+    sample_patches(cfg, images, masks, output, Worker())
+    fit_semantics(cfg, images, masks, output)
+    label_shards(cfg, images, masks, output, Worker())
+    finish_semantics(cfg, images, masks, output, max_failures=max_failures)
+    return output
+
+
+def open_semantics(cfg: CfgNode, masks: Path, output: Path, *, clean: bool = True) -> dict:
+    """Opens the stage's directory and returns its settings.
+
+    Args:
+        cfg: reads ``SEMANTICS`` and ``FEATURES``.
+        masks: directory of the mask stage.
+        output: of this stage.
+        clean: see ``u2seg.utils.manifest.open_stage``.
+
+    Raises:
+        ValueError: more clusters than an 8-bit PNG can hold.
+        KeyError: an unknown provider; the message lists those there are.
+    """
     if cfg.SEMANTICS.NUM_CLUSTERS > MAX_STUFF:
         raise ValueError(
             f"SEMANTICS.NUM_CLUSTERS is {cfg.SEMANTICS.NUM_CLUSTERS}, but an 8-bit PNG holds at most {MAX_STUFF}"
         )
-    make_provider = get_registered(SEMANTIC_PROVIDER_REGISTRY, cfg.SEMANTICS.PROVIDER, "SEMANTICS.PROVIDER")
+    get_registered(SEMANTIC_PROVIDER_REGISTRY, cfg.SEMANTICS.PROVIDER, "SEMANTICS.PROVIDER")
     # A section that is named like another provider is that one's alone.
     others = {name for name, _ in SEMANTIC_PROVIDER_REGISTRY} - {cfg.SEMANTICS.PROVIDER}
     settings = {key.lower(): value for key, value in cfg.SEMANTICS.items() if key not in others}
@@ -54,28 +89,140 @@ def make_semantics(cfg: CfgNode, images: Path, masks: Path, output: Path, *, max
     learned = {key.lower(): value for key, value in cfg.SEMANTICS.LEARNED.items() if key not in _NOT_IN_MANIFEST}
     settings["learned"] = {**learned, "weights": learned["weights"] and short_file_digest(learned["weights"])}
     settings["features"] = feature_settings(cfg)
-    open_stage(output, "semantics", {**settings, "masks": settings_digest(masks)})
-    if is_complete(output):
-        return output
-    provider = make_provider(cfg, images, masks, output)
-    provider.fit()
-    num_images, total = 0, read_json(masks / MANIFEST)["counts"]["images"]
-    lost: list[str] = []
-    done = sum(len(records) for i, records in enumerate(iter_shards(masks)) if shard_path(output, i).is_file())
-    with Progress(total, "semantic maps", initial=done) as bar:
-        for index, records in enumerate(iter_shards(masks)):
-            path = shard_path(output, index)
+    settings["masks"] = settings_digest(masks)
+    open_stage(output, "semantics", settings, clean=clean)
+    return settings
+
+
+def sample_patches(cfg: CfgNode, images: Images, masks: Path, output: Path, worker: Worker) -> None:
+    """Makes one worker's share of the sample from which the provider learns, if it learns from one.
+
+    Args:
+        cfg: reads ``SEMANTICS`` and ``FEATURES``.
+        images: the images.
+        masks: directory of the mask stage.
+        output: of this stage.
+        worker: whose shards are sampled.
+    """
+    open_semantics(cfg, masks, output, clean=False)
+    if is_fitted(output):
+        return
+    provider = _provider(cfg, images, masks, output)
+    if not hasattr(provider, "sample") or not provider.needs_sample():
+        return
+    shards = mask_shards(masks)
+    own = worker.share(len(shards))
+    with Progress(sum(count_records(shards[index]) for index in own), "sampling patches", transient=True) as bar:
+        for index in own:
+            records = read_shard(shards[index])
+            provider.sample(index, records)
+            bar.update(len(records))
+
+
+def fit_semantics(cfg: CfgNode, images: Images, masks: Path, output: Path) -> None:
+    """Lets the provider learn from the samples of all workers; does nothing where it has learned.
+
+    Args:
+        cfg: reads ``SEMANTICS`` and ``FEATURES``.
+        images: the images.
+        masks: directory of the mask stage.
+        output: of this stage.
+    """
+    open_semantics(cfg, masks, output)
+    if not is_fitted(output):
+        _provider(cfg, images, masks, output).fit()
+        _fitted_path(output).touch()
+
+
+def is_fitted(output: Path) -> bool:
+    """Returns whether :func:`fit_semantics` came to its end in a stage's directory."""
+    return is_complete(output) or ((output / MANIFEST).is_file() and _fitted_path(output).is_file())
+
+
+def _fitted_path(output: Path) -> Path:
+    return output / f"{_FITTED}-{settings_key(stage_settings(output))}"
+
+
+def label_shards(cfg: CfgNode, images: Images, masks: Path, output: Path, worker: Worker) -> None:
+    """Makes the maps of one worker's shards; for :class:`PatchKMeans` this is a second forward pass over every image.
+
+    Args:
+        cfg: reads ``SEMANTICS`` and ``FEATURES``.
+        images: the images.
+        masks: directory of the mask stage.
+        output: of this stage, in which the provider has learned.
+        worker: whose shards are labeled.
+    """
+    settings = open_semantics(cfg, masks, output, clean=False)
+    shards = mask_shards(masks)
+    own = worker.share(len(shards))
+    missing = [index for index in own if not shard_path(output, index).is_file()]
+    if not missing:
+        return
+    provider = _provider(cfg, images, masks, output)
+    counts = {index: count_records(shards[index]) for index in own}
+    total = sum(counts.values())
+    with Progress(total, "semantic maps", initial=total - sum(counts[index] for index in missing)) as bar:
+        for index in missing:
+            records = read_shard(shards[index])
             readable = [record for record in records if record.error is None]
-            if not path.is_file():
-                maps = {}
-                for piece in shard_slices(len(readable), cfg.FEATURES.BATCH_SIZE):
-                    maps.update(provider.label(readable[piece]))
-                    bar.update(len(readable[piece]))
-                write_semantic_shard(path, maps)
-                bar.update(len(records) - len(readable))
-            names = semantic_shard_names(path)
+            maps = {}
+            for piece in shard_slices(len(readable), cfg.FEATURES.BATCH_SIZE):
+                maps.update(provider.label(readable[piece]))
+                bar.update(len(readable[piece]))
+            check_stage(output, "semantics", settings)
+            write_semantic_shard(shard_path(output, index), maps)
+            bar.update(len(records) - len(readable))
+
+
+def finish_semantics(
+    cfg: CfgNode, images: Images, masks: Path, output: Path, *, max_failures: float | None = None
+) -> None:
+    """Closes the stage, and records the images that were lost since their masks were made.
+
+    Args:
+        cfg: reads ``SEMANTICS``.
+        images: the images; the lost ones are read again for the reason.
+        masks: directory of the mask stage.
+        output: of this stage.
+        max_failures: as for :func:`make_semantics`.
+
+    Raises:
+        IncompleteStageError: a shard was not labeled; the message names it.
+        TooManyFailuresError: too many images were lost; put them back and go on.
+    """
+    open_semantics(cfg, masks, output)
+    if not is_complete(output):
+        shards = mask_shards(masks)
+        require_shards(output, len(shards))
+        num_images, lost = 0, []
+        for index, shard in enumerate(shards):
+            names, summary = semantic_shard_names(shard_path(output, index)), summarize_shard(shard)
             num_images += len(names)
-            lost += [record.file_name for record in readable if record.file_name not in names]
-    report_lost_images(images, lost, output, total, cfg.MASKS.MAX_FAILURES if max_failures is None else max_failures)
-    close_stage(output, {"images": num_images, **({"lost_images": lost} if lost else {})})
-    return output
+            readable = zip(summary.file_names, summary.errors)
+            lost += [name for name, error in readable if error is None and name not in names]
+        total = read_json(masks / MANIFEST)["counts"]["images"]
+        max_failures = cfg.MASKS.MAX_FAILURES if max_failures is None else max_failures
+        _report_lost(open_source(images), lost, output, total, max_failures)
+        close_stage(output, {"images": num_images, **({"lost_images": lost} if lost else {})})
+    # With what another run on the same directory sampled in vain.
+    remove_patch_samples(output)
+    _remove_marks(output)
+
+
+def _report_lost(images: ImageSource, lost: list[str], output: Path, total: int, max_failures: float) -> None:
+    try:
+        report_lost_images(images, lost, output, total, max_failures)
+    except TooManyFailuresError:
+        _remove_marks(output)  # what was learned is deleted
+        raise
+
+
+def _remove_marks(output: Path) -> None:
+    for path in output.glob(f"{_FITTED}-*"):
+        path.unlink(missing_ok=True)
+
+
+def _provider(cfg: CfgNode, images: Images, masks: Path, output: Path) -> Any:
+    make = get_registered(SEMANTIC_PROVIDER_REGISTRY, cfg.SEMANTICS.PROVIDER, "SEMANTICS.PROVIDER")
+    return make(cfg, open_source(images), masks, output)

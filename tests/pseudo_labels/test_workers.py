@@ -1,0 +1,283 @@
+"""Many workers on one directory: the same bytes as one, whatever their number, their order, and what is killed."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from u2seg.cli.main import main
+from u2seg.config import setup_cfg
+from u2seg.pseudo_labels import make_pseudo_labels, phases
+from u2seg.pseudo_labels.launchers import TorchrunLauncher, finish_when_visible, on_gpu
+from u2seg.pseudo_labels.masks import mask_stage
+from u2seg.pseudo_labels.pipeline import finalize, make_worker_share
+from u2seg.pseudo_labels.semantics import semantic_providers
+from u2seg.pseudo_labels.sharding import Worker
+from u2seg.utils.manifest import IncompleteStageError, StageMismatchError
+
+CONFIG = "quick_schedules/scenes.yaml"
+OPTIONS = [
+    *("FEATURES.IMAGE_SIZE", "(72,108)", "FEATURES.HANDMADE.PATCH_SIZE", "4", "FEATURES.BATCH_SIZE", "2"),
+    *("MASKS.NUM_WORKERS", "0", "MASKS.SHARD_SIZE", "2", "MASKS.MAX_FAILURES", "0.5", "MASKS.MIN_AREA", "0.005"),
+    *("CLUSTERS.NUM_CLUSTERS", "2", "CLUSTERS.NUM_RESTARTS", "1", "CLUSTERS.MAX_TRAINING_SAMPLES", "12"),
+    *("SEMANTICS.NUM_CLUSTERS", "2", "SEMANTICS.NUM_RESTARTS", "1", "SEMANTICS.MAX_TRAINING_SAMPLES", "40"),
+]
+ROUNDS = [["masks"], ["cluster samples", "semantic samples"], ["clusters", "semantics"], ["panoptic"]]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Nine images, five shards: two blobs before two halves; and one that is broken."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:60, :90]
+    for number in range(9):
+        image = np.full((60, 90, 3), (120, 160, 220), np.int32)
+        image[30:] = (60, 120, 50)
+        for x, color in ((27, (230, 40, 40)), (63, (240, 220, 40))):
+            image[np.hypot(rows - rng.integers(18, 42), columns - x) < 13] = color
+        image += rng.integers(-12, 13, image.shape)
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(root / f"{number}.png")
+    (root / "3.png").write_bytes(b"broken")
+    return root
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    return setup_cfg(CONFIG, OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def labels(photos, cfg, tmp_path_factory):
+    """The labels of one process."""
+    return make_pseudo_labels(cfg, photos, tmp_path_factory.mktemp("labels"))
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_workers_and_finalize_give_the_bytes_of_one_process(labels, photos, cfg, tmp_path, count):
+    output = tmp_path / "labels"
+    order = np.random.default_rng(count)
+    for number, names in enumerate(ROUNDS):
+        for index in order.permutation(count):
+            assert make_worker_share(cfg, photos, output, Worker(int(index), count)) == names
+        assert finalize(cfg, photos, output) == (ROUNDS[number + 1] if number < 3 else [])
+    assert make_worker_share(cfg, photos, output, Worker(0, count)) == []
+    assert snapshot(output) == snapshot(labels)
+
+
+def test_finalize_names_what_is_missing_and_closes_nothing(photos, cfg, tmp_path, capsys):
+    output = tmp_path / "labels"
+    command = ["labels", str(photos), "--config-file", CONFIG, "--output", str(output), *OPTIONS]
+    assert main([*command, "--finalize"]) == 1
+    assert "holds no plan of a run" in capsys.readouterr().err
+    assert main([*command, "--worker", "1/2"]) == 0
+    assert "made its share of: masks; when all have ended, run with --finalize" in capsys.readouterr().out
+    before = snapshot(output)
+    assert main([*command, "--finalize"]) == 1
+    missing = "lacks 3 of 5 shards: shard-000000.parquet, shard-000002.parquet, shard-000004.parquet."
+    assert missing in capsys.readouterr().err
+    assert snapshot(output) == before
+    assert main([*command, "--worker", "0/2"]) == 0
+    assert main([*command, "--finalize"]) == 0
+    assert "closed; next: cluster samples, semantic samples" in capsys.readouterr().out
+    failures = json.loads((output / "failures.json").read_text())
+    assert [row["file_name"] for row in failures] == ["3.png"]
+    with pytest.raises(IncompleteStageError, match=r"\.sample-\w{8}-000000\.npy, \.sample-\w{8}-000001\.npy"):
+        finalize(cfg, photos, output)
+
+
+def test_more_workers_than_shards_and_fewer_stages(labels, photos, cfg, tmp_path):
+    output = tmp_path / "labels"
+    for index in range(9):
+        make_worker_share(cfg, photos, output, Worker(index, 9), stages=["masks"])
+    assert finalize(cfg, photos, output, stages=["masks"]) == []
+    assert snapshot(output / "masks") == snapshot(labels / "masks")
+    with pytest.raises(FileNotFoundError, match="the panoptic stage needs a finished clusters stage"):
+        make_worker_share(cfg, photos, output, Worker(0, 2), stages=["panoptic"])
+
+
+def test_patches_come_out_of_the_mask_stage_s_forward_pass(labels, photos, cfg, tmp_path, monkeypatch):
+    forwarded = []
+    features = semantic_providers.PatchKMeans._features
+
+    def counted(self, records):
+        forwarded.extend(records)
+        yield from features(self, records)
+
+    monkeypatch.setattr(semantic_providers.PatchKMeans, "_features", counted)
+    make_pseudo_labels(cfg, photos, tmp_path / "together")
+    assert len(forwarded) == 8, "one more pass, for the maps"
+    forwarded.clear()
+    for stage in phases.STAGES:
+        make_pseudo_labels(cfg, photos, tmp_path / "apart", stages=[stage])
+    assert len(forwarded) == 16, "a run of masks alone samples nothing"
+    assert snapshot(tmp_path / "together") == snapshot(tmp_path / "apart") == snapshot(labels)
+
+
+def test_of_more_images_than_samples_only_a_share_is_looked_at(photos, cfg, tmp_path):
+    few = setup_cfg(CONFIG, [*OPTIONS, "SEMANTICS.MAX_TRAINING_SAMPLES", "4"])
+    make_pseudo_labels(few, photos, tmp_path, stages=["masks"])
+    provider = semantic_providers.PatchKMeans(few, photos, tmp_path / "masks", tmp_path / "semantics")
+    records = list(semantic_providers.read_shard(tmp_path / "masks" / "shard-000000.parquet"))
+    taken = [provider._patches.takes(semantic_providers.ImageMasks(n, "x")) for n in range(1, 1001)]
+    assert 0.38 < np.mean(taken) < 0.51, "4 of 9 images"
+    provider.sample(0, records)
+    expected = sum(provider._patches.takes(record) for record in records)
+    assert len(np.load(provider._patches.path(0))) == expected
+
+
+def test_a_run_with_other_settings_beside_it_is_noticed_before_a_shard_is_written(photos, cfg, tmp_path, monkeypatch):
+    output = tmp_path / "labels"
+    other = setup_cfg(CONFIG, [*OPTIONS, "MASKS.TAU", "0.3"])
+    refine = mask_stage._refine
+
+    def interfere(*args):
+        # No shard is there yet, so that the directory still takes other settings.
+        mask_stage.plan_masks(other, photos, output / "masks")
+        return refine(*args)
+
+    monkeypatch.setattr(mask_stage, "_refine", interfere)
+    with pytest.raises(StageMismatchError, match="another run with other settings took"):
+        make_worker_share(cfg, photos, output, Worker(0, 2))
+    assert not list(output.glob("masks/shard-*"))
+
+
+def test_samples_of_settings_that_were_given_up_are_not_used(labels, photos, cfg, tmp_path):
+    output = tmp_path / "labels"
+    make_pseudo_labels(cfg, photos, output, stages=["masks"])
+    other = setup_cfg(CONFIG, [*OPTIONS, "CLUSTERS.NORMALIZE", "True", "SEMANTICS.PROVIDER", "DirectoryOfMaps"])
+    other.SEMANTICS.DIRECTORY = str(tmp_path / "none")
+    make_worker_share(other, photos, output, Worker(0, 1), stages=["clusters"])
+    with pytest.raises(FileNotFoundError, match="no semantic map for"):
+        make_pseudo_labels(other, photos, output, stages=["semantics"])
+    make_pseudo_labels(cfg, photos, output)
+    assert snapshot(output) == snapshot(labels)
+
+
+def in_children(work, count):
+    """Runs ``work(index)`` in forked processes and returns their exit statuses."""
+
+    def child(index):
+        # A forked process must not wait for its parent's threads.
+        torch.set_num_threads(1)
+        faiss.omp_set_num_threads(1)
+        work(index)
+        os._exit(0)
+
+    context = multiprocessing.get_context("fork")
+    children = [context.Process(target=child, args=(index,)) for index in range(count)]
+    for process in children:
+        process.start()
+    for process in children:
+        process.join(120)
+    return [process.exitcode for process in children]
+
+
+def test_two_whole_runs_at_once_do_no_harm(labels, photos, cfg, tmp_path):
+    in_children(lambda index: make_pseudo_labels(cfg, photos, tmp_path / "labels"), 2)
+    make_pseudo_labels(cfg, photos, tmp_path / "labels")
+    assert snapshot(tmp_path / "labels") == snapshot(labels)
+
+
+def test_three_processes_of_torchrun_give_the_same_bytes(labels, photos, cfg, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def rank(index):
+        os.environ.update(RANK=str(index), WORLD_SIZE="3", LOCAL_RANK=str(index))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        make_pseudo_labels(cfg, photos, tmp_path / "labels", launcher=TorchrunLauncher)
+
+    assert in_children(rank, 3) == [0, 0, 0]
+    assert snapshot(tmp_path / "labels") == snapshot(labels)
+
+
+def test_submitit_s_jobs_give_the_same_bytes(labels, photos, cfg, tmp_path):
+    pytest.importorskip("submitit", reason="needs the extra u2seg[slurm]")
+    from u2seg.pseudo_labels.launchers import ShareJob, SlurmLauncher
+
+    def debug(cfg, run):
+        return SlurmLauncher(cfg, run, jobs=2, cluster="debug")
+
+    make_pseudo_labels(cfg, photos, tmp_path / "labels", launcher=debug)
+    assert snapshot(tmp_path / "labels") == snapshot(labels)
+    again = ShareJob().checkpoint(cfg, "run", "masks", Worker(1, 2))
+    assert isinstance(again.function, ShareJob) and again.args == (cfg, "run", "masks", Worker(1, 2))
+
+
+def test_shards_that_a_network_shows_late_are_waited_for(cfg):
+    calls = []
+
+    def finish(cfg, run):
+        calls.append(run)
+        if len(calls) < 3:
+            raise IncompleteStageError("late")
+
+    phase = replace(phases.phase_named("masks"), finish=finish)
+    finish_when_visible(phase, cfg, None, seconds=20)
+    assert len(calls) == 3
+    calls.clear()
+    with pytest.raises(IncompleteStageError, match="late"):
+        finish_when_visible(phase, cfg, None, seconds=0)
+
+
+def test_torchrun_s_variables_are_asked_for(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    command = ["labels", str(photos), "--config-file", CONFIG, "--output", str(tmp_path / "o")]
+    assert main([*command, "--launcher", "torchrun"]) == 1
+    assert "reads RANK" in (message := capsys.readouterr().err) and "torchrun --nproc-per-node" in message
+    for options, expected in (
+        (["--launcher", "slurm", "--worker", "0/2"], "--launcher and --worker do not go together"),
+        (["--worker", "0/2", "--finalize"], "--worker and --finalize do not go together"),
+        (["--worker", "0/2", "--workers", "2"], "leave it out with --worker"),
+        (["--launcher", "slurm", "--workers", "2"], "leave it out with --launcher"),
+        (["--finalize", "--retry-failures"], "in a run without it"),
+    ):
+        assert main([*command, *options]) == 1
+        assert expected in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_workers_of_one_machine_share_its_gpus(cfg, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    auto = setup_cfg(CONFIG, ["FEATURES.DEVICE", "auto"])
+    assert [on_gpu(auto, index).FEATURES.DEVICE for index in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert on_gpu(setup_cfg(CONFIG, ["FEATURES.DEVICE", "cpu"]), 1).FEATURES.DEVICE == "cpu"
+
+
+def test_lists_and_tar_shards_give_the_masks_of_the_directory(labels, photos, cfg, tmp_path):
+    import tarfile
+
+    names = sorted(path.name for path in photos.iterdir())
+    copy = shutil.copytree(photos, tmp_path / "photos")
+    (copy / "all.txt").write_text("\n".join(names))
+    made = make_pseudo_labels(cfg, copy / "all.txt", tmp_path / "by_list")
+    assert snapshot(made) == snapshot(labels)
+    for tar, chosen in (("s-0.tar", names[:4]), ("s-1.tar", names[4:])):
+        with tarfile.open(tmp_path / tar, "w") as archive:
+            for name in chosen:
+                archive.add(photos / name, name)
+    made = make_pseudo_labels(cfg, f"{tmp_path}/s-{{0..1}}.tar", tmp_path / "by_tar")
+    rows = json.loads((made / "panoptic" / "panoptic.json").read_text())["images"]
+    assert [row["file_name"] for row in rows][:4] == [
+        "s-0.tar/0.png",
+        "s-0.tar/1.png",
+        "s-0.tar/2.png",
+        "s-1.tar/4.png",
+    ]
+    same = {name: (labels / "panoptic" / "stuff" / name).read_bytes() for name in names if name != "3.png"}
+    assert {path.name: path.read_bytes() for path in made.rglob("stuff/*/*.png")} == same

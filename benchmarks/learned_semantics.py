@@ -10,8 +10,8 @@ method makes semantic maps of the same images, and then of 60 others, which have
 again. With ``--scenes`` the demo's 60 validation scenes are labeled instead, by its hand-made features, and PQ of stuff is printed as
 well (protocol ``hungarian``); that is no part of the promise.
 
-Promise: the mean mIoU of STEGO, and that of CAUSE, over three seeds is at least 10 points above that of k-means. The exit status is 1
-where it is not kept.
+Promise, which no finished run has tested yet: the mean mIoU of STEGO, and that of CAUSE, over three seeds is at least 10 points above
+that of k-means. The exit status is 1 where it is not kept.
 """
 
 import argparse

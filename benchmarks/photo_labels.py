@@ -45,6 +45,12 @@ WHOLE_IMAGE = [
     *("MASKS.GENERATOR", "WholeImage", "MASKS.REFINEMENT", "none", "MASKS.MAX_AREA", 1.0, "MASKS.MAX_CORNERS", 5),
     *("SEMANTICS.SKIP_MASKED", False),  # no patch is left otherwise
 ]
+# Masks of pixels alone, which do not lie in each other.
+REGIONS = [
+    *("MASKS.GENERATOR", "RegionHierarchy", "MASKS.REFINEMENT", "none"),
+    *("MASKS.HIERARCHY.MAX_SHARED", 0.1, "MASKS.HIERARCHY.MAX_MASKS", 10, "MASKS.MIN_AREA", 0.005),
+]
+RANDOM = ["CLUSTERS.EMBEDDING", "random_vectors"]
 # Crops of masks at the size of the crops that the backbone was learned from.
 LEARNED_CROPS = ["CLUSTERS.EMBEDDING", "masked_crop", "FEATURES.IMAGE_SIZE", (96, 96)]
 
@@ -67,13 +73,12 @@ class Row:
 ROWS = {
     "whole image": Row((LEARNED, WHOLE_IMAGE), (LEARNED, WHOLE_IMAGE), (LEARNED, WHOLE_IMAGE)),
     "hand-made descriptor": Row((HANDMADE, []), (HANDMADE, []), (HANDMADE, [])),
-    "learned things": Row("hand-made descriptor", (LEARNED, LEARNED_CROPS), (HANDMADE, [])),
-    "learned things and stuff": Row("hand-made descriptor", (LEARNED, LEARNED_CROPS), (LEARNED, [])),
-    "random clusters": Row(
-        "hand-made descriptor", (HANDMADE, ["CLUSTERS.EMBEDDING", "random_vectors"]), (HANDMADE, [])
-    ),
+    "regions": Row((HANDMADE, REGIONS), (HANDMADE, REGIONS), (HANDMADE, REGIONS)),
+    "regions with random clusters": Row("regions", (HANDMADE, RANDOM), (HANDMADE, [])),
+    "regions with learned things": Row("regions", (LEARNED, LEARNED_CROPS), (HANDMADE, [])),
+    "regions with learned things and stuff": Row("regions", (LEARNED, LEARNED_CROPS), (LEARNED, [])),
 }
-TAUGHT_BY = "learned things"  # the row whose labels the detector learns
+TAUGHT_BY = "regions with learned things"  # the row whose labels the detector learns
 COLUMNS = ("PQ", "PQ_th", "PQ_st", "mIoU", "AR100")
 
 
@@ -221,7 +226,7 @@ def main() -> int:
     for name in (*ROWS, MODEL):
         if args.only and name not in args.only:
             continue
-        path = args.output / f"{name.replace(' ', '_')}.json"
+        path = _directory(args, name).with_suffix(".json")
         if not path.is_file():
             write_json(path, model_row(args) if name == MODEL else label_row(name, args))
         results[name] = read_json(path)

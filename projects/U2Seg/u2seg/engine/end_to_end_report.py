@@ -279,7 +279,7 @@ def _best_and_worst(shown: Sequence[_Shown], reference: str) -> list[Row]:
 
 
 def _training_row(annotation: dict, labels: PanopticLabels, predictor: Predictor) -> _Shown:
-    image_rgb, label_map = labels.read(annotation)
+    image_rgb, label_map = labels.read_named(annotation)
     prediction = predictor(image_rgb)
     row = Row(
         f"training image {labels.file_names[annotation['image_id']]}",
@@ -310,7 +310,7 @@ def _test_row(annotation: dict, gt: PanopticLabels, predictor: Predictor, direct
     # By file name: a ground truth numbers its images as it likes.
     label_of = {labels.file_names[row["image_id"]]: row for row in labels.annotations}
     name = gt.file_names[annotation["image_id"]]
-    image_rgb, gt_map = gt.read(annotation)
+    image_rgb, gt_map = gt.read_named(annotation)
     images = {"image": image_rgb}
     if name in label_of:
         images["pseudo-label, names by matching"] = _draw_labels(labels, label_of[name], predictor)
@@ -337,7 +337,7 @@ def _panoptic_gt(test_set: str) -> PanopticLabels | None:
 
 def _draw_labels(labels: PanopticLabels, annotation: dict, predictor: Predictor) -> np.ndarray:
     """Returns an image with its pseudo-labels, clusters named and colored as the predictor does."""
-    image_rgb, panoptic_map = labels.read(annotation)
+    image_rgb, panoptic_map = labels.read_named(annotation)
     segments = contiguous_segments(annotation["segments_info"], labels.space)
     return predictor.draw_segments(image_rgb, panoptic_map, segments)
 

@@ -13,7 +13,7 @@ from u2seg.data.formats.coco_panoptic import read_panoptic_png
 from u2seg.data.formats.label_directory import panoptic_directory
 from u2seg.structures.label_space import LabelSpace
 from u2seg.utils.files import confined_name, read_json
-from u2seg.utils.image_io import ImageReadError, read_named_rgb
+from u2seg.utils.image_io import ImageReadError, read_image_rgb
 from u2seg.utils.manifest import Failure
 from u2seg.utils.progress import track
 from u2seg.visualization.html_report import Row, Table, write_report
@@ -47,9 +47,10 @@ class PanopticLabels:
         """Returns an image, uint8 (H, W, 3), and its segment ids, int32 (H, W).
 
         Raises:
-            ImageReadError: the image cannot be read, has another size than its labels, or its PNG is missing.
+            ImageReadError: the image cannot be read, has another size than its labels, or its PNG is missing; the message is the
+                reason alone.
         """
-        image_rgb = read_named_rgb(self.image_directory / self.file_names[annotation["image_id"]])
+        image_rgb = read_image_rgb(self.image_directory / self.file_names[annotation["image_id"]])
         png = self.png_directory / annotation["file_name"]
         try:
             panoptic_map = read_panoptic_png(png)
@@ -58,6 +59,15 @@ class PanopticLabels:
         if panoptic_map.shape != image_rgb.shape[:2]:
             raise ImageReadError(f"it has size {image_rgb.shape[:2]}, its labels {panoptic_map.shape}")
         return image_rgb, panoptic_map
+
+    def read_named(self, annotation: dict) -> tuple[np.ndarray, np.ndarray]:
+        """Returns what ``read`` does; the error names the image."""
+        try:
+            return self.read(annotation)
+        except ImageReadError as error:
+            raise ImageReadError(
+                f"{self.image_directory / self.file_names[annotation['image_id']]}: {error}"
+            ) from error
 
 
 def load_panoptic_labels(labels: str | Path, images: str | Path) -> PanopticLabels:

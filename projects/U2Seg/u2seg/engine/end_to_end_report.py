@@ -28,8 +28,8 @@ _MATCHED_NAMES = (
     f"ground truth afterwards (protocol {PROTOCOL}); a cluster that was matched to nothing keeps its number."
 )
 _AGREEMENT = (
-    "Agreement, by which the best and the worst image are chosen, says how well the segments of the ground truth (without one, of the "
-    "pseudo-label) are found again in the prediction, whatever their class; things and stuff count the same."
+    "Agreement, by which the best and the worst image are chosen, says how well the segments of the {reference} are found again in the "
+    "prediction, whatever their class; things and stuff count the same."
 )
 SEEDS = "seeds"  # directory of runs that differ by their seed alone
 MAX_CONFUSION_ROWS = 30
@@ -92,7 +92,7 @@ def write_run_report(
     return write_report(
         directories.report,
         title=title,
-        summary=f"{summary}\n\n{_AGREEMENT}",
+        summary=f"{summary}\n\n{_AGREEMENT.format(reference='ground truth' if cfg.DATASETS.TEST else 'pseudo-label')}",
         facts={f"time for {step}": format_seconds(seconds) for step, seconds in _times(directories).items()},
         tables=tables,
         heatmaps=heatmaps,

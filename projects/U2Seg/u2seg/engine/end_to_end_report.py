@@ -77,6 +77,7 @@ def write_run_report(
     tables: list[Table] = []
     heatmaps: list[Heatmap] = []
     label_map = None
+    reference = "pseudo-label"
     if cfg.DATASETS.TEST:  # without ground truth there are no scores, and clusters keep their numbers
         test_set = cfg.DATASETS.TEST[0]
         label_map = directories.model / "inference" / test_set / f"label_map_{PROTOCOL}.json"
@@ -88,11 +89,12 @@ def write_run_report(
         saved = directories.model / "inference" / test_set / "tables.npz"
         heatmaps = [confusion_heatmap(load_tables(saved))] if saved.is_file() else []
         summary = f"{summary}\n\n{_MATCHED_NAMES}"
+        reference = "ground truth" if MetadataCatalog.get(test_set).get("panoptic_json") else reference
     predictor = Predictor(cfg, label_map=label_map)
     return write_report(
         directories.report,
         title=title,
-        summary=f"{summary}\n\n{_AGREEMENT.format(reference='ground truth' if cfg.DATASETS.TEST else 'pseudo-label')}",
+        summary=f"{summary}\n\n{_AGREEMENT.format(reference=reference)}",
         facts={f"time for {step}": format_seconds(seconds) for step, seconds in _times(directories).items()},
         tables=tables,
         heatmaps=heatmaps,

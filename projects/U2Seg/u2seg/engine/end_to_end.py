@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
 
 from u2seg.config import setup_cfg
@@ -25,7 +24,7 @@ from u2seg.engine.photo_run.run_plan import (
     training_length,
     training_set_of,
 )
-from u2seg.engine.photo_run.run_threads import run_in_process
+from u2seg.engine.photo_run.run_threads import run_in_process, torch_threads
 from u2seg.modeling.build import complete_config
 from u2seg.predictor import Predictor, predict_files
 from u2seg.pseudo_labels.pipeline import STAGES, make_pseudo_labels
@@ -180,7 +179,12 @@ def run_photos(plan: RunPlan) -> RunPlan:
             plan.is_free("CLUSTERS.NUM_CLUSTERS"),
         )
     plan = plan.choose({"CLUSTERS.NUM_CLUSTERS": clusters})
-    torch.set_num_threads(plan.threads.training)
+    with torch_threads(plan.threads.training):
+        return _train_and_predict(plan, directories)
+
+
+def _train_and_predict(plan: RunPlan, directories: RunDirectories) -> RunPlan:
+    """Trains on finished labels, scores where there is ground truth, and predicts on the photos."""
     if plan.minutes is not None and plan.is_free("SOLVER.MAX_ITER"):
         plan = plan.choose(_measured_length(plan, plan.minutes))
     plan = replace(plan, set_aside=_set_aside_other_model(plan, directories)).begin_training()

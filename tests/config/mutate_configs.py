@@ -157,6 +157,8 @@ def doors_of(config: str) -> list[str]:
     """Returns the commands that are tried with a shipped configuration."""
     if config.startswith("LUSS"):
         return ["luss", "luss clusters"] if "attention" in config else ["luss"]
+    if config.startswith(("semantics", "masks")):
+        return ["labels"]  # they describe no training
     doors = ["train", "labels"] if "COCO-FewLabels" not in config else ["train"]
     return [*doors, "self-train"] if "self_training" in config or "quick" in config else doors
 

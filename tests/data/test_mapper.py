@@ -195,3 +195,9 @@ def test_a_wrong_semantic_target_is_named(dicts, tmp_path):
         spoil()
         with pytest.raises(ValueError, match=message):
             mapper(record)
+
+
+def test_an_ignore_value_that_the_targets_do_not_hold_is_refused(tiny_cfg, tmp_path):
+    cfg = tiny_cfg(tmp_path, "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 0)
+    with pytest.raises(ValueError, match="IGNORE_VALUE is 0; expected 255"):
+        PanopticMapper(cfg, True)

@@ -64,7 +64,8 @@ def _rename(args: argparse.Namespace) -> None:
 
 
 def _print_clusters(labels: Path) -> None:
+    rows = count_clusters(labels)
     print(f"{'number':>6}  {'kind':5}  {'segments':>8}  {'images':>6}  name")
-    for row in count_clusters(labels):
+    for row in rows:
         kind = "thing" if row.is_thing else "stuff"
         print(f"{row.cluster:6d}  {kind:5}  {row.segments:8d}  {row.images:6d}  {row.name or '-'}")

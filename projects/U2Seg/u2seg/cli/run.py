@@ -141,7 +141,11 @@ def _warnings(plan: RunPlan, counts: RunCounts) -> list[str]:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    message = f"expected a number of minutes above 0, such as 120, got {text!r}"
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(message) from error
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a positive number of minutes, got {text}")
+        raise argparse.ArgumentTypeError(message)
     return value

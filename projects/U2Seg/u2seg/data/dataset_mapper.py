@@ -71,6 +71,11 @@ class PanopticMapper:
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
         """Returns the constructor's arguments from a configuration."""
+        if cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE != IGNORE_LABEL:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}; expected {IGNORE_LABEL}, which the targets of "
+                "INPUT.DATASET_MAPPER_NAME PanopticMapper hold where nothing is known"
+            )
         paste = is_train and cfg.INPUT.COPY_PASTE.ENABLED
         crop = is_train and cfg.INPUT.CROP.ENABLED
         augmentations = detection_utils.build_augmentation(cfg, is_train)

@@ -18,7 +18,10 @@ def format_plan(plan: RunPlan) -> str:
     gpu = f"{machine.gpus} GPU{'s' if machine.gpus > 1 else ''}" if machine.gpus else "no GPU"
     free = shutil.disk_usage(next(p for p in (plan.output, *plan.output.absolute().parents) if p.is_dir())).free
     memory = f"{machine.memory_bytes / 2**30:.1f} GiB of memory free, " if machine.memory_bytes else ""
-    unreadable = f"; {len(photos.unreadable)} cannot be read" if photos.unreadable else ""
+    unreadable = ""
+    if photos.unreadable:
+        first = photos.unreadable[0]
+        unreadable = f"; {len(photos.unreadable)} cannot be read, such as {first.file_name} ({first.reason})"
     scores = "none (no --ground-truth)"
     if plan.num_scored:
         scores = f"{plan.num_scored} photos have ground truth in {plan.ground_truth}; only scoring reads it"

@@ -10,6 +10,7 @@ from u2seg.data.formats.semantic_shards import semantic_shard_names, write_seman
 from u2seg.features import feature_settings
 from u2seg.pseudo_labels.image_source import open_source
 from u2seg.pseudo_labels.lost_images import report_lost_images
+from u2seg.pseudo_labels.semantics.learned.learned_providers import remove_trained_head
 from u2seg.pseudo_labels.semantics.patch_sample import remove_patch_samples
 from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_REGISTRY
 from u2seg.pseudo_labels.sharding import Worker
@@ -214,7 +215,9 @@ def _report_lost(images: ImageSource, lost: list[str], output: Path, total: int,
     try:
         report_lost_images(images, lost, output, total, max_failures)
     except TooManyFailuresError:
-        _remove_marks(output)  # what was learned is deleted
+        # The centroids are deleted already.
+        remove_trained_head(output)
+        _remove_marks(output)
         raise
 
 

@@ -16,6 +16,7 @@ from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_R
 from u2seg.pseudo_labels.sharding import Worker
 from u2seg.structures.label_space import MAX_STUFF
 from u2seg.utils.files import read_json, short_file_digest
+from u2seg.utils.hub_files import local_file
 from u2seg.utils.image_io import ImageSource
 from u2seg.utils.manifest import (
     MANIFEST,
@@ -88,7 +89,10 @@ def open_semantics(cfg: CfgNode, masks: Path, output: Path, *, clean: bool = Tru
     settings["centroids"] = cfg.SEMANTICS.CENTROIDS and short_file_digest(cfg.SEMANTICS.CENTROIDS)
     # Neither how much is kept in memory nor how often a checkpoint is written changes a map by more than rounding.
     learned = {key.lower(): value for key, value in cfg.SEMANTICS.LEARNED.items() if key not in _NOT_IN_MANIFEST}
-    settings["learned"] = {**learned, "weights": learned["weights"] and short_file_digest(learned["weights"])}
+    settings["learned"] = {
+        **learned,
+        "weights": learned["weights"] and short_file_digest(local_file(learned["weights"])),
+    }
     settings["features"] = feature_settings(cfg)
     settings["masks"] = settings_digest(masks)
     open_stage(output, "semantics", settings, clean=clean)

@@ -1,5 +1,6 @@
 """Weights and configurations by their names on the Hugging Face Hub, from a server on this machine."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from safetensors.torch import save as safetensors_bytes
 from u2seg.checkpoint import AtomicCheckpointer, read_weights
 from u2seg.config import setup_cfg
 from u2seg.features.vit_weights import WeightsError, find_weights, get_architecture
-from u2seg.utils.hub_files import HubFileError, HubFileMissingError, hub_file
+from u2seg.utils.files import short_file_digest
+from u2seg.utils.hub_files import HubFileError, HubFileMissingError, hub_file, local_file
 
 
 def layer(value):
@@ -58,6 +60,13 @@ def test_features_take_timms_name(hub):
     assert find_weights(architecture, "hf-hub:org/model").name == "model.safetensors"
     with pytest.raises(WeightsError, match=r"FEATURES\.VIT\.WEIGHTS: the Hub has no hf-hub:org/none"):
         find_weights(architecture, "hf-hub:org/none")
+
+
+def test_a_name_of_the_hub_stands_for_its_file_in_the_cache_and_a_path_for_itself(hub, tmp_path):
+    one, two = (short_file_digest(local_file(f"hf://org/model{at}/model.safetensors")) for at in ("", "@v2"))
+    assert one == hashlib.sha256(safetensors_bytes(layer(1))).hexdigest()[:16] and one != two
+    assert local_file("hf-hub:org/model") == hub_file("hf://org/model/model.safetensors")
+    assert local_file("weights/none.pth") == Path("weights/none.pth")
 
 
 def test_without_a_network_the_cache_serves_and_everything_else_is_one_message(hub, monkeypatch, tmp_path):

@@ -101,6 +101,23 @@ def test_pseudo_labels_are_the_models_coarse_maps(toy, tmp_path):
     assert write_pseudo_labels(cfg, tmp_path / "labels") == tmp_path / "labels"  # done: nothing is computed
 
 
+def test_weights_of_the_hub_bind_a_directory_by_their_content(toy, tmp_path, monkeypatch):
+    root, _ = toy
+    monkeypatch.setattr("u2seg.utils.hub_files.hub_file", lambda path, force=False: root / path.rpartition("/")[2])
+    labels = ["LUSS.CENTROIDS", str(cluster_images(config(toy), tmp_path / "clusters") / "centroids.npy")]
+    write_pseudo_labels(config(toy, "train", *labels), tmp_path / "labels")
+    # The same file under the Hub's name is no other setting; another file is one.
+    named = ["MODEL.WEIGHTS", "hf://org/model/w.pth"]
+    cluster_images(config(toy, "train", *named), tmp_path / "clusters")
+    write_pseudo_labels(config(toy, "train", *labels, *named), tmp_path / "labels")
+    torch.save({"model": {}}, root / "other.pth")
+    named = ["MODEL.WEIGHTS", "hf://org/model/other.pth"]
+    with pytest.raises(StageMismatchError, match="WEIGHTS"):
+        cluster_images(config(toy, "train", *named), tmp_path / "clusters")
+    with pytest.raises(StageMismatchError, match="WEIGHTS"):
+        write_pseudo_labels(config(toy, "train", *labels, *named), tmp_path / "labels")
+
+
 def test_images_that_cannot_be_read_are_recorded(toy, tmp_path):
     directory = tmp_path / "images"
     directory.mkdir()

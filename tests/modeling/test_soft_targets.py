@@ -89,6 +89,23 @@ def test_scores_of_one_change_nothing_and_smaller_ones_lower_box_and_mask_losses
         torch.testing.assert_close(halved[key], expected[key] / 2, atol=1e-5, rtol=1e-4)
 
 
+def test_heads_that_pay_no_heed_to_scores_are_named_before_a_training(tiny_cfg, tmp_path, caplog):
+    soft = ["MODEL.ROI_HEADS.SOFT_TARGETS", True]
+    drop_loss = ["MODEL.ROI_HEADS.DROP_LOSS.ENABLED", True]
+    masks = ["MODEL.ROI_MASK_HEAD.NAME", "SoftTargetMaskHead"]
+    for options, named in (
+        (drop_loss, []),
+        ([*soft, *drop_loss, *masks], []),
+        ([*soft, *drop_loss, "MODEL.MASK_ON", False], []),
+        ([*soft, *drop_loss], ["MODEL.ROI_MASK_HEAD.NAME to SoftTargetMaskHead"]),
+        ([*soft, *masks], ["MODEL.ROI_HEADS.DROP_LOSS.ENABLED to True"]),
+    ):
+        caplog.clear()
+        tiny_cfg(tmp_path, *options)
+        warned = [record.getMessage() for record in caplog.records if "SOFT_TARGETS" in record.getMessage()]
+        assert len(warned) == len(named) and all(key in text for key, text in zip(named, warned))
+
+
 def sample(columns, scores=None):
     masks = np.zeros((len(columns), 4, 8), bool)
     for mask, column in zip(masks, columns):

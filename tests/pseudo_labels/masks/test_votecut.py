@@ -146,6 +146,8 @@ def test_a_pivot_moves_to_the_middle_of_its_group():
     # An IoU of exactly the threshold is no overlap here: 0.8.
     assert [len(group) for group in group_around_pivots(masks, 0.8)] == [1, 1, 1, 1, 1]
     assert [len(group) for group in group_by_overlap(masks, 0.8)] == [3, 2]
+    # Nothing overlaps by more than 1, not even a mask itself.
+    assert [group.tolist() for group in group_around_pivots(masks, 1.0)] == [[0], [1], [2], [3], [4]]
 
 
 def slow_pivot_groups(masks, min_iou):

@@ -1,5 +1,7 @@
 """STEGO and CAUSE as semantic providers: neighbors, crops, heads, training, maps, evaluation."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -27,7 +29,9 @@ from u2seg.pseudo_labels.semantics.learned.semantic_head import PixelClusters, P
 from u2seg.pseudo_labels.semantics.learned.stego_training import mean_correlation
 from u2seg.pseudo_labels.semantics.semantic_stage import make_semantics
 from u2seg.structures.mask_records import ImageMasks
-from u2seg.utils.manifest import StageMismatchError
+from u2seg.utils.files import read_json
+from u2seg.utils.image_io import ImageReadError
+from u2seg.utils.manifest import StageMismatchError, TooManyFailuresError
 
 OPTIONS = """
 FEATURES.IMAGE_SIZE (32,32) FEATURES.HANDMADE.PATCH_SIZE 4 FEATURES.DEVICE cpu SEMANTICS.NUM_CLUSTERS 3
@@ -249,6 +253,42 @@ def test_a_provider_trains_labels_and_is_scored_by_its_file(photos, masks, tmp_p
     cfg.SEMANTICS.NUM_CLUSTERS = 4
     with pytest.raises(CheckpointError, match=r"3 clusters, SEMANTICS.NUM_CLUSTERS is 4; set it to 3"):
         make_semantics(cfg, photos, masks, tmp_path / "other")
+
+
+@pytest.mark.parametrize("provider", ["STEGO", "CAUSE"])
+def test_an_image_that_was_lost_since_is_recorded_and_the_others_are_labeled(provider, photos, masks, tmp_path):
+    images, output = tmp_path / "photos", tmp_path / "s"
+    shutil.copytree(photos, images)
+    (images / "2.png").unlink()
+    cfg = make_cfg(provider)
+    with pytest.raises(TooManyFailuresError):
+        make_semantics(cfg, images, masks, output, max_failures=0.0)
+    assert {path.name for path in output.iterdir()} == {"manifest.json", "failures.json"}
+
+    maps = maps_of(make_semantics(cfg, images, masks, output, max_failures=0.5))
+    assert sorted(maps) == ["0.png", "1.png", "3.png"]
+    assert np.load(output / "readable.npy").tolist() == [0, 1, 3]
+    assert [failure["file_name"] for failure in read_json(output / "failures.json")] == ["2.png"]
+
+    # A trained head labels what is left, nothing here, and a training without an image says so.
+    cfg.SEMANTICS.LEARNED.WEIGHTS = str(output / "model_final.pth")
+    for path in images.iterdir():
+        path.unlink()
+    with pytest.raises(TooManyFailuresError):
+        make_semantics(cfg, images, masks, tmp_path / "none", max_failures=0.5)
+    with pytest.raises(ImageReadError, match=f"none of the 4 images .*{provider} has nothing to learn from"):
+        make_semantics(make_cfg(provider), images, masks, tmp_path / "untrained", max_failures=0.5)
+
+
+def test_log_probabilities_come_one_image_at_a_time():
+    cfg = make_cfg("STEGO")
+    extractor = build_feature_extractor(cfg)
+    head = SemanticHead(CodeHead(8, 8, 0.0), ClusterProbe(3, 8, 2.0), torch.zeros(8)).eval()
+    found = PixelClusters(extractor, head, PixelSettings.of_config(cfg))([np.zeros((9, 7, 3), np.uint8)] * 2)
+    first = next(found)
+    assert first.shape == (3, 9, 7) and not first.requires_grad
+    torch.testing.assert_close(first.exp().sum(dim=0), torch.ones(9, 7))
+    assert len(list(found)) == 1
 
 
 def test_features_that_all_look_alike_are_noticed(photos, masks, tmp_path, caplog):

@@ -56,6 +56,22 @@ def test_a_missing_map_or_one_of_another_size_is_named(ground_truth, tmp_path):
         score_semantic_maps(*ground_truth, tmp_path / "u")
 
 
+def test_images_of_one_name_are_refused_on_either_side(ground_truth, tmp_path):
+    gt_json, gt_root = ground_truth
+    whole = np.zeros((4, 6), np.uint8)
+    maps = stage(tmp_path / "s", {"x/a.jpg": whole, "b.jpg": whole, "y/a.jpg": whole})
+    with pytest.raises(ValueError, match=r"s has several images named a; .*a name of its own"):
+        score_semantic_maps(gt_json, gt_root, maps)
+    # Names that the ground truth does not ask for may repeat.
+    names = ("a.jpg", "b.jpg", "x/c.jpg", "y/c.jpg")
+    score_semantic_maps(gt_json, gt_root, stage(tmp_path / "t", dict.fromkeys(names, whole)))
+    content = read_json(gt_json)
+    content["annotations"][1]["file_name"] = "other/a.png"
+    gt_json.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"panoptic_val\.json has several images named a; "):
+        score_semantic_maps(gt_json, gt_root, maps)
+
+
 def test_cocostuff27_from_its_files_to_its_score(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for directory in ("val2017", "stuffthingmaps/val2017"):

@@ -32,7 +32,7 @@ from u2seg.evaluation.tables.image_tables import (
 )
 from u2seg.evaluation.tables.segment_tables import SegmentTables, TableSpace, concatenate_tables, save_tables
 from u2seg.utils.files import atomic_path, file_digest, write_json
-from u2seg.utils.hub_files import HUB_PREFIX, TIMM_PREFIX, hub_file
+from u2seg.utils.hub_files import local_file
 from u2seg.version import __version__
 
 TABLES = "tables.npz"
@@ -397,9 +397,8 @@ def weights_record(cfg: CfgNode) -> dict[str, str | None]:
 
 def _digest(path: str | Path) -> str | None:
     """Returns the SHA-256 of a file, here or on the Hub; None where there is no file of that name."""
-    if str(path).startswith((HUB_PREFIX, TIMM_PREFIX)):
-        path = hub_file(str(path))
-    return file_digest(path) if path and Path(path).is_file() else None
+    path = local_file(path)
+    return file_digest(path) if path.is_file() else None
 
 
 def _panoptic_gt(metadata: Metadata) -> PanopticGroundTruth | None:

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from u2seg.evaluation.matching.assignment import hungarian, pair_counts
 from u2seg.luss.image_list import LussImageList, iter_batches, load_model, unreadable
 from u2seg.utils.files import atomic_path, short_file_digest
+from u2seg.utils.hub_files import local_file
 from u2seg.utils.kmeans import CENTROIDS, assign, kmeans, l2_normalize
 from u2seg.utils.manifest import close_stage, is_complete, open_stage, report_failures, shard_path, shard_slices
 from u2seg.utils.progress import Progress
@@ -102,7 +103,7 @@ def _settings(cfg: CfgNode, images: LussImageList) -> dict:
     )
     return {
         "IMAGES": images.settings(),
-        "WEIGHTS": short_file_digest(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else "",
+        "WEIGHTS": short_file_digest(local_file(cfg.MODEL.WEIGHTS)) if cfg.MODEL.WEIGHTS else "",
         "LUSS": {key: cfg.LUSS[key] for key in (*keys, "SHARD_SIZE")},
     }
 

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from u2seg.luss.data.label_store import INDEX, LabelStore, count_labels, write_label_shard
 from u2seg.luss.image_list import LussImageList, iter_batches, load_model, unreadable
 from u2seg.utils.files import short_file_digest, write_json
+from u2seg.utils.hub_files import local_file
 from u2seg.utils.manifest import close_stage, is_complete, open_stage, report_failures, shard_path, shard_slices
 from u2seg.utils.progress import Progress
 
@@ -31,7 +32,7 @@ def write_pseudo_labels(cfg: CfgNode, output: str | Path) -> Path:
     images = LussImageList(cfg)
     settings = {
         "IMAGES": images.settings(),
-        "WEIGHTS": short_file_digest(cfg.MODEL.WEIGHTS),
+        "WEIGHTS": short_file_digest(local_file(cfg.MODEL.WEIGHTS)),
         "CENTROIDS": short_file_digest(cfg.LUSS.CENTROIDS),
         "LUSS": {key: cfg.LUSS[key] for key in ("RESIZE", "SHARD_SIZE")},
     }

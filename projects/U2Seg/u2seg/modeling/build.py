@@ -103,9 +103,27 @@ def complete_config(cfg: CfgNode, eval_only: bool = False) -> CfgNode:
     if not eval_only or _has_test_sets(cfg):
         _register(cfg, eval_only)
     _set_class_counts(cfg, eval_only)
+    if not eval_only:
+        _warn_of_hard_targets(cfg)
     if frozen:
         cfg.freeze()
     return cfg
+
+
+def _warn_of_hard_targets(cfg: CfgNode) -> None:
+    """Warns where ``SOFT_TARGETS`` is set and a head pays no heed to it."""
+    heads = cfg.MODEL.ROI_HEADS
+    if heads.SOFT_TARGETS and not heads.DROP_LOSS.ENABLED:
+        logger.warning(
+            "MODEL.ROI_HEADS.SOFT_TARGETS needs DropLoss: classes and boxes are trained without the labels' scores. Set "
+            "MODEL.ROI_HEADS.DROP_LOSS.ENABLED to True."
+        )
+    if heads.SOFT_TARGETS and cfg.MODEL.MASK_ON and cfg.MODEL.ROI_MASK_HEAD.NAME != "SoftTargetMaskHead":
+        logger.warning(
+            "MODEL.ROI_HEADS.SOFT_TARGETS does not reach the mask head %s: masks are trained without the labels' scores. Set "
+            "MODEL.ROI_MASK_HEAD.NAME to SoftTargetMaskHead.",
+            cfg.MODEL.ROI_MASK_HEAD.NAME,
+        )
 
 
 def _has_test_sets(cfg: CfgNode) -> bool:

@@ -79,6 +79,19 @@ def hub_file(path: str, *, force: bool = False) -> Path:
     return _fetch(path, repository, revision, names[1], force)
 
 
+def local_file(path: str | Path) -> Path:
+    """Returns where a file lies on this machine: the path itself, or, of a file of the Hub, its place in the cache.
+
+    Args:
+        path: of a file that need not be there, or a name that :func:`hub_file` takes.
+
+    Raises:
+        ValueError: a name of the Hub of another form.
+        HubFileError: the Hub's file is not in the cache and cannot be fetched.
+    """
+    return hub_file(str(path)) if str(path).startswith((HUB_PREFIX, TIMM_PREFIX)) else Path(path)
+
+
 def _parsed(path: str) -> tuple[str, str | None, tuple[str, ...]]:
     """Returns repository, revision and the names that the file may have, the first choice first."""
     from huggingface_hub.utils import parse_hf_uri

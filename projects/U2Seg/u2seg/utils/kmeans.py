@@ -132,7 +132,7 @@ def l2_normalize(vectors: np.ndarray) -> np.ndarray:
                [0. , 0. ]], dtype=float32)
     """
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+    return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32, copy=False)
 
 
 def _run(

@@ -10,6 +10,7 @@ from u2seg.evaluation.tables.ground_truth import PanopticGroundTruth
 from u2seg.evaluation.tables.image_tables import head_blocks, image_tables
 from u2seg.evaluation.tables.segment_tables import SegmentTables, TableSpace, concatenate_tables
 from u2seg.structures.label_space import IGNORE_LABEL
+from u2seg.utils.external_sort import repeated_items
 from u2seg.utils.image_io import png_names
 from u2seg.utils.manifest import is_complete, stage_settings
 
@@ -24,15 +25,21 @@ def tables_from_semantic_maps(gt_json: str | Path, gt_directory: str | Path, sem
 
     Raises:
         FileNotFoundError: the stage is not finished.
-        ValueError: a ground-truth image has no map, or one of another size.
+        ValueError: a ground-truth image has no map, or one of another size; or a name stands for several images, which cannot be
+            told apart then.
     """
     if not is_complete(semantics):
         raise FileNotFoundError(f"{semantics} holds no finished semantic stage; make it by u2seg labels")
     gt = PanopticGroundTruth(gt_json, gt_directory)
     wanted = {Path(annotation["file_name"]).stem: image_id for image_id, annotation in gt.annotations.items()}
+    if len(wanted) < len(gt.annotations):
+        stems = (Path(annotation["file_name"]).stem for annotation in gt.annotations.values())
+        raise _twins_error(gt_json, repeated_items(stems))
     space = TableSpace(Path(gt_json).stem, 1, stage_settings(semantics)["num_clusters"], gt.space, ("semantic",))
     parts = {}
     for name, found in _named_maps(semantics):
+        if name in parts:
+            raise _twins_error(semantics, [name])
         if name in wanted:
             gt_map, segments = gt.read(wanted[name])
             head = np.where(found == IGNORE_LABEL, -1, found.astype(np.int32) + 1)
@@ -56,3 +63,10 @@ def _named_maps(semantics: str | Path) -> Iterable[tuple[str, np.ndarray]]:
     for maps in iter_semantic_maps(semantics):
         for name, png in zip(maps, png_names(list(maps))):
             yield Path(png).stem, maps[name]
+
+
+def _twins_error(source: str | Path, names: list[str]) -> ValueError:
+    return ValueError(
+        f"{source} has several images named {', '.join(names[:5])}; maps and ground truth are paired by the bare name, without "
+        "directory and suffix: give each image a name of its own"
+    )

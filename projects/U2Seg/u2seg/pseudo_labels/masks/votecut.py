@@ -297,6 +297,7 @@ def group_around_pivots(masks: np.ndarray, min_iou: float) -> list[np.ndarray]:
         is_member = np.zeros(len(masks), bool)
         for _ in range(_PIVOT_ROUNDS):
             is_member |= overlaps[pivot]
+            is_member[pivot] = True  # above an IoU of 1 it does not even overlap itself
             members = np.flatnonzero(is_member)
             previous, pivot = pivot, members[ious[np.ix_(members, members)].sum(axis=1).argmax()]
             if pivot == previous:

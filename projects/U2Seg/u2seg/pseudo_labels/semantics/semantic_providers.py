@@ -1,7 +1,6 @@
 """Providers of semantic clusters, behind one registry. None of them sees a label: a probe trained on labels is no provider."""
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -115,21 +114,10 @@ class PatchKMeans:
         """Yields (record, float32 (C, rows, columns) features) for the readable images."""
         readable = [record for record in records if record.error is None]
         for start in range(0, len(readable), self._batch_size):
-            batch = readable[start : start + self._batch_size]
-            batch, images_rgb = self._read(batch)
+            batch = list(still_readable(self._images, readable[start : start + self._batch_size]))
             if batch:
-                inputs = torch.stack([self._extractor.preprocess(image) for image in images_rgb])
-                yield from zip(batch, self._extractor(inputs.to(self._device)))
-
-    def _read(self, records: list[ImageMasks]) -> tuple[list[ImageMasks], list[np.ndarray]]:
-        """Returns the records whose images can still be read, and these images."""
-        kept, images_rgb = [], []
-        for record in records:
-            # The stage reads the others again for the reason.
-            with contextlib.suppress(ImageReadError):
-                images_rgb.append(read_listed_image(self._images, record.file_name, (record.height, record.width)))
-                kept.append(record)
-        return kept, images_rgb
+                inputs = torch.stack([self._extractor.preprocess(image) for _, image in batch])
+                yield from zip((record for record, _ in batch), self._extractor(inputs.to(self._device)))
 
 
 @SEMANTIC_PROVIDER_REGISTRY.register()
@@ -179,6 +167,23 @@ class DirectoryOfMaps:
                 f"and {IGNORE_LABEL} for unknown"
             )
         return semantic
+
+
+def still_readable(images: ImageSource, records: Iterable[ImageMasks]) -> Iterator[tuple[ImageMasks, np.ndarray]]:
+    """Yields the records whose images can still be read, each with its image, uint8 (H, W, 3) RGB.
+
+    The others are left out in silence: the stage reads them again for the reason.
+
+    Args:
+        images: the images.
+        records: of images that the mask stage could read.
+    """
+    for record in records:
+        try:
+            image_rgb = read_listed_image(images, record.file_name, (record.height, record.width))
+        except ImageReadError:
+            continue
+        yield record, image_rgb
 
 
 def nearest_centroid_map(features: Tensor, centroids: Tensor, size: tuple[int, int]) -> np.ndarray:

@@ -10,11 +10,13 @@ from u2seg.data.formats.semantic_shards import semantic_shard_names, write_seman
 from u2seg.features import feature_settings
 from u2seg.pseudo_labels.image_source import open_source
 from u2seg.pseudo_labels.lost_images import report_lost_images
+from u2seg.pseudo_labels.semantics.learned.learned_providers import remove_trained_head
 from u2seg.pseudo_labels.semantics.patch_sample import remove_patch_samples
 from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_REGISTRY
 from u2seg.pseudo_labels.sharding import Worker
 from u2seg.structures.label_space import MAX_STUFF
 from u2seg.utils.files import read_json, short_file_digest
+from u2seg.utils.hub_files import local_file
 from u2seg.utils.image_io import ImageSource
 from u2seg.utils.manifest import (
     MANIFEST,
@@ -87,7 +89,10 @@ def open_semantics(cfg: CfgNode, masks: Path, output: Path, *, clean: bool = Tru
     settings["centroids"] = cfg.SEMANTICS.CENTROIDS and short_file_digest(cfg.SEMANTICS.CENTROIDS)
     # Neither how much is kept in memory nor how often a checkpoint is written changes a map by more than rounding.
     learned = {key.lower(): value for key, value in cfg.SEMANTICS.LEARNED.items() if key not in _NOT_IN_MANIFEST}
-    settings["learned"] = {**learned, "weights": learned["weights"] and short_file_digest(learned["weights"])}
+    settings["learned"] = {
+        **learned,
+        "weights": learned["weights"] and short_file_digest(local_file(learned["weights"])),
+    }
     settings["features"] = feature_settings(cfg)
     settings["masks"] = settings_digest(masks)
     open_stage(output, "semantics", settings, clean=clean)
@@ -214,7 +219,9 @@ def _report_lost(images: ImageSource, lost: list[str], output: Path, total: int,
     try:
         report_lost_images(images, lost, output, total, max_failures)
     except TooManyFailuresError:
-        _remove_marks(output)  # what was learned is deleted
+        # The centroids are deleted already.
+        remove_trained_head(output)
+        _remove_marks(output)
         raise
 
 

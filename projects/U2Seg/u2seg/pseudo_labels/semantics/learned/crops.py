@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from u2seg.features import FeatureExtractor
 from u2seg.structures.mask_records import ImageMasks
-from u2seg.utils.image_io import read_listed_image
+from u2seg.utils.image_io import ImageSource, read_listed_image
 from u2seg.utils.progress import Progress
 
 FIVE = 5  # top left, top right, bottom left, bottom right, center
@@ -46,12 +45,12 @@ class CropSet:
     """The training crops of a list of images, numbered: crop ``5 i + j`` is the j-th of image i.
 
     Attributes:
-        root: the image directory.
+        images: where they are read.
         records: the readable images of the mask stage.
         ratio: see :func:`five_crop_box`; 1.0: each image is one crop, itself.
     """
 
-    root: Path
+    images: ImageSource
     records: Sequence[ImageMasks]
     ratio: float
 
@@ -67,7 +66,7 @@ class CropSet:
         """Returns the square center of a crop, uint8 (side, side, 3)."""
         record = self.records[number // self.per_image]
         size = (record.height, record.width)
-        image_rgb = read_listed_image(self.root, record.file_name, size)
+        image_rgb = read_listed_image(self.images, record.file_name, size)
         if self.per_image == FIVE:
             top, left, height, width = five_crop_box(size, self.ratio, number % FIVE)
             image_rgb = image_rgb[top : top + height, left : left + width]

@@ -1,6 +1,8 @@
 """The providers "STEGO" and "CAUSE": trained on the images that they label."""
 
+import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from u2seg.data.formats.mask_shards import iter_shards
 from u2seg.features import resolve_device
 from u2seg.pseudo_labels.semantics.learned.cause_training import train_cause
 from u2seg.pseudo_labels.semantics.learned.crops import CropFeatures, CropSet
-from u2seg.pseudo_labels.semantics.learned.neighbors import MEANS, kept_array
+from u2seg.pseudo_labels.semantics.learned.neighbors import MEANS, NEIGHBORS, kept_array
 from u2seg.pseudo_labels.semantics.learned.semantic_head import (
     MODEL,
     PixelClusters,
@@ -22,23 +24,25 @@ from u2seg.pseudo_labels.semantics.learned.semantic_head import (
     save_semantic_head,
 )
 from u2seg.pseudo_labels.semantics.learned.stego_training import train_stego
-from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_REGISTRY
+from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_REGISTRY, still_readable
 from u2seg.structures.mask_records import ImageMasks
-from u2seg.utils.image_io import read_listed_image
+from u2seg.utils.image_io import ImageReadError, ImageSource
+from u2seg.utils.progress import Progress
 
 # Takes configuration, features and output directory; returns a trained head.
 Train = Callable[[CfgNode, CropFeatures, Path], SemanticHead]
+READABLE = "readable.npy"  # int64: which of the mask stage's readable images a head was trained on
 
 
 class LearnedSemantics:
     """A head on frozen features, trained without labels on the images of the mask stage, then applied to each of them."""
 
-    def __init__(self, cfg: CfgNode, images: Path, masks: Path, output: Path, *, provider: str, train: Train):
+    def __init__(self, cfg: CfgNode, images: ImageSource, masks: Path, output: Path, *, provider: str, train: Train):
         """Takes what every provider takes, and how the head is trained.
 
         Args:
             cfg: reads ``SEMANTICS`` and ``FEATURES``.
-            images: the image directory.
+            images: the images.
             masks: directory of the mask stage, which lists the images.
             output: where the head, the neighbors and the checkpoints are kept.
             provider: "STEGO" or "CAUSE".
@@ -64,7 +68,7 @@ class LearnedSemantics:
 
     def label(self, records: list[ImageMasks]) -> dict[str, np.ndarray]:
         """Returns the map of each readable image; see the registry."""
-        readable = [record for record in records if record.error is None]
+        readable = list(still_readable(self._images, (record for record in records if record.error is None)))
         if not readable:
             return {}
         if self._clusters is None:
@@ -74,20 +78,19 @@ class LearnedSemantics:
                 model.to(resolve_device(self._cfg.FEATURES.DEVICE)),
                 PixelSettings.of_config(self._cfg),
             )
-        images_rgb = [
-            read_listed_image(self._images, record.file_name, (record.height, record.width)) for record in readable
-        ]
-        found = self._clusters(images_rgb)
+        found = self._clusters([image_rgb for _, image_rgb in readable])
         return {
             record.file_name: scores.argmax(dim=0).to(torch.uint8).cpu().numpy()
-            for record, scores in zip(readable, found)
+            for (record, _), scores in zip(readable, found)
         }
 
     def _trained(self) -> SemanticHead:
         learned = self._cfg.SEMANTICS.LEARNED
         records = [record for records in iter_shards(self._masks) for record in records if record.error is None]
+        # Kept in a file, so that a training that is resumed numbers its crops alike.
+        kept = kept_array(self._output / READABLE, lambda: self._find_readable(records))
         features = CropFeatures(
-            CropSet(self._images, records, learned.CROP_RATIO),
+            CropSet(self._images, [records[index] for index in kept], learned.CROP_RATIO),
             build_head_extractor(self._cfg, learned.TRAIN_SIZE),
             batch_size=learned.BATCH_SIZE,
             cache_mib=learned.CACHE_MIB,
@@ -97,14 +100,47 @@ class LearnedSemantics:
             features.center = torch.from_numpy(kept_array(self._output / MEANS, features.means).mean(axis=0))
         return self._train(self._cfg, features, self._output)
 
+    def _find_readable(self, records: list[ImageMasks]) -> np.ndarray:
+        """Returns which images can still be read, int64 (N,), ascending.
+
+        Raises:
+            ImageReadError: none of them.
+        """
+
+        def is_readable(record: ImageMasks) -> bool:
+            return any(True for _ in still_readable(self._images, [record]))
+
+        found = np.zeros(len(records), bool)
+        with (
+            ThreadPoolExecutor(self._cfg.SEMANTICS.LEARNED.NUM_THREADS) as pool,
+            Progress(len(records), "checking images", transient=True) as bar,
+        ):
+            for index, is_there in enumerate(pool.map(is_readable, records)):
+                found[index] = is_there
+                bar.update()
+        if not found.any():
+            raise ImageReadError(
+                f"none of the {len(records)} images that the mask stage read can be read now: {self._provider} has nothing to learn "
+                f"from. Put the images back; the first is {records[0].file_name if records else 'missing'}"
+            )
+        return np.flatnonzero(found)
+
+
+def remove_trained_head(directory: Path) -> None:
+    """Deletes what a learned provider left in a semantic stage's directory, so that it learns anew; none of it need be there."""
+    for name in (MODEL, READABLE, MEANS, NEIGHBORS):
+        (directory / name).unlink(missing_ok=True)
+    for name in ("codebook", "head", "probe"):  # the checkpoints of the trainings
+        shutil.rmtree(directory / name, ignore_errors=True)
+
 
 @SEMANTIC_PROVIDER_REGISTRY.register("STEGO")
-def build_stego(cfg: CfgNode, images: Path, masks: Path, output: Path) -> LearnedSemantics:
+def build_stego(cfg: CfgNode, images: ImageSource, masks: Path, output: Path) -> LearnedSemantics:
     """Returns STEGO's head, which agrees where features agree; see ``SEMANTICS.STEGO``."""
     return LearnedSemantics(cfg, images, masks, output, provider="STEGO", train=train_stego)
 
 
 @SEMANTIC_PROVIDER_REGISTRY.register("CAUSE")
-def build_cause(cfg: CfgNode, images: Path, masks: Path, output: Path) -> LearnedSemantics:
+def build_cause(cfg: CfgNode, images: ImageSource, masks: Path, output: Path) -> LearnedSemantics:
     """Returns CAUSE's head, trained without its published code's leak of labels; see ``SEMANTICS.CAUSE``."""
     return LearnedSemantics(cfg, images, masks, output, provider="CAUSE", train=train_cause)

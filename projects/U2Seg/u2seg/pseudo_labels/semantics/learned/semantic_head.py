@@ -1,6 +1,6 @@
 """A trained head and its clusters: from features to cluster probabilities of pixels, as a model and as a file."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,8 +176,8 @@ class PixelClusters:
         self._settings = settings
 
     @torch.no_grad()
-    def __call__(self, images_rgb: list[np.ndarray]) -> list[Tensor]:
-        """Returns the log-probabilities of each image, float32 (K, H, W).
+    def __call__(self, images_rgb: list[np.ndarray]) -> Iterator[Tensor]:
+        """Yields the log-probabilities of each image, float32 (K, H, W): 27 clusters of 12 megapixels are 1.3 GB.
 
         Args:
             images_rgb: uint8 (H, W, 3) of any sizes.
@@ -189,11 +189,9 @@ class PixelClusters:
         codes = self._model.codes(self._extractor(inputs))
         if self._settings.mirror:
             codes = (codes + self._model.codes(self._extractor(inputs.flip(3))).flip(3)) / 2
-        found = []
         for image, code in zip(images_rgb, codes):
             log_probabilities = self._model.probe.log_probabilities(code[None], image.shape[:2])[0]
             if self._settings.crf is not None:
                 crf = DenseCRF(image, self._settings.crf, device=str(device))
                 log_probabilities = crf.marginals(log_probabilities).clamp_min(1e-30).log()
-            found.append(log_probabilities)
-        return found
+            yield log_probabilities

@@ -67,8 +67,9 @@ def train_stego(cfg: CfgNode, features: CropFeatures, output: Path) -> SemanticH
     settings, learned, seed = cfg.SEMANTICS.STEGO, cfg.SEMANTICS.LEARNED, cfg.SEMANTICS.SEED
 
     def find_neighbors() -> np.ndarray:
-        means = kept_array(output / MEANS, features.means) - features.center.numpy()
-        return nearest_neighbors(l2_normalize(means), settings.NUM_NEIGHBORS)
+        # Without a name for the difference it is gone when the search begins, which holds two copies of the vectors itself.
+        vectors = l2_normalize(kept_array(output / MEANS, features.means) - features.center.numpy())
+        return nearest_neighbors(vectors, settings.NUM_NEIGHBORS)
 
     neighbors = kept_array(output / NEIGHBORS, find_neighbors)
 

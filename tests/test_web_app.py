@@ -6,6 +6,7 @@ import shutil
 import socket
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,6 +50,8 @@ def test_a_model_is_opened_by_its_directory(directory, tmp_path):
     predictor = open_model(str(directory), opts=["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.1"])
     assert predictor.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 0.1
     assert predictor.style.thing_names == ["box", "disc"]
+    other = shutil.copy(directory / "model_final.pth", tmp_path / "other.pth")
+    assert str(other) == open_model(str(directory), opts=["MODEL.WEIGHTS", str(other)]).cfg.MODEL.WEIGHTS
     with pytest.raises(FileNotFoundError, match=r"expected config\.yaml and model\.safetensors or model_final\.pth"):
         open_model(str(tmp_path))
 
@@ -79,6 +82,19 @@ def test_without_gradio_one_line_says_what_to_install(predictor, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gradio", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'u2seg\[serve\]'"):
         build_app(predictor)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("gradio"), reason="gradio is not installed")
+def test_the_page_can_be_served_from_the_directory_of_its_cache(predictor, monkeypatch, tmp_path):
+    from gradio_client import Client, handle_file
+
+    monkeypatch.chdir("/")
+    address = serve(predictor, port=free_port(), block=False)
+    Image.fromarray(scene()).save(tmp_path / "photo.png")
+    client = Client(address, verbose=False, download_files=str(tmp_path / "downloads"))
+    answer = client.predict(handle_file(str(tmp_path / "photo.png")), 0.5, api_name="/predict")
+    [record] = [path for path in map(str, answer) if path.endswith(".json")]
+    assert json.loads(Path(record).read_text())["categories"][0]["name"] == "box"
 
 
 def free_port():

@@ -49,6 +49,8 @@ def test_a_model_is_opened_by_its_directory(directory, tmp_path):
     predictor = open_model(str(directory), opts=["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.1"])
     assert predictor.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 0.1
     assert predictor.style.thing_names == ["box", "disc"]
+    other = shutil.copy(directory / "model_final.pth", tmp_path / "other.pth")
+    assert str(other) == open_model(str(directory), opts=["MODEL.WEIGHTS", str(other)]).cfg.MODEL.WEIGHTS
     with pytest.raises(FileNotFoundError, match=r"expected config\.yaml and model\.safetensors or model_final\.pth"):
         open_model(str(tmp_path))
 
@@ -88,11 +90,12 @@ def free_port():
 
 
 @pytest.mark.skipif(not HAS_BROWSER, reason="Chromium, its driver, gradio or selenium is not installed")
-def test_an_image_is_uploaded_shown_and_downloaded_in_a_browser(predictor, tmp_path):
+def test_an_image_is_uploaded_shown_and_downloaded_in_a_browser(predictor, monkeypatch, tmp_path):
     from selenium import webdriver
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
+    monkeypatch.chdir("/")  # below which everything lies, also the cache from which the page is served
     address = serve(predictor, port=free_port(), max_megabytes=1, block=False)
     assert address.startswith("http://127.0.0.1:")
     Image.fromarray(scene()).resize((320, 240)).save(tmp_path / "photo.png")

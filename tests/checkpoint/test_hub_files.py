@@ -103,6 +103,7 @@ def test_what_the_hub_does_not_have_is_named(hub, path):
         "hf-hub:org/model/file",
         "hf-hub:",
         "hf://org/model/../../x",
+        "hf://org/model@..%2F..%2Fx/config.yaml",
     ],
 )
 def test_other_names_are_refused_before_anything_is_asked(hub, path):

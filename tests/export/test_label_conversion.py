@@ -1,5 +1,6 @@
 """Labels in other tools' formats, read back by the tools' own libraries where they are installed, and the way back."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -218,9 +219,9 @@ def regions_of_detections(detections):
 
 
 class FakeDataset(list):
-    def __init__(self, name, persistent, overwrite):
+    def __init__(self, name, persistent):
         super().__init__()
-        assert persistent and overwrite
+        assert persistent
         self.name = name
 
     add_samples = list.extend
@@ -235,6 +236,7 @@ class FakeSample(dict):
 def test_fiftyone_gets_the_regions(root, labels, monkeypatch):
     made = []
     fake = SimpleNamespace(
+        dataset_exists=lambda name: name in [one.name for one in made],
         Dataset=lambda *args, **kwargs: made.append(FakeDataset(*args, **kwargs)) or made[-1],
         Sample=FakeSample,
         Detections=SimpleNamespace,
@@ -247,6 +249,9 @@ def test_fiftyone_gets_the_regions(root, labels, monkeypatch):
     for sample in dataset:
         found = regions_of_detections(sample["u2seg"].detections)
         assert same_regions(found, expected_regions(root)[Path(sample.filepath).name])
+    with pytest.raises(ValueError, match="has a dataset 'mine' already"):
+        convert_labels(labels, "mine", FIFTYONE)
+    assert made == [dataset] and len(dataset) == 4
     monkeypatch.setitem(sys.modules, "fiftyone", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'u2seg\[fiftyone\]'"):
         convert_labels(labels, "mine", FIFTYONE)
@@ -432,6 +437,136 @@ def test_names_that_would_collide_are_refused(labels, tmp_path):
     with pytest.raises(ValueError, match=r"x\.jpg and x\.png would share x"):
         require_different_stems(pair, "YOLO")
     with pytest.raises(ValueError, match="'a' cannot be one"):
+        checked_names([Category("a", True), Category("a", True)])
+    with pytest.raises(ValueError, match="'a': name of a thing and of a stuff category"):
         checked_names([Category("a", True), Category("a", False)])
     with pytest.raises(ValueError, match="unknown format 'pdf'; known: coco"):
         convert_labels(labels, tmp_path, "pdf")
+
+
+def cvat_export(path, *images):
+    """Writes an export with (name, width, height, shapes) for each image."""
+    entries = [f'<image name="{name}" width="{w}" height="{h}">{shapes}</image>' for name, w, h, shapes in images]
+    path.write_text(f"<annotations>{''.join(entries)}</annotations>")
+    return path
+
+
+SQUARE = '<polygon label="cat" points="1.5,1.5;4.5,1.5;4.5,4.5;1.5,4.5"/>'
+
+
+def save_images(directory, *names, size=(20, 10), **options):
+    for name in names:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size).save(directory / name, **options)
+    return directory
+
+
+def test_clusters_with_one_name_are_one_category(root, labels, tmp_path):
+    expected = expected_regions(root)
+    cats = load_panoptic_labels(root / "annotations" / "panoptic_train.json", root / "train")
+    space = dataclasses.replace(cats.space, thing_names=("cat", "cat"), stuff_names=("cat", "sky"))
+    cats = dataclasses.replace(cats, space=space)
+    things = expected_regions(root, with_stuff=False)
+    assert convert_labels(cats, tmp_path / "things", "coco") == count(things)
+    content = json.loads((tmp_path / "things/instances.json").read_text())
+    assert [one["name"] for one in content["categories"]] == ["cat"] and len(content["annotations"]) == count(things)
+    with pytest.raises(ValueError, match="'cat': name of a thing and of a stuff category"):
+        convert_labels(cats, tmp_path / "both", "coco", with_stuff=True)
+    cats = dataclasses.replace(cats, space=dataclasses.replace(space, stuff_names=("sky", "sky")))
+    assert convert_labels(cats, tmp_path / "all", "coco", with_stuff=True) == count(expected)
+    categories = json.loads((tmp_path / "all/categories.json").read_text())
+    assert [(one["name"], one["isthing"]) for one in categories] == [("cat", 1), ("sky", 0)]
+
+
+def test_labels_are_not_written_over_themselves(labels, tmp_path):
+    copied = shutil.copytree(labels.png_directory, tmp_path / "made" / "panoptic")
+    (tmp_path / "made/instances.json").write_text("{}")
+    own = dataclasses.replace(labels, png_directory=copied)
+    with pytest.raises(ValueError, match="holds the labels themselves"):
+        convert_labels(own, tmp_path / "made" / "panoptic" / "..", "coco")
+    assert (tmp_path / "made/instances.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("a/b.png", "a/b.png"),
+        # Behind the directory of a tool's storage.
+        ("photos/a/b.png", "a/b.png"),
+        ("photos/d.png", "d.png"),
+        # A bare or flat name, and that of an uploaded file.
+        ("c.png", "a/c.png"),
+        ("a_c.png", "a/c.png"),
+        ("data/upload/1/0a1b2c3d-a_c.png", "a/c.png"),
+        ("data/upload/1/0a1b2c3d-c.png", "a/c.png"),
+    ],
+)
+def test_images_are_found_by_what_tools_make_of_their_names(tmp_path, name, found):
+    images = save_images(tmp_path / "images", "a/b.png", "a/c.png", "b/b.png", "d.png")
+    export = cvat_export(tmp_path / "a.xml", (name, 20, 10, SQUARE))
+    made = import_corrected(export, images, tmp_path / "out", "cvat")
+    content = json.loads((made.root / "annotations/panoptic_train.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == [found.replace("/", "_")]
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("b.png", "several"),
+        ("other/c.png", "none"),
+        ("x-c.png", "none"),
+        ("0a1b2c3-c.png", "none"),
+        ("up/c.png", "none"),
+    ],
+)
+def test_images_are_not_guessed(tmp_path, name, number):
+    images = save_images(tmp_path / "images", "a/b.png", "a/c.png", "b/b.png")
+    export = cvat_export(tmp_path / "a.xml", (name, 20, 10, SQUARE))
+    with pytest.raises(FileNotFoundError, match=f"holds {number} of that name"):
+        import_corrected(export, images, tmp_path / "out", "cvat")
+
+
+@pytest.mark.parametrize("pair", [("a/b.png", "a_b.png"), ("a_b.png", "a_b.jpg"), ("d.png", "d.png")])
+def test_corrected_images_that_would_share_a_file_are_refused(tmp_path, pair):
+    images = save_images(tmp_path / "images", *pair)
+    export = cvat_export(tmp_path / "a.xml", *((name, 20, 10, SQUARE) for name in pair))
+    with pytest.raises(ValueError, match=f"{pair[0]} and {pair[1]} would share"):
+        import_corrected(export, images, tmp_path / "out", "cvat")
+    assert not (tmp_path / "out").exists()
+
+
+def test_sizes_are_those_of_upright_images(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6  # stored on its side
+    images = save_images(tmp_path / "images", "a.jpg", size=(10, 20), exif=turned)
+    export = cvat_export(tmp_path / "a.xml", ("a.jpg", 20, 10, SQUARE))
+    assert import_corrected(export, images, tmp_path / "out", "cvat").regions == 1
+
+
+def test_what_cannot_be_imported_is_one_message(tmp_path):
+    images = save_images(tmp_path / "images", "a.png")
+    empty = cvat_export(tmp_path / "empty.xml")
+    with pytest.raises(ValueError, match='names no image; expected CVAT\'s export "CVAT for images 1.1"'):
+        import_corrected(empty, images, tmp_path / "out", "cvat")
+    export = cvat_export(tmp_path / "a.xml", ("a.png", 20, 10, SQUARE))
+    with pytest.raises(ValueError, match="no category is called 'sky', which should be stuff; known: cat"):
+        import_corrected(export, images, tmp_path / "out", "cvat", stuff=["sky"])
+    boxes = '<box label="a"/><ellipse label="a"/><tag label="whole"/>'
+    with pytest.raises(ValueError, match=r"b\.xml: the image a\.png has shapes of the kind box, ellipse; only masks"):
+        list(read_cvat(cvat_export(tmp_path / "b.xml", ("a.png", 20, 10, boxes))))
+    (tmp_path / "c.xml").write_text('<annotations><image name="a.png"/></annotations>')
+    with pytest.raises(ValueError, match="the image 'a.png' lacks its name, height or width"):
+        list(read_cvat(tmp_path / "c.xml"))
+    results = [{"type": "rectanglelabels", "value": {}}, {"type": "choices", "value": {}}]
+    tasks = [{"data": {"image": "/data/local-files/?d=/a+b&c.png"}, "annotations": [{"result": results}]}]
+    (tmp_path / "d.json").write_text(json.dumps(tasks))
+    with pytest.raises(ValueError, match=r"the image a\+b&c\.png has shapes of the kind rectanglelabels; only masks"):
+        list(read_label_studio(tmp_path / "d.json"))
+    results[:] = [{"type": "brushlabels", "value": {"brushlabels": ["cat"]}}]
+    (tmp_path / "d.json").write_text(json.dumps(tasks))
+    with pytest.raises(ValueError, match=r"a region of the image a\+b&c\.png lacks original_height"):
+        list(read_label_studio(tmp_path / "d.json"))
+    content = {"images": [{"id": 5, "file_name": "a.png"}], "annotations": [], "categories": []}
+    (tmp_path / "e.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="the image with id 5 lacks its file_name, height or width"):
+        list(read_coco(tmp_path / "e.json"))

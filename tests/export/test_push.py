@@ -1,6 +1,7 @@
 """A trained model on its way to the Hugging Face Hub and back, by a server on this machine."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from u2seg.predictor import Predictor
 from u2seg.web_app import open_model
 
 LABEL_MAP = {
+    "provenance": {"protocol": "hungarian", "weights_sha256": "ab12"},
     "thing_clusters": [1, 0],
     "stuff_clusters": [2, -1],
     "categories": {"thing_names": ["cat", "dog"], "stuff_names": ["sky"]},
@@ -35,7 +37,9 @@ def run(tiny_cfg, tmp_path_factory):
         "record": {"dataset": "val", "images": 5, "fitted_on": "val"},
     }
     (path / "inference/val/metrics.json").write_text(json.dumps(scores))
-    (path / "inference/val/label_map_hungarian.json").write_text(json.dumps(LABEL_MAP))
+    paths = {"weights": str(path / "a.pth"), "last_checkpoint": str(path / "b.pth"), "fitted_on": str(path / "c.json")}
+    saved = {**LABEL_MAP, "provenance": {**LABEL_MAP["provenance"], **paths}}
+    (path / "inference/val/label_map_hungarian.json").write_text(json.dumps(saved))
     (path / "inference/val/label_map_cups.json").write_text(json.dumps({**LABEL_MAP, "thing_clusters": [0, 0]}))
     return path
 
@@ -77,8 +81,33 @@ def test_what_cannot_be_uploaded_is_one_message(run, monkeypatch, tmp_path):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         with pytest.raises(HubUploadError, match="org/name could not be uploaded: .*hf auth login"):
             upload(tmp_path, "org/name")
+        # A port where nobody listens: the HTTP library's own error.
+        use_hub(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        with pytest.raises(HubUploadError, match="org/name could not be uploaded: .*hf auth login"):
+            upload(tmp_path, "org/name")
     with pytest.raises(ValueError, match="named org/name, got 'name'"):
         upload(tmp_path, "name")
+    for name in ("name", "org/na me"):
+        with pytest.raises(ValueError, match="name"):
+            write_hub_files(run, tmp_path / "none", name)
+        assert not (tmp_path / "none").exists()
     (tmp_path / "no_map.json").write_text("{}")
     with pytest.raises(ValueError, match="is no label map"):
         write_hub_files(run, tmp_path / "out", "org/name", label_map=tmp_path / "no_map.json")
+
+
+def test_a_training_is_never_overwritten_and_an_old_label_map_goes(run, tmp_path):
+    before = (run / "config.yaml").read_bytes()
+    for directory in (run, run.parent):
+        with pytest.raises(ValueError, match="is the training's own"):
+            write_hub_files(directory, run / "../model", "org/name")
+    assert (run / "config.yaml").read_bytes() == before and not (run / "README.md").exists()
+    unscored = tmp_path / "unscored"
+    unscored.mkdir()
+    for name in ("config.yaml", "model_final.pth", "run.json"):
+        shutil.copy(run / name, unscored)
+    output = write_hub_files(run, tmp_path / "out", "org/name")
+    assert (output / "label_map.json").is_file()
+    write_hub_files(unscored, output, "org/name")
+    assert not (output / "label_map.json").exists()

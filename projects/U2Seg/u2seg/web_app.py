@@ -53,7 +53,7 @@ def open_model(model: str, label_map: str | None = None, opts: list[str] | tuple
         model: a training's ``OUTPUT_DIR`` or a released model: a directory with ``config.yaml`` and ``model_final.pth`` or
             ``model.safetensors``; or the latter on the Hugging Face Hub, ``hf://org/name``.
         label_map: JSON of a label map that scoring saved, for names.
-        opts: configuration, KEY VALUE ...
+        opts: configuration, KEY VALUE ...; ``MODEL.WEIGHTS`` among it stands for other weights than the directory's.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -66,8 +66,7 @@ def open_model(model: str, label_map: str | None = None, opts: list[str] | tuple
         if not found or not (Path(model) / "config.yaml").is_file():
             raise FileNotFoundError(f"{model} holds no model: expected config.yaml and {' or '.join(_WEIGHTS)}")
         weights = found[0]
-    cfg = setup_cfg(f"{root}/config.yaml", opts)
-    cfg.MODEL.WEIGHTS = f"{root}/{weights}"
+    cfg = setup_cfg(f"{root}/config.yaml", ["MODEL.WEIGHTS", f"{root}/{weights}", *opts])
     take_class_counts(cfg, cfg.MODEL.WEIGHTS)
     return Predictor(cfg, label_map)
 
@@ -229,12 +228,11 @@ def serve(
         server_port=port,
         max_file_size=f"{max_megabytes}mb",
         allowed_paths=[],
-        blocked_paths=[str(Path.cwd())],
         share=False,
         quiet=True,
         show_error=True,
         enable_monitoring=False,
-        state_session_capacity=64,
+        state_session_capacity=4,
         ssr_mode=False,
         footer_links=[],
         # Gradio's own themes ask Google for fonts.

@@ -103,6 +103,9 @@ def _parsed(path: str) -> tuple[str, str | None, tuple[str, ...]]:
         raise ValueError(f"{path}: expected {_form(is_whole)}; {error}") from error
     if found.type != "model" or bool(found.path_in_repo) == is_whole:
         raise ValueError(f"{path}: expected {_form(is_whole)}, a model repository")
+    # It becomes part of a path in the cache.
+    if found.revision and ".." in found.revision.split("/"):
+        raise ValueError(f"{path}: the revision {found.revision!r} has .. in it; expected a branch, a tag or a commit")
     names = WEIGHT_FILES if is_whole else (confined_name(found.path_in_repo, path),)
     return found.id, found.revision, names
 

@@ -34,7 +34,7 @@ def read_coco(path: Path) -> Iterator[tuple[str, list[Region]]]:
     """Yields (the image's name, regions) from a COCO instances JSON; crowds are left out.
 
     Raises:
-        ValueError: the file has another form, or an annotation has a box alone.
+        ValueError: the file has another form, an annotation has a box alone, or an image no size.
     """
     content = read_json(path)
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
@@ -50,6 +50,8 @@ def read_coco(path: Path) -> Iterator[tuple[str, list[Region]]]:
         if not annotation.get("iscrowd"):
             by_image.setdefault(annotation["image_id"], []).append(annotation)
     for image in content["images"]:
+        if not {"file_name", "height", "width"} <= image.keys():
+            raise ValueError(f"{path}: the image with id {image.get('id')} lacks its file_name, height or width")
         size = image["height"], image["width"]
         regions = [
             Region(names[one["category_id"]], _mask(one["segmentation"], size), one.get("score"))

@@ -13,11 +13,13 @@ from u2seg.export.label_tools.labeled_images import (
     box_xyxy,
     checked_names,
     filled_polygon,
+    require_masks_and_polygons,
 )
 from u2seg.utils.files import atomic_path
 from u2seg.visualization.colors import cluster_color
 
 ANNOTATIONS = "annotations.xml"
+_IMAGE_TAG = "tag"  # belongs to an image as a whole
 
 
 def write_cvat(images: Iterable[LabeledImage], categories: Sequence[Category], output: Path) -> None:
@@ -45,10 +47,10 @@ def write_cvat(images: Iterable[LabeledImage], categories: Sequence[Category], o
 def read_cvat(path: Path) -> Iterator[tuple[str, list[Region]]]:
     """Yields (the image's name, regions in the order in which they cover each other) from an export "CVAT for images 1.1".
 
-    Masks and polygons are read.
+    Masks and polygons are read; tags of whole images are left out.
 
     Raises:
-        ValueError: the file has another form.
+        ValueError: the file has another form, or an image has other shapes, boxes for example.
     """
     try:
         root = ElementTree.fromstring(path.read_bytes())
@@ -59,11 +61,15 @@ def read_cvat(path: Path) -> Iterator[tuple[str, list[Region]]]:
             f"{path} is no export of CVAT: expected <annotations>, got <{root.tag}>; choose CVAT for images 1.1"
         )
     for image in root.iter("image"):
+        name = image.attrib.get("name", "")
+        if not {"name", "height", "width"} <= image.attrib.keys():
+            raise ValueError(f"{path}: the image {name!r} lacks its name, height or width; choose CVAT for images 1.1")
         size = int(image.attrib["height"]), int(image.attrib["width"])
-        shapes = [shape for shape in image if shape.tag in _READERS]
+        shapes = [shape for shape in image if shape.tag != _IMAGE_TAG]
+        require_masks_and_polygons({shape.tag for shape in shapes} - _READERS.keys(), path, name)
         shapes.sort(key=lambda shape: int(shape.attrib.get("z_order", 0)))
         regions = [Region(shape.attrib["label"], _READERS[shape.tag](shape, size)) for shape in shapes]
-        yield image.attrib["name"], [region for region in regions if region.mask.any()]
+        yield name, [region for region in regions if region.mask.any()]
 
 
 def _mask_attributes(region: Region, order: int) -> dict[str, str]:

@@ -14,10 +14,11 @@ def make_fiftyone_dataset(images: Iterable[LabeledImage], categories: Sequence[C
     Args:
         images: the images; FiftyOne refers to them where they lie.
         categories: all that occur.
-        name: of the dataset; one of that name is replaced.
+        name: of the dataset; none may have it yet.
 
     Raises:
         ModuleNotFoundError: FiftyOne is not installed.
+        ValueError: there is a dataset of that name.
     """
     try:
         import fiftyone
@@ -30,13 +31,19 @@ def make_fiftyone_dataset(images: Iterable[LabeledImage], categories: Sequence[C
             name="fiftyone",
         ) from None
 
-    dataset = fiftyone.Dataset(name, persistent=True, overwrite=True)
-    dataset.default_classes = checked_names(categories)
+    if fiftyone.dataset_exists(name):
+        raise ValueError(
+            f"FiftyOne has a dataset {name!r} already; choose another name, or delete it with fiftyone.delete_dataset({name!r})"
+        )
+    names = checked_names(categories)
     samples = []
     for image in images:
         sample = fiftyone.Sample(filepath=str(image.path.absolute()))
         sample[FIELD] = fiftyone.Detections(detections=[fiftyone.Detection(**_fields(one)) for one in image.regions])
         samples.append(sample)
+    # Made last, so that labels that cannot be read leave no empty dataset behind.
+    dataset = fiftyone.Dataset(name, persistent=True)
+    dataset.default_classes = names
     dataset.add_samples(samples)
     return dataset
 

@@ -1,14 +1,22 @@
 """Label Studio: tasks with brush labels to import, and the export of corrected ones."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import parse_qs, quote, unquote, urlparse
+from urllib.parse import quote, unquote, urlparse
 from xml.etree import ElementTree
 
 import numpy as np
 
-from u2seg.export.label_tools.labeled_images import Category, LabeledImage, Region, checked_names, filled_polygon
+from u2seg.export.label_tools.labeled_images import (
+    Category,
+    LabeledImage,
+    Region,
+    checked_names,
+    filled_polygon,
+    require_masks_and_polygons,
+)
 from u2seg.utils.files import atomic_path, read_json, write_json
 from u2seg.visualization.colors import cluster_color
 
@@ -18,6 +26,8 @@ _TAG, _IMAGE = "tag", "image"
 # Bits of the lengths that a run may be written with; the shortest that holds it is taken.
 _LENGTH_BITS = (3, 4, 8, 16)
 _VALUE_BITS = 8
+# Types of results that have a place in the image; others, "choices" for example, belong to it as a whole.
+_SHAPE_TYPE = re.compile("(bitmask|brush|ellipse|keypoint|polygon|rectangle|vector)(labels)?")
 
 
 def write_label_studio(
@@ -58,7 +68,7 @@ def read_label_studio(path: Path) -> Iterator[tuple[str, list[Region]]]:
     The newest annotation counts that was not cancelled; where there is none, the prediction. Brushes and polygons are read.
 
     Raises:
-        ValueError: the file has another form.
+        ValueError: the file has another form, or an image has other shapes, boxes for example.
     """
     tasks = read_json(path)
     if not isinstance(tasks, list) or not all(
@@ -70,8 +80,11 @@ def read_label_studio(path: Path) -> Iterator[tuple[str, list[Region]]]:
     for task in tasks:
         done = [one for one in task.get("annotations", []) if not one.get("was_cancelled")]
         chosen = (done or task.get("predictions") or [{}])[-1]
-        regions = [_region(one, path) for one in chosen.get("result", []) if one.get("type") in _READERS]
-        yield _image_name(task["data"][_IMAGE]), [region for region in regions if region.mask.any()]
+        name = _image_name(task["data"][_IMAGE])
+        shapes = [one for one in chosen.get("result", []) if _SHAPE_TYPE.fullmatch(one.get("type", ""))]
+        require_masks_and_polygons({one["type"] for one in shapes} - _READERS.keys(), path, name)
+        regions = [_region(one, path, name) for one in shapes]
+        yield name, [region for region in regions if region.mask.any()]
 
 
 def _result(region: Region) -> dict[str, Any]:
@@ -90,17 +103,23 @@ def _result(region: Region) -> dict[str, Any]:
 
 def _image_name(url: str) -> str:
     """Returns an image's name: behind ``?d=`` of local storage, else the whole path of the address."""
-    parts = urlparse(url)
-    local = parse_qs(parts.query).get("d")
-    return PurePosixPath(local[0] if local else unquote(parts.path).lstrip("/")).as_posix()
+    # Not parsed as a query: in a name, "+" is no space, and "&" and "#" end nothing.
+    _, is_local, local = url.partition("?d=")
+    return PurePosixPath(unquote(local if is_local else urlparse(url).path).lstrip("/")).as_posix()
 
 
-def _region(result: Mapping[str, Any], path: Path) -> Region:
+def _region(result: Mapping[str, Any], path: Path, name: str) -> Region:
+    if not {"original_height", "original_width"} <= result.keys():
+        raise ValueError(
+            f"{path}: a region of the image {name} lacks original_height or original_width; export as JSON"
+        )
     size = result["original_height"], result["original_width"]
     value = result["value"]
     labels = value.get(result["type"]) or []
     if not labels:
-        raise ValueError(f"{path}: a region without a label; give it one in Label Studio, or delete it")
+        raise ValueError(
+            f"{path}: a region of the image {name} has no label; give it one in Label Studio, or delete it"
+        )
     return Region(labels[0], _READERS[result["type"]](value, size), result.get("score"))
 
 
@@ -150,7 +169,7 @@ def decode_brush(code: Sequence[int], size: tuple[int, int]) -> np.ndarray:
     """Returns the mask of a run-length code of :func:`encode_brush`, bool (H, W): where a pixel is not transparent.
 
     Raises:
-        ValueError: the code does not fill an image of this size.
+        ValueError: the code does not fill an image of this size, or its values have more than 8 bits.
     """
     bits = "".join(f"{byte:08b}" for byte in code)
     place = 0
@@ -166,7 +185,9 @@ def decode_brush(code: Sequence[int], size: tuple[int, int]) -> np.ndarray:
     length_bits = [take(4) + 1 for _ in range(4)]
     if count != 4 * size[0] * size[1]:
         raise ValueError(f"a brush's code holds {count} values; expected {4 * size[0] * size[1]}, four for each pixel")
-    values = np.zeros(count, np.int64)
+    if value_bits > _VALUE_BITS:
+        raise ValueError(f"a brush's code has values of {value_bits} bits; expected {_VALUE_BITS}")
+    values = np.zeros(count, np.uint8)
     done = 0
     while done < count:
         repeated, length = take(1), take(length_bits[take(2)]) + 1

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -84,15 +84,38 @@ def require_different_stems(images: Iterable[LabeledImage], tool: str) -> list[L
         ValueError: two would share one, ``a.jpg`` and ``a.png`` for example.
     """
     images = list(images)
+    require_different_flat_stems([image.name for image in images], tool)
+    return images
+
+
+def require_different_flat_stems(names: Iterable[str], tool: str) -> None:
+    """Checks what :func:`require_different_stems` does, by the images' names alone."""
     seen: dict[str, str] = {}
-    for image in images:
-        stem = flat_stem(image.name)
+    for name in names:
+        stem = flat_stem(name)
         if stem in seen:
             raise ValueError(
-                f"{tool} names label files by the images' stems: {seen[stem]} and {image.name} would share {stem}"
+                f"{tool} names label files by the images' stems: {seen[stem]} and {name} would share {stem}"
             )
-        seen[stem] = image.name
-    return images
+        seen[stem] = name
+
+
+def require_masks_and_polygons(others: Collection[str], path: Path, name: str) -> None:
+    """Refuses an image with shapes that are not read, rather than lose them in silence.
+
+    Args:
+        others: kinds of those shapes, as the tool calls them.
+        path: the tool's export.
+        name: of the image.
+
+    Raises:
+        ValueError: there are some.
+    """
+    if others:
+        raise ValueError(
+            f"{path}: the image {name} has shapes of the kind {', '.join(sorted(others))}; only masks and polygons are read. Draw them "
+            "as masks or polygons, or delete them"
+        )
 
 
 def joined_polygon(mask: np.ndarray) -> np.ndarray:
@@ -141,6 +164,14 @@ def checked_names(categories: Sequence[Category]) -> list[str]:
         ValueError: two are called alike, or one has no visible character or a line break.
     """
     names = [category.name for category in categories]
+    both = sorted(
+        {one.name for one in categories if one.is_thing} & {one.name for one in categories if not one.is_thing}
+    )
+    if both:
+        raise ValueError(
+            f"{', '.join(map(repr, both))}: name of a thing and of a stuff category, and label tools know a category by its name "
+            "alone. Rename one of the two, or write things alone"
+        )
     twice = sorted({name for name in names if names.count(name) > 1})
     odd = [name for name in names if not name.strip() or re.search(r"[\r\n]", name)]
     if twice or odd:

@@ -281,3 +281,24 @@ def test_lists_and_tar_shards_give_the_masks_of_the_directory(labels, photos, cf
     ]
     same = {name: (labels / "panoptic" / "stuff" / name).read_bytes() for name in names if name != "3.png"}
     assert {path.name: path.read_bytes() for path in made.rglob("stuff/*/*.png")} == same
+
+
+def test_workers_and_finalize_refuse_settings_that_closed_phases_were_not_made_with(labels, photos, cfg, tmp_path):
+    output = tmp_path / "labels"
+    shutil.copytree(labels, output)
+    before, other = snapshot(output), cfg.clone()
+    other.CLUSTERS.NUM_CLUSTERS += 1
+    with pytest.raises(StageMismatchError):
+        make_worker_share(other, photos, output, Worker(0, 2))
+    with pytest.raises(StageMismatchError):
+        finalize(other, photos, output)
+    assert snapshot(output) == before
+    assert finalize(cfg, photos, output) == []
+
+
+def test_a_list_may_lie_beside_the_labels(photos, cfg, tmp_path):
+    for number in (0, 1):
+        shutil.copy(photos / f"{number}.png", tmp_path)
+    (tmp_path / "photos.txt").write_text("\ufeff0.png\n1.png\n", encoding="utf-8")
+    output = make_pseudo_labels(cfg, tmp_path / "photos.txt", tmp_path / "labels", stages=["masks"])
+    assert json.loads((output / "masks" / "manifest.json").read_text())["counts"]["images"] == 2

@@ -107,6 +107,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_combination(args: argparse.Namespace) -> None:
+    for name in ("workers", "jobs"):
+        count = getattr(args, name)
+        if count is not None and count < 1:
+            raise ValueError(f"--{name} must be at least 1, got {count}")
     chosen = [name for name in ("launcher", "worker", "finalize") if getattr(args, name)]
     if len(chosen) > 1:
         raise ValueError(f"--{chosen[0]} and --{chosen[1]} do not go together: choose who runs the workers")

@@ -1,5 +1,6 @@
 """Where images come from: a directory tree, a text or Parquet list, or tar shards, local or by URL. Listings are streams."""
 
+import errno
 import os
 import re
 import shutil
@@ -113,6 +114,9 @@ class TarSource(ImageSource):
                 file.seek(start)
                 data = file.read(size)
         except (OSError, ValueError) as error:
+            # A full disk, where a tar is copied to, must not make all its images damaged ones.
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
             raise ImageReadError(f"its tar shard is not readable: {error}") from error
         return decode_image_rgb(data)
 
@@ -203,7 +207,7 @@ def open_source(images: str | Path | ImageSource) -> ImageSource:
 
 
 def _text_lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8", errors="surrogateescape") as file:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for line in file:
             if stripped := line.strip():
                 yield stripped
@@ -220,7 +224,10 @@ def _parquet_names(path: Path) -> Iterator[str]:
                 f"{', '.join(_NAME_COLUMNS)}"
             )
         for batch in file.iter_batches(columns=[column]):
-            yield from batch.column(0).to_pylist()
+            for name in batch.column(0).to_pylist():
+                if not isinstance(name, str):
+                    raise ValueError(f"{path}: the column {column} holds {name!r}; expected an image's name")
+                yield name
 
 
 def _expand_range(pattern: str) -> list[str]:

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from datetime import timedelta
 from pathlib import Path
@@ -88,7 +88,7 @@ class LocalLauncher(Launcher):
                 pool.submit(make_share, on_gpu(self.cfg, index), self.run, phase.name, Worker(index, self.count))
                 for index, pool in enumerate(self._pools)
             ]
-            for future in waiting:
+            for future in as_completed(waiting):
                 future.result()
         except BrokenProcessPool as error:
             raise ChildProcessError(

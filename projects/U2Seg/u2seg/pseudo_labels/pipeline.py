@@ -7,7 +7,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from u2seg.config import check_config
-from u2seg.pseudo_labels.image_source import open_source
+from u2seg.pseudo_labels.image_source import DirectorySource, open_source
 from u2seg.pseudo_labels.launchers import Launcher, LocalLauncher, run_phases
 from u2seg.pseudo_labels.masks.mask_stage import is_readable, reopen_failures
 from u2seg.pseudo_labels.phases import STAGES, LabelRun, Phase, rounds_of
@@ -108,6 +108,7 @@ def make_worker_share(
         u2seg.utils.manifest.StageMismatchError: ``output`` was made with other settings.
     """
     run = _opened_run(cfg, images, output, stages, None)
+    _check_closed(cfg, run)
     phases = _next_round(run)
     for phase in phases:
         phase.check_inputs(run)
@@ -144,6 +145,7 @@ def finalize(
     launcher = Launcher(cfg, run)
     if is_complete(run["masks"]) or (run["masks"] / MANIFEST).is_file():
         launcher.plan()
+    _check_closed(cfg, run)
     try:
         for phase in _next_round(run):
             phase.check_inputs(run)
@@ -197,10 +199,18 @@ def _opened_run(
     if unknown:
         raise ValueError(f"unknown stages {unknown}; choose from {', '.join(STAGES)}")
     run = LabelRun(open_source(images), Path(output), tuple(stages), max_failures)
-    if run.images.root is not None:
+    # A list names its images, so that those of the output are not among them.
+    if isinstance(run.images, DirectorySource) and run.images.root is not None:
         _require_apart(run.images.root, run.output)
     _check_root(run.output)
     return run
+
+
+def _check_closed(cfg: CfgNode, run: LabelRun) -> None:
+    """Refuses settings with which finished phases were not made; see :meth:`Phase.finish`."""
+    for phase in (phase for phases in rounds_of(run) for phase in phases):
+        if phase.is_done(run):
+            phase.finish(cfg, run)
 
 
 def _next_round(run: LabelRun) -> list[Phase]:

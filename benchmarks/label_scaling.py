@@ -4,9 +4,8 @@ The source is synthetic: names, and images of 16 x 16 pixels that are made from 
 from the "WholeImage" baseline, nothing is refined. What is left is everything that is not the backbone, the cut and the CRF:
 listing, decoding queues, shards, k-means, PNG and JSON. Every phase runs in a process of its own, whose peak memory is its own.
 
-Promises, between the smallest and the largest number of images:
-* the peak memory of no process grows by more than 10 %, beyond the k-means sample whose size the settings bound;
-* files other than PNGs: one for each shard and phase.
+Promise: between the smallest and the largest number of images, the peak memory of no process grows by more than 10 %, beyond the
+k-means sample whose size the settings bound. Files and bytes on disk are printed.
 
     python benchmarks/label_scaling.py [--images 2000,20000] [--stages plan,masks,...] [--output DIRECTORY]
 

@@ -4,7 +4,6 @@ A phase makes one file for each shard of the plan. The file is its own record: a
 all files are there, one process finishes the phase. The phases of one round need nothing of one another.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from u2seg.pseudo_labels.clusters import cluster_stage
-from u2seg.pseudo_labels.clusters.cluster_names import forget_names
+from u2seg.pseudo_labels.clusters.cluster_names import forget_outdated_names
 from u2seg.pseudo_labels.masks import mask_stage
 from u2seg.pseudo_labels.panoptic import panoptic_stage
 from u2seg.pseudo_labels.semantics import semantic_stage
@@ -21,8 +20,6 @@ from u2seg.pseudo_labels.sharding import Worker
 from u2seg.utils.image_io import ImageSource
 from u2seg.utils.kmeans import CENTROIDS
 from u2seg.utils.manifest import is_complete
-
-logger = logging.getLogger(__name__)
 
 STAGES = ("masks", "clusters", "semantics", "panoptic")
 
@@ -108,8 +105,8 @@ def _finish_masks(cfg: CfgNode, run: LabelRun) -> None:
 
 
 def _finish_panoptic(cfg: CfgNode, run: LabelRun) -> None:
-    if not is_complete(run["panoptic"]) and forget_names(run.output):
-        logger.warning("The labels are made anew: the names that their clusters were given by hand are gone")
+    if not is_complete(run["panoptic"]):
+        forget_outdated_names(run.output)
     panoptic_stage.finish_panoptic(cfg, run["masks"], run["clusters"], run["semantics"], run["panoptic"])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from u2seg.config import check_config
+from u2seg.pseudo_labels.clusters.cluster_names import forget_outdated_names
 from u2seg.pseudo_labels.image_source import DirectorySource, open_source
 from u2seg.pseudo_labels.launchers import Launcher, LocalLauncher, run_phases
 from u2seg.pseudo_labels.masks.mask_stage import is_readable, reopen_failures
@@ -182,6 +183,7 @@ def retry_failures(cfg: CfgNode, images: Images, output: str | Path) -> int:
     def discard_later_stages() -> None:
         for stage in STAGES[1:]:
             discard_stage(output / stage)
+        forget_outdated_names(output)
 
     repaired = reopen_failures(cfg, images, output / STAGES[0], discard_later_stages)
     lost = {row["file_name"] for stage in STAGES[1:] for row in _failures(output / stage)}

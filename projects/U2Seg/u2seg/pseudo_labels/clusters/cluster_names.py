@@ -4,6 +4,7 @@ The labels with names are a set of their own, ``LABELS/named``, which readers of
 Without it the labels are again what the stages made.
 """
 
+import logging
 import os
 import shutil
 from collections import Counter
@@ -20,6 +21,8 @@ from u2seg.structures.label_space import VOID_SEGMENT, LabelSpace
 from u2seg.structures.segments import segment_values, semantic_target
 from u2seg.utils.files import atomic_path, confined_path, read_json, write_json
 from u2seg.utils.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 NAMES = "names.json"
 # Beside the set while it is replaced or deleted.
@@ -128,6 +131,12 @@ def forget_names(labels: str | Path) -> bool:
     named.rename(deleted)  # at once: half a set must never be taken for a whole one
     shutil.rmtree(deleted)
     return True
+
+
+def forget_outdated_names(labels: str | Path) -> None:
+    """Deletes the labels named by hand because those that they were made from are made anew; says so where there were any."""
+    if forget_names(labels):
+        logger.warning("The labels are made anew: the names that their clusters were given by hand are gone")
 
 
 def parse_names(words: Sequence[str], source: str) -> dict[int, str]:

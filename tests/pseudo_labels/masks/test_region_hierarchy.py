@@ -238,7 +238,7 @@ def test_a_large_region_that_leaves_the_image_is_background():
     every = find(image_rgb, replace(SETTINGS, max_shared=0.0))
     things = find(image_rgb, replace(SETTINGS, max_shared=0.0, max_image_border=0.5))
     assert max(iou(mask, (0, 0, 24, 96)) for mask in every.masks) > 0.9
-    assert max(iou(mask, (36, 40, 52, 60)) for mask in things.masks) > 0.9
+    assert max(iou(mask, (36, 40, 52, 60)) for mask in things.masks) > 0.8
     # Neither the sky nor a piece of it is a mask.
     assert not things.masks[:, :20].any()
     # Below a twentieth of the image it would be a thing that the border cuts off.

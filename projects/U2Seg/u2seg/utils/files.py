@@ -215,7 +215,7 @@ def did_you_mean(path: str | Path) -> str:
     if missing is None or not os.access(missing.parent, os.R_OK):
         return ""
     names = {name.casefold(): name for name in sorted(os.listdir(missing.parent))}
-    close = get_close_matches(missing.name.casefold(), names, n=2, cutoff=0.7)
+    close = get_close_matches(missing.name.casefold(), names, n=2, cutoff=0.6)
     rest = path.relative_to(missing)
     meant = [found for name in close if (found := missing.parent / names[name] / rest).exists()]
     return f"; did you mean {' or '.join(map(str, meant))}?" if meant else ""

@@ -71,8 +71,8 @@ def _cost_table(plan: RunPlan) -> list[str]:
         lines.append(_row(stage.name, time, memory, disk, stage.basis))
     total = sum(stage.seconds for stage in stages)
     most = max(stage.memory for stage in stages)
-    disk = sum(stage.disk for stage in stages)
-    lines.append(_row("in all", format_seconds(total), format_bytes(most), format_bytes(disk), "memory: the largest"))
+    all_disk = format_bytes(sum(stage.disk for stage in stages))
+    lines.append(_row("in all", format_seconds(total), format_bytes(most), all_disk, "memory: the largest"))
     checkpoint = format_bytes(plan.measured.checkpoint_bytes)
     lines.append(f"  Training writes a second checkpoint before it deletes the first; one, {checkpoint}, stays.")
     if plan.trains_anew:

@@ -306,6 +306,33 @@ def test_a_repaired_image_is_read_and_gives_the_labels_of_a_new_run(photos, cfg,
     assert snapshot(output) == kept
 
 
+def test_labels_may_stay_in_shards_and_get_their_json_later(labels, photos, tmp_path):
+    output = tmp_path / "labels"
+    shutil.copytree(labels, output, ignore=shutil.ignore_patterns("panoptic", "manifest.json"))
+    for stage in ("masks", "clusters", "semantics"):
+        shutil.copy(labels / stage / "manifest.json", output / stage / "manifest.json")
+    # The workers' shards are what is left in the end.
+    shards = setup_cfg("quick_schedules/scenes.yaml", [*OPTIONS, "PANOPTIC_LABELS.WRITE_JSON", "False"])
+    make_pseudo_labels(shards, photos, output, max_failures=0.5)
+    made = snapshot(output / "panoptic")
+    assert {name for name in made if "/" not in name} == {
+        "manifest.json",
+        *(f"shard-{i:06d}.parquet" for i in range(4)),
+    }
+    assert made["manifest.json"] == (labels / "panoptic/manifest.json").read_bytes()
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*.p*") if path.name != "failures.json"}
+    make_pseudo_labels(shards, photos, output, max_failures=0.5)
+    assert snapshot(output / "panoptic") == made
+
+    with_json = setup_cfg("quick_schedules/scenes.yaml", OPTIONS)
+    make_pseudo_labels(with_json, photos, output, max_failures=0.5)
+    assert snapshot(output) == snapshot(labels)
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items() if path.suffix == ".png")
+    # JSON files that are there stay, and stand for the shards.
+    make_pseudo_labels(shards, photos, output, max_failures=0.5)
+    assert snapshot(output) == snapshot(labels)
+
+
 def test_workers_in_any_order_give_the_same_bytes(labels, photos, tmp_path):
     output = tmp_path / "labels"
     command = ["labels", str(photos), "--config-file", "quick_schedules/scenes.yaml", "--output", str(output)]
@@ -321,8 +348,8 @@ def test_workers_in_any_order_give_the_same_bytes(labels, photos, tmp_path):
 
 
 def test_two_local_processes_give_the_same_bytes(labels, photos, cfg, tmp_path):
-    output = make_pseudo_labels(cfg, photos, tmp_path / "labels", stages=["masks"], max_failures=0.5, num_workers=2)
-    assert snapshot(output / "masks") == snapshot(labels / "masks")
+    output = make_pseudo_labels(cfg, photos, tmp_path / "labels", max_failures=0.5, num_workers=2)
+    assert snapshot(output) == snapshot(labels)
 
 
 @pytest.mark.parametrize("worker", ["3/3", "0/0", "1", "-1/2", "a/b"])

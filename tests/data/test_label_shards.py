@@ -1,6 +1,7 @@
-"""Labels in Parquet shards: the same training input as from JSON files, held as bytes."""
+"""Labels in shards: the same training input as from COCO's files, held as bytes."""
 
 import itertools
+import tarfile
 
 import numpy as np
 import pytest
@@ -10,20 +11,16 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from u2seg.data import build_mapper, build_train_loader, register_dataset
 from u2seg.data.build import seed_random
-from u2seg.data.formats.coco_panoptic import (
-    instance_annotations,
-    panoptic_annotation,
-    write_panoptic_png,
-    write_stuff_png,
-)
+from u2seg.data.formats.coco_panoptic import instance_annotations, panoptic_annotation
 from u2seg.data.formats.label_directory import find_panoptic_json
 from u2seg.data.formats.label_shards import ImageLabels, read_label_shard, write_label_shard
 from u2seg.data.serialized_records import SerializedRecords
 from u2seg.evaluation import ScoreSettings
 from u2seg.evaluation.evaluator import PanopticEvaluator
 from u2seg.pseudo_labels.panoptic.panoptic_merge import merge_panoptic
-from u2seg.pseudo_labels.panoptic.panoptic_stage import count_labels, write_json_files
+from u2seg.pseudo_labels.panoptic.panoptic_stage import _PngFiles, _PngTar, count_labels, write_json_files
 from u2seg.structures import LabelSpace
+from u2seg.utils.image_io import read_stored_array, stored_name
 from u2seg.utils.manifest import close_stage, open_stage, shard_path
 from u2seg.visualization.label_page import load_panoptic_labels
 
@@ -33,7 +30,7 @@ IMAGES = {9: (40, 56), 2: (56, 40), 30: (40, 56), 4: (40, 56), 7: (56, 40)}
 WITHOUT_INSTANCE = 4
 
 
-def make_labels(image_id: int, directory, photos) -> ImageLabels:
+def make_labels(image_id: int, pngs, photos) -> ImageLabels:
     rng = np.random.default_rng(image_id)
     size, name = IMAGES[image_id], f"{image_id}.png"
     masks = np.zeros((0 if image_id == WITHOUT_INSTANCE else 2, *size), bool)
@@ -42,14 +39,14 @@ def make_labels(image_id: int, directory, photos) -> ImageLabels:
     semantic = np.zeros(size, np.uint8)
     semantic[20:], semantic[0] = 1, 255
     panoptic, segments = merge_panoptic(masks, rng.integers(0, 3, len(masks)), semantic)
-    write_panoptic_png(directory / "panoptic" / name, panoptic)
-    write_stuff_png(directory / "stuff" / name, panoptic, segments, SPACE)
+    places = pngs.add(name, panoptic, segments)
     Image.fromarray(rng.integers(0, 256, (*size, 3)).astype(np.uint8)).save(photos / name)
     return ImageLabels(
         image={"id": image_id, "file_name": name, "height": size[0], "width": size[1]},
         panoptic=panoptic_annotation(image_id, name, panoptic, segments, SPACE),
         instances=instance_annotations(image_id, panoptic, segments, rng.random(2), SPACE),
         void_share=float((panoptic == 0).mean()),
+        png_places=places,
     )
 
 
@@ -62,13 +59,17 @@ def sets(tmp_path_factory):
     for kind in ("json", "shards"):
         directory = root / kind / "panoptic"
         open_stage(directory, "panoptic", {"things": 3, "stuff": 2})
-        labels = [make_labels(image_id, directory, root / "photos") for image_id in IMAGES]
+        labels = []
+        for index, ids in enumerate(([9, 2, 30], [4, 7])):
+            shard = shard_path(directory, index)
+            with (_PngFiles if kind == "json" else _PngTar)(shard, SPACE) as pngs:
+                group = [make_labels(image_id, pngs, root / "photos") for image_id in ids]
+            labels += group
+            if kind == "shards":
+                write_label_shard(shard, group)
+                assert read_label_shard(shard) == group
         if kind == "json":
             write_json_files(directory, lambda labels=labels: iter(labels), SPACE)
-        else:
-            write_label_shard(shard_path(directory, 0), labels[:3])
-            write_label_shard(shard_path(directory, 1), labels[3:])
-            assert read_label_shard(shard_path(directory, 0)) == labels[:3]
         close_stage(directory, count_labels(iter(labels)))
         description = {"FORMAT": "pseudo_labels", "ROOT": str(root / kind), "IMAGES": str(root / "photos")}
         register_dataset(f"shard_test_{kind}", description)
@@ -77,9 +78,10 @@ def sets(tmp_path_factory):
 
 
 def without_root(records, root):
-    """The records with their label files relative to the label directory, which differs between the two sets."""
+    """The records with the names of their PNGs alone, whose places differ between the two sets."""
+    directories = {"pan_seg_file_name": root / "panoptic/panoptic", "sem_seg_file_name": root / "panoptic/stuff"}
     return [
-        {key: value.replace(str(root), "ROOT") if key.endswith("file_name") else value for key, value in record.items()}
+        {key: stored_name(value, directories[key]) if key in directories else value for key, value in record.items()}
         for record in records
     ]
 
@@ -93,6 +95,26 @@ def test_the_dicts_and_the_classes_are_those_of_the_json_files(sets):
     kept = ("thing_classes", "stuff_classes", "thing_dataset_id_to_contiguous_id", "label_space", "evaluator_type")
     for key in kept:
         assert getattr(MetadataCatalog.get(name), key) == getattr(MetadataCatalog.get(json_name), key)
+
+
+def test_pngs_lie_in_tars_that_any_program_opens(sets):
+    (_, json_root, _), (name, root, _) = sets["json"], sets["shards"]
+    assert sorted(path.name for path in (root / "panoptic").iterdir()) == [
+        "manifest.json", "shard-000000.parquet", "shard-000000.tar", "shard-000001.parquet", "shard-000001.tar",
+    ]  # fmt: skip
+    with tarfile.open(root / "panoptic/shard-000001.tar") as archive:
+        assert archive.getnames() == ["4.panoptic.png", "4.stuff.png", "7.panoptic.png", "7.stuff.png"]
+        png = archive.extractfile("7.stuff.png").read()
+    assert png == (json_root / "panoptic/stuff/7.png").read_bytes()
+    record = next(record for record in DatasetCatalog.get(name) if record["image_id"] == 7)
+    np.testing.assert_array_equal(
+        read_stored_array(record["pan_seg_file_name"]), np.asarray(Image.open(json_root / "panoptic/panoptic/7.png"))
+    )
+    cut = record["sem_seg_file_name"].replace("#", "#9")
+    with pytest.raises(ValueError, match=r"shard-000001\.tar#9.*/7\.png"):
+        read_stored_array(cut)
+    with pytest.raises(FileNotFoundError, match=r"gone\.tar: no such file"):
+        read_stored_array(record["sem_seg_file_name"].replace("shard-000001", "gone"))
 
 
 def test_one_class_and_a_subset_are_made_alike(sets, tmp_path):
@@ -146,14 +168,14 @@ def test_the_mapper_reads_an_image_without_an_instance(sets, tiny_cfg, tmp_path)
 
 def test_what_needs_json_files_says_how_they_are_made(sets):
     name, root, _ = sets["shards"]
-    remedy = "Repeat the `u2seg labels` command with PANOPTIC_LABELS.WRITE_JSON True"
+    remedy = "Repeat the `u2seg labels` command with PANOPTIC_LABELS.FORMAT coco"
     for labels in (root, root / "panoptic"):
         with pytest.raises(FileNotFoundError, match=remedy):
             find_panoptic_json(labels)
         with pytest.raises(FileNotFoundError, match=remedy):
             load_panoptic_labels(labels, root.parent / "photos")
     assert find_panoptic_json(sets["json"][1]).is_file()
-    with pytest.raises(ValueError, match=r"no ground truth .* PANOPTIC_LABELS.WRITE_JSON True"):
+    with pytest.raises(ValueError, match=r"no ground truth .* PANOPTIC_LABELS.FORMAT coco"):
         PanopticEvaluator(name, None, num_things=3, num_stuff=2, settings=ScoreSettings(protocols=("u2seg",)))
 
 

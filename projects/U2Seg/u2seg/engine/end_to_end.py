@@ -113,7 +113,7 @@ def run_end_to_end(
     """
     directories = RunDirectories(Path(output))
     cfg = setup_cfg(config_file, list(opts))
-    _require_json(cfg)
+    _require_coco_files(cfg)
     training_opts = [*opts, *_training_set_options(cfg, images, directories)]
     setup_cfg(config_file, training_opts)  # an error in these should not wait until the labels are made
     with _timed(directories, LABELS), quiet_screen(directories.log):
@@ -214,7 +214,7 @@ def label_photos(config_file: str, images: str, output: str, log: str, choose_cl
         choose_clusters: whether K is to follow from the number of masks; else it is ``CLUSTERS.NUM_CLUSTERS``.
     """
     cfg = setup_cfg(config_file)
-    _require_json(cfg)
+    _require_coco_files(cfg)
     with quiet_screen(log):
         make_pseudo_labels(cfg, images, output, stages=["masks"], sample_patches=True)
         if choose_clusters:
@@ -364,11 +364,11 @@ def score_labels(cfg: CfgNode, labels: Path, directories: RunDirectories) -> Non
     )
 
 
-def _require_json(cfg: CfgNode) -> None:
-    if not cfg.PANOPTIC_LABELS.WRITE_JSON:
+def _require_coco_files(cfg: CfgNode) -> None:
+    if cfg.PANOPTIC_LABELS.FORMAT != "coco":
         raise ValueError(
-            "PANOPTIC_LABELS.WRITE_JSON is False, but a whole run reads the labels' JSON files to count and score them; leave it True, "
-            "or use `u2seg labels` and `u2seg train`, which do not need the files"
+            f"PANOPTIC_LABELS.FORMAT is {cfg.PANOPTIC_LABELS.FORMAT}, but a whole run reads COCO's files to count and score the labels; "
+            "leave it at coco, or use `u2seg labels` and `u2seg train`, which do not need the files"
         )
 
 

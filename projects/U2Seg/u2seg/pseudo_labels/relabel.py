@@ -38,7 +38,7 @@ from u2seg.pseudo_labels.panoptic.panoptic_stage import (
 )
 from u2seg.structures import IGNORE_LABEL, LabelSpace, pairwise_mask_iou
 from u2seg.utils.files import confined_path, list_digest, read_json, write_json
-from u2seg.utils.image_io import ImageReadError
+from u2seg.utils.image_io import ImageReadError, stored_name
 from u2seg.utils.manifest import (
     FAILURES,
     Failure,
@@ -251,13 +251,13 @@ class _Relabeler:
         """Writes the PNGs of a group of images; returns its labels, and rows of ``failures.json`` for images that could not be read."""
         labels: list[ImageLabels] = []
         failures: list[dict] = []
-        old_pngs = self.old_files.panoptic_directory
         source = self.old_files.panoptic_json or self.old_files.label_shards
-        assert old_pngs is not None and source is not None, "a dataset of FORMAT pseudo_labels has both"
+        assert source is not None, "a dataset of FORMAT pseudo_labels has one of them"
+        old_pngs = self.old_files.panoptic_directory or source / PANOPTIC_DIRECTORY
         for record in records:
             image_id, shape = record["image_id"], {key: record[key] for key in ("height", "width")}
             name = Path(record["file_name"]).relative_to(self.old_files.images).as_posix()
-            png = Path(record["pan_seg_file_name"]).relative_to(old_pngs).as_posix()
+            png = stored_name(record["pan_seg_file_name"], old_pngs)
             try:
                 sample = self.mapper(record)
             except ImageReadError as error:

@@ -35,7 +35,7 @@ from u2seg.data.formats.coco_schema import (
     read_panoptic_json,
 )
 from u2seg.data.formats.label_directory import panoptic_directory
-from u2seg.data.formats.label_shards import iter_labels, label_shards, label_space_of_shards
+from u2seg.data.formats.label_shards import label_shards, label_space_of_shards, png_places, read_label_shard
 from u2seg.data.serialized_records import SerializedRecords
 from u2seg.structures.label_space import LabelSpace
 from u2seg.utils.files import confined_path
@@ -65,7 +65,7 @@ class DatasetFiles:
         instances_json: COCO instances JSON; None where there is none.
         stuff_directory: directory of the 8-bit semantic targets, named as the panoptic PNGs; None where targets are to be derived from
             those.
-        label_shards: directory of a panoptic stage whose labels are in Parquet shards, not in JSON files; None elsewhere.
+        label_shards: directory of a panoptic stage whose labels are in shards, not in COCO's files; None elsewhere.
     """
 
     images: Path
@@ -129,7 +129,7 @@ def load_dicts(name: str, description: Mapping) -> list[dict] | SerializedRecord
     contiguous, ``isthing``, ``iscrowd``); ``sem_seg_file_name`` where a semantic target exists as a file; ``image_class`` where
     whole images have classes: an index into the metadata's ``image_classes``, for scoring and monitoring, never for training.
 
-    Labels in Parquet shards give :class:`u2seg.data.serialized_records.SerializedRecords`: the same dicts, held as bytes.
+    Labels in shards give :class:`u2seg.data.serialized_records.SerializedRecords`: the same dicts, held as bytes.
     """
     description = _checked(name, description)
     files = files_of(name, description)
@@ -194,9 +194,9 @@ def _pseudo_label_files(description: Mapping) -> DatasetFiles:
     return DatasetFiles(
         images=_resolve(description["IMAGES"]),
         panoptic_json=None if in_shards else directory / "panoptic.json",
-        panoptic_directory=directory / "panoptic",
+        panoptic_directory=None if in_shards else directory / "panoptic",
         instances_json=None if in_shards else directory / "instances.json",
-        stuff_directory=directory / "stuff",
+        stuff_directory=None if in_shards else directory / "stuff",
         label_shards=directory if in_shards else None,
     )
 
@@ -267,11 +267,14 @@ def _load_shards(description: Mapping, files: DatasetFiles) -> SerializedRecords
 
     def records() -> Iterator[dict]:
         numbers = count(1)
-        for labels in iter_labels(label_shards(directory)):
-            ids.append(labels.image["id"])
-            # As the annotations of an instances JSON are numbered.
-            instances = [_instance({**row, "id": next(numbers)}, to_contiguous) for row in labels.instances]
-            yield _panoptic_record(labels.image, labels.panoptic, instances, files, (to_contiguous, space))
+        for shard in label_shards(directory):
+            for labels in read_label_shard(shard):
+                ids.append(labels.image["id"])
+                # As the annotations of an instances JSON are numbered.
+                instances = [_instance({**row, "id": next(numbers)}, to_contiguous) for row in labels.instances]
+                record = _panoptic_record(labels.image, labels.panoptic, instances, files, (to_contiguous, space))
+                pngs = png_places(shard, labels) or _png_files(directory, labels.panoptic["file_name"], directory)
+                yield {**record, "pan_seg_file_name": pngs[0], "sem_seg_file_name": pngs[1]}
 
     found = SerializedRecords(records())
     return found.select(np.argsort(np.frombuffer(ids, np.int64), kind="stable"))
@@ -291,14 +294,25 @@ def _load_panoptic(description: Mapping, files: DatasetFiles) -> list[dict]:
         if annotation is None:  # images of test splits carry no annotation
             continue
         found = instances.get(image["id"], [])
-        dicts.append(_panoptic_record(image, annotation, found, files, (to_contiguous, space)))
+        record = _panoptic_record(image, annotation, found, files, (to_contiguous, space))
+        png = annotation["file_name"]
+        record["pan_seg_file_name"] = str(confined_path(_existing(files.panoptic_directory), png, source))
+        if files.stuff_directory is not None:
+            record["sem_seg_file_name"] = str(confined_path(files.stuff_directory, png, source))
+        dicts.append(record)
     return dicts
+
+
+def _png_files(directory: Path, name: str, source: Path) -> tuple[str, str]:
+    """Returns the paths of an image's panoptic and stuff PNG in a panoptic stage's directory."""
+    panoptic, stuff = (confined_path(directory / kind, name, source) for kind in ("panoptic", "stuff"))
+    return str(panoptic), str(stuff)
 
 
 def _panoptic_record(
     image: dict, annotation: dict, instances: list[dict], files: DatasetFiles, ids: tuple[dict[int, int], LabelSpace]
 ) -> dict:
-    """Returns Detectron2's dict of an image.
+    """Returns Detectron2's dict of an image, without the paths of its PNGs.
 
     Args:
         image: its row of a COCO file.
@@ -307,14 +321,9 @@ def _panoptic_record(
         files: of the dataset.
         ids: thing's dataset id -> contiguous id, and the classes.
     """
-    source = _existing(files.panoptic_json or files.label_shards)
-    png = annotation["file_name"]
-    record = _image_record(image, files.images, source)
+    record = _image_record(image, files.images, _existing(files.panoptic_json or files.label_shards))
     record["annotations"] = instances
-    record["pan_seg_file_name"] = str(confined_path(_existing(files.panoptic_directory), png, source))
     record["segments_info"] = [_segment(segment, *ids) for segment in annotation["segments_info"]]
-    if files.stuff_directory is not None:
-        record["sem_seg_file_name"] = str(confined_path(files.stuff_directory, png, source))
     return record
 
 

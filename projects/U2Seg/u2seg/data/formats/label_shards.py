@@ -7,10 +7,16 @@ from typing import Any
 
 from u2seg.data.formats.parquet_files import read_rows
 from u2seg.structures.label_space import LabelSpace
-from u2seg.utils.files import atomic_path
-from u2seg.utils.manifest import is_complete, stage_settings
+from u2seg.utils.files import atomic_path, read_json
+from u2seg.utils.image_io import tar_place
+from u2seg.utils.manifest import MANIFEST, is_complete, stage_settings
 
-_COLUMNS = ("image_id", "file_name", "height", "width", "png_name", "segments", "instances", "void_share")
+_COLUMNS = (
+    *("image_id", "file_name", "height", "width", "png_name", "segments", "instances", "void_share"),
+    "png_places",
+)
+# First byte and size, in the tar beside the shard, of an image's panoptic PNG and of its stuff PNG.
+PngPlaces = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -22,12 +28,14 @@ class ImageLabels:
         panoptic: the annotation of a panoptic JSON.
         instances: the annotations of an instances JSON, without ``id``, which numbers those of all images.
         void_share: share of pixels, 0..1, that belong to no segment.
+        png_places: where its PNGs lie in a tar; None where they are files.
     """
 
     image: dict[str, Any]
     panoptic: dict[str, Any]
     instances: list[dict[str, Any]] = field(default_factory=list)
     void_share: float = 0.0
+    png_places: PngPlaces | None = None
 
 
 def write_label_shard(path: str | Path, labels: Sequence[ImageLabels]) -> None:
@@ -58,6 +66,7 @@ def write_label_shard(path: str | Path, labels: Sequence[ImageLabels]) -> None:
             "segments": pa.array([one.panoptic["segments_info"] for one in labels], pa.list_(segment)),
             "instances": pa.array(instances, pa.list_(instance)),
             "void_share": pa.array([one.void_share for one in labels], pa.float64()),
+            "png_places": pa.array([one.png_places for one in labels], pa.list_(pa.int64())),
         }
     )
     with atomic_path(path) as temporary:
@@ -79,10 +88,26 @@ def iter_labels(shards: Sequence[Path]) -> Iterator[ImageLabels]:
         yield from read_label_shard(path)
 
 
+def png_tar(shard: Path) -> Path:
+    """Returns the path of the tar that holds the PNGs of a shard."""
+    return shard.with_suffix(".tar")
+
+
+def png_places(shard: Path, labels: ImageLabels) -> tuple[str, str] | None:
+    """Returns the paths by which ``read_stored_array`` reads an image's panoptic and stuff PNG; None where they are files."""
+    if labels.png_places is None:
+        return None
+    name, (start, size, stuff_start, stuff_size) = labels.panoptic["file_name"], labels.png_places
+    tar = png_tar(shard)
+    return tar_place(tar, start, size, name), tar_place(tar, stuff_start, stuff_size, name)
+
+
 def label_shards(directory: str | Path) -> list[Path]:
-    """Returns the shards of a finished panoptic stage, in order; none where its labels are in COCO's JSON files, or not finished."""
+    """Returns the shards of a finished panoptic stage, in order; none where its labels are COCO's files, or not finished."""
     directory = Path(directory)
-    return sorted(directory.glob("shard-*.parquet")) if is_complete(directory) else []
+    if not is_complete(directory) or read_json(directory / MANIFEST).get("stage") != "panoptic":
+        return []
+    return sorted(directory.glob("shard-*.parquet"))
 
 
 def label_space_of_shards(directory: str | Path) -> LabelSpace:
@@ -113,4 +138,5 @@ def _labels(row: dict[str, Any]) -> ImageLabels:
             for instance in row["instances"]
         ],
         void_share=row["void_share"],
+        png_places=row["png_places"] and tuple(row["png_places"]),
     )

@@ -1,5 +1,6 @@
 """The stage that merges masks, clusters and semantic maps into panoptic pseudo-labels and writes the user's files."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -12,12 +13,22 @@ from pycocotools import mask as mask_utils
 from u2seg.data.formats.coco_panoptic import (
     instance_annotations,
     panoptic_annotation,
+    panoptic_rgb,
+    stuff_pixels,
     whole_instance_annotations,
     write_panoptic_png,
     write_stuff_png,
 )
-from u2seg.data.formats.label_shards import ImageLabels, iter_labels, write_label_shard
+from u2seg.data.formats.label_shards import (
+    ImageLabels,
+    PngPlaces,
+    iter_labels,
+    png_tar,
+    read_label_shard,
+    write_label_shard,
+)
 from u2seg.data.formats.mask_shards import count_records, mask_shards
+from u2seg.data.formats.png_tars import write_png_tar
 from u2seg.data.formats.semantic_shards import read_semantic_shard
 from u2seg.pseudo_labels.clusters.cluster_stage import LOST, read_assigned
 from u2seg.pseudo_labels.image_plan import shard_png_names
@@ -26,7 +37,7 @@ from u2seg.pseudo_labels.sharding import Worker
 from u2seg.structures.label_space import LabelSpace
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.structures.segments import Segment
-from u2seg.utils.files import read_json, stream_json
+from u2seg.utils.files import atomic_path, confined_path, read_json, stream_json
 from u2seg.utils.manifest import (
     MANIFEST,
     check_stage,
@@ -128,7 +139,7 @@ class PanopticRule:
 
 
 def make_panoptic_labels(cfg: CfgNode, masks: Path, clusters: Path, semantics: Path, output: Path) -> Path:
-    """Returns ``output``, filled with panoptic PNGs, stuff PNGs, and instances JSON and panoptic JSON, or Parquet shards instead of them.
+    """Returns ``output``, filled with instances JSON, panoptic JSON and PNGs, and stuff PNGs, or with shards that hold the same.
 
     Every image that all stages could read appears, also those without an instance. Killed and called again, it goes
     on at the first image group that is not finished.
@@ -188,14 +199,17 @@ def label_groups(cfg: CfgNode, masks: Path, clusters: Path, semantics: Path, out
             group = read_assigned(shards[index], clusters)
             maps = read_semantic_shard(shard_path(semantics, index))
             check_stage(output, "panoptic", settings)
-            labels = list(_label_group(bar.track(group), maps, output, shard_png_names(masks, index), space, rule))
-            write_label_shard(shard_path(output, index), labels)
+            shard = shard_path(output, index)
+            with _PNGS[cfg.PANOPTIC_LABELS.FORMAT](shard, space) as pngs:
+                labels = list(_label_group(bar.track(group), maps, pngs, shard_png_names(masks, index), space, rule))
+            # The labels last: a shard that is there is finished.
+            write_label_shard(shard, labels)
 
 
 def finish_panoptic(cfg: CfgNode, masks: Path, clusters: Path, semantics: Path, output: Path) -> None:
-    """Closes the stage; writes instances JSON and panoptic JSON as streams, which then stand for the shards, if the settings ask for them.
+    """Closes the stage; where the settings ask for COCO's files, writes them as streams and deletes the shards, which hold the same.
 
-    Called again for a finished stage that has no JSON files, it writes them if the settings ask for them now.
+    Called again for a finished stage that is in shards, it does so if the settings ask for COCO's files now.
 
     Args:
         cfg: reads ``PANOPTIC_LABELS``.
@@ -210,19 +224,20 @@ def finish_panoptic(cfg: CfgNode, masks: Path, clusters: Path, semantics: Path, 
     open_panoptic(cfg, clusters, semantics, output)
     count = len(mask_shards(masks))
     shards = [shard_path(output, index) for index in range(count)]
-    has_json = (output / PANOPTIC_JSON).is_file()
-    if not is_complete(output) or not has_json:
+    if not is_complete(output) or not (output / PANOPTIC_JSON).is_file():
         with unless_done(lambda: is_complete(output) and (output / PANOPTIC_JSON).is_file()):
             require_shards(output, count)
-            if cfg.PANOPTIC_LABELS.WRITE_JSON:
-                write_json_files(
-                    output, lambda: iter_labels(shards), LabelSpace.of_clusters(*label_counts(clusters, semantics))
-                )
+            if cfg.PANOPTIC_LABELS.FORMAT == "coco":
+                for shard in shards:
+                    _unpack_pngs(shard)
+                space = LabelSpace.of_clusters(*label_counts(clusters, semantics))
+                write_json_files(output, lambda: iter_labels(shards), space)
             if not is_complete(output):
                 close_stage(output, count_labels(iter_labels(shards)))
     if (output / PANOPTIC_JSON).is_file():
-        for path in shards:
-            path.unlink(missing_ok=True)
+        for shard in shards:
+            shard.unlink(missing_ok=True)
+            png_tar(shard).unlink(missing_ok=True)
 
 
 def _require_all(masks: Path, semantics: Path, num_images: int, num_shards: int) -> None:
@@ -248,12 +263,12 @@ def label_counts(clusters: Path, semantics: Path) -> tuple[int, int]:
 def _label_group(
     group: Iterable[tuple[ImageMasks, np.ndarray]],
     maps: dict,
-    output: Path,
+    pngs: "_PngFiles | _PngTar",
     png_of: dict,
     space: LabelSpace,
     rule: PanopticRule,
 ) -> Iterator[ImageLabels]:
-    """Writes the PNGs of the images of a shard and yields their labels."""
+    """Hands the maps of the images of a shard to ``pngs`` and yields their labels."""
     for record, clusters in group:
         # One that was lost after its masks were made is in the failures of the stage that missed it.
         if record.error is not None or record.file_name not in maps or (clusters == LOST).any():
@@ -263,14 +278,62 @@ def _label_group(
         masks = decoded.transpose(2, 0, 1).astype(bool)
         panoptic, segments = rule.merge(masks, clusters, maps[record.file_name])
         png = png_of[record.file_name]
-        write_panoptic_png(output / PANOPTIC_DIRECTORY / png, panoptic)
-        write_stuff_png(output / STUFF_DIRECTORY / png, panoptic, segments, space)
+        places = pngs.add(png, panoptic, segments)
         yield ImageLabels(
             image={"id": record.image_id, "file_name": record.file_name, "height": shape[0], "width": shape[1]},
             panoptic=panoptic_annotation(record.image_id, png, panoptic, segments, space),
             instances=rule.instances(record.image_id, masks, clusters, record.scores, (panoptic, segments), space),
             void_share=void_share(panoptic),
+            png_places=places,
         )
+
+
+class _PngFiles(contextlib.AbstractContextManager):
+    """Writes the PNGs of a shard's images as files of their own."""
+
+    def __init__(self, shard: Path, space: LabelSpace):
+        self._directory, self._space = shard.parent, space
+
+    def __exit__(self, *error: object) -> None:
+        """Does nothing: the files are whole."""
+
+    def add(self, name: str, panoptic: np.ndarray, segments: list[Segment]) -> None:
+        write_panoptic_png(self._directory / PANOPTIC_DIRECTORY / name, panoptic)
+        write_stuff_png(self._directory / STUFF_DIRECTORY / name, panoptic, segments, self._space)
+
+
+class _PngTar(contextlib.ExitStack):
+    """Writes the PNGs of a shard's images to the tar beside it."""
+
+    def __init__(self, shard: Path, space: LabelSpace):
+        super().__init__()
+        self._space = space
+        self._tar = self.enter_context(write_png_tar(png_tar(shard)))
+
+    def add(self, name: str, panoptic: np.ndarray, segments: list[Segment]) -> PngPlaces:
+        key = name.removesuffix(".png")
+        whole = self._tar.add(f"{key}.{PANOPTIC_DIRECTORY}.png", panoptic_rgb(panoptic))
+        stuff = self._tar.add(f"{key}.{STUFF_DIRECTORY}.png", stuff_pixels(panoptic, segments, self._space))
+        return *whole, *stuff
+
+
+_PNGS: dict[str, type[_PngFiles] | type[_PngTar]] = {"coco": _PngFiles, "shards": _PngTar}
+
+
+def _unpack_pngs(shard: Path) -> None:
+    """Writes the PNGs that lie in a shard's tar as files, if it has one."""
+    for labels in read_label_shard(shard):
+        if labels.png_places is None:
+            continue
+        name, (start, size, stuff_start, stuff_size) = labels.panoptic["file_name"], labels.png_places
+        with png_tar(shard).open("rb") as tar:
+            for directory, first, count in (
+                (PANOPTIC_DIRECTORY, start, size),
+                (STUFF_DIRECTORY, stuff_start, stuff_size),
+            ):
+                tar.seek(first)
+                with atomic_path(confined_path(shard.parent / directory, name, shard)) as temporary:
+                    temporary.write_bytes(tar.read(count))
 
 
 def write_json_files(output: Path, labels: LabelStream, space: LabelSpace) -> None:

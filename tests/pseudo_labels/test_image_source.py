@@ -134,6 +134,28 @@ def test_tars_by_url_are_read_through_a_copy_that_goes_away(photos, tmp_path, mo
         list(TarSource("memory://photos/x.tar").names())
 
 
+def test_a_network_that_fails_ends_the_run_and_makes_no_image_unreadable(photos, tmp_path, monkeypatch):
+    fsspec = pytest.importorskip("fsspec")
+    write_tar(tmp_path / "s.tar", [("b.png", (photos / "b.png").read_bytes())])
+    memory = fsspec.filesystem("memory")
+    memory.put_file(str(tmp_path / "s.tar"), "/lost/s.tar")
+
+    def cut(self, *args, **others):
+        raise TimeoutError("timed out")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ConnectionError, match=r"lost/s\.tar could not be copied: timed out"),
+    ):
+        patch.setattr(type(memory), "get_file", cut)
+        TarSource("memory://lost/s.tar").read("s.tar/b.png")
+    # HTTP's file system says so of a server that does not answer.
+    with monkeypatch.context() as patch, pytest.raises(FileNotFoundError, match="its server does not answer"):
+        patch.setattr(type(memory), "exists", lambda self, path: False)
+        TarSource("memory://lost/s.tar").read("s.tar/b.png")
+    assert TarSource("memory://lost/s.tar").read("s.tar/b.png").ndim == 3
+
+
 def test_a_tar_that_went_away_is_a_reason_for_its_images(photos, tmp_path):
     write_tar(tmp_path / "s.tar", [("b.png", (photos / "b.png").read_bytes())])
     source = TarSource(f"{tmp_path}/s.tar")

@@ -17,7 +17,7 @@ from u2seg.cli.main import main
 from u2seg.config import setup_cfg
 from u2seg.data.formats.coco_panoptic import read_panoptic_png
 from u2seg.pseudo_labels.pipeline import make_pseudo_labels
-from u2seg.utils.manifest import StageMismatchError, TooManyFailuresError, is_complete
+from u2seg.utils.manifest import StageMismatchError, TooManyFailuresError, is_complete, reopen_stage
 
 TOOL = Path(__file__).parents[2] / "tools" / "make_pseudo_labels.py"
 OPTIONS = [
@@ -306,6 +306,30 @@ def test_a_repaired_image_is_read_and_gives_the_labels_of_a_new_run(photos, cfg,
     assert snapshot(output) == kept
 
 
+def test_labels_may_stay_in_shards_and_become_cocos_files_later(labels, photos, tmp_path):
+    output = tmp_path / "labels"
+    shutil.copytree(labels, output, ignore=shutil.ignore_patterns("panoptic", "manifest.json"))
+    for stage in ("masks", "clusters", "semantics"):
+        shutil.copy(labels / stage / "manifest.json", output / stage / "manifest.json")
+    shards = setup_cfg("quick_schedules/scenes.yaml", [*OPTIONS, "PANOPTIC_LABELS.FORMAT", "shards"])
+    make_pseudo_labels(shards, photos, output, max_failures=0.5)
+    made = snapshot(output / "panoptic")
+    assert set(made) == {"manifest.json", *(f"shard-{i:06d}.{kind}" for i in range(4) for kind in ("parquet", "tar"))}
+    assert made["manifest.json"] == (labels / "panoptic/manifest.json").read_bytes()
+    make_pseudo_labels(shards, photos, output, max_failures=0.5)
+    assert snapshot(output / "panoptic") == made
+    # A run that was begun with shards may go on without.
+    reopen_stage(output / "panoptic", "panoptic", json.loads(made["manifest.json"])["settings"])
+    (output / "panoptic/shard-000002.parquet").unlink()
+    with_files = setup_cfg("quick_schedules/scenes.yaml", OPTIONS)
+    for _ in range(2):
+        make_pseudo_labels(with_files, photos, output, max_failures=0.5)
+        assert snapshot(output) == snapshot(labels)
+    # COCO's files that are there stay.
+    make_pseudo_labels(shards, photos, output, max_failures=0.5)
+    assert snapshot(output) == snapshot(labels)
+
+
 def test_workers_in_any_order_give_the_same_bytes(labels, photos, tmp_path):
     output = tmp_path / "labels"
     command = ["labels", str(photos), "--config-file", "quick_schedules/scenes.yaml", "--output", str(output)]
@@ -321,8 +345,8 @@ def test_workers_in_any_order_give_the_same_bytes(labels, photos, tmp_path):
 
 
 def test_two_local_processes_give_the_same_bytes(labels, photos, cfg, tmp_path):
-    output = make_pseudo_labels(cfg, photos, tmp_path / "labels", stages=["masks"], max_failures=0.5, num_workers=2)
-    assert snapshot(output / "masks") == snapshot(labels / "masks")
+    output = make_pseudo_labels(cfg, photos, tmp_path / "labels", max_failures=0.5, num_workers=2)
+    assert snapshot(output) == snapshot(labels)
 
 
 @pytest.mark.parametrize("worker", ["3/3", "0/0", "1", "-1/2", "a/b"])

@@ -1,10 +1,12 @@
 """Many workers on one directory: the same bytes as one, whatever their number, their order, and what is killed."""
 
+import errno
 import json
 import multiprocessing
 import os
 import shutil
 import socket
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +17,16 @@ import torch
 from PIL import Image
 from u2seg.cli.main import main
 from u2seg.config import setup_cfg
-from u2seg.pseudo_labels import make_pseudo_labels, phases
-from u2seg.pseudo_labels.launchers import TorchrunLauncher, finish_when_visible, on_gpu
+from u2seg.pseudo_labels import make_pseudo_labels, phases, pipeline
+from u2seg.pseudo_labels.image_source import DirectorySource
+from u2seg.pseudo_labels.launchers import finish_when_visible, on_gpu
+from u2seg.pseudo_labels.lost_images import count_put_back
 from u2seg.pseudo_labels.masks import mask_stage
 from u2seg.pseudo_labels.pipeline import finalize, make_worker_share
 from u2seg.pseudo_labels.semantics import semantic_providers
 from u2seg.pseudo_labels.sharding import Worker
 from u2seg.utils.manifest import IncompleteStageError, StageMismatchError
+from u2seg.utils.write_errors import WriteError
 
 CONFIG = "quick_schedules/scenes.yaml"
 OPTIONS = [
@@ -199,9 +204,14 @@ def test_three_processes_of_torchrun_give_the_same_bytes(labels, photos, cfg, tm
     def rank(index):
         os.environ.update(RANK=str(index), WORLD_SIZE="3", LOCAL_RANK=str(index))
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        make_pseudo_labels(cfg, photos, tmp_path / "labels", launcher=TorchrunLauncher)
+        with (tmp_path / f"{index}.txt").open("w") as said, redirect_stdout(said):
+            assert main([*command, *OPTIONS]) == 0
 
+    command = ["labels", str(photos), "--config-file", CONFIG, "--output", str(tmp_path / "labels")]
+    command += ["--launcher", "torchrun"]
     assert in_children(rank, 3) == [0, 0, 0]
+    said = [(tmp_path / f"{index}.txt").read_text() for index in range(3)]
+    assert said[0].startswith("labels in ") and said[0].count("\n") == 1 and said[1:] == ["", ""]
     assert snapshot(tmp_path / "labels") == snapshot(labels)
 
 
@@ -294,6 +304,37 @@ def test_workers_and_finalize_refuse_settings_that_closed_phases_were_not_made_w
         finalize(other, photos, output)
     assert snapshot(output) == before
     assert finalize(cfg, photos, output) == []
+
+
+def test_a_read_only_directory_is_one_clear_line_for_every_command(photos, cfg, tmp_path, monkeypatch):
+    output = tmp_path / "labels"
+    error = OSError(errno.EROFS, "Read-only file system", str(output / "masks" / "x"))
+
+    def refuse(*args):
+        raise error
+
+    monkeypatch.setattr(pipeline, "_check_closed", refuse)
+    monkeypatch.setattr(pipeline, "reopen_failures", refuse)
+    commands = (
+        lambda: pipeline.make_worker_share(cfg, photos, output, Worker()),
+        lambda: pipeline.finalize(cfg, photos, output),
+        lambda: pipeline.retry_failures(cfg, photos, output),
+    )
+    for command in commands:
+        with pytest.raises(WriteError, match=f"{output} cannot be written: Read-only file system; make it writable"):
+            command()
+
+
+def test_an_image_of_another_size_is_not_put_back(photos, labels, tmp_path):
+    copy = tmp_path / "photos"
+    shutil.copytree(photos, copy)
+    names = {"0.png", "5.png"}
+    assert count_put_back(DirectorySource(copy), labels / "masks", names) == 2
+    Image.new("RGB", (33, 20)).save(copy / "0.png")
+    assert count_put_back(DirectorySource(copy), labels / "masks", names) == 1
+    (copy / "5.png").unlink()
+    assert count_put_back(DirectorySource(copy), labels / "masks", names) == 0
+    assert count_put_back(DirectorySource(copy), labels / "masks", set()) == 0
 
 
 def test_a_list_may_lie_beside_the_labels(photos, cfg, tmp_path):

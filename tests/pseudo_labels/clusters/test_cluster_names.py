@@ -18,6 +18,7 @@ from u2seg.data.formats.coco_panoptic import (
     write_panoptic_png,
     write_stuff_png,
 )
+from u2seg.data.formats.label_shards import ImageLabels
 from u2seg.pseudo_labels.clusters import cluster_names
 from u2seg.pseudo_labels.clusters.cluster_names import (
     ClusterNameError,
@@ -30,11 +31,10 @@ from u2seg.pseudo_labels.clusters.cluster_names import (
 )
 from u2seg.pseudo_labels.image_source import open_source
 from u2seg.pseudo_labels.panoptic import panoptic_stage
-from u2seg.pseudo_labels.panoptic.panoptic_stage import write_dataset
+from u2seg.pseudo_labels.panoptic.panoptic_stage import write_json_files
 from u2seg.pseudo_labels.phases import LabelRun, phase_named
 from u2seg.structures import LabelSpace, Segment
-from u2seg.utils.files import write_json
-from u2seg.utils.manifest import discard_stage, open_stage
+from u2seg.utils.manifest import close_stage, discard_stage, open_stage
 
 # Things 1 to 3, stuff 4 to 6.
 SPACE = LabelSpace.of_clusters(3, 3)
@@ -57,18 +57,22 @@ def labels(tmp_path):
     stage = directory / "panoptic"
     open_stage(stage, "panoptic", {})
     (tmp_path / "photos").mkdir()
-    part = {"images": [], "panoptic": [], "instances": [], "void": [0.1, 0.1]}
+    labels = []
     for number in (0, 1):
         panoptic, segments = image(number)
         png = f"{number}.png"
         write_panoptic_png(stage / "panoptic" / png, panoptic)
         write_stuff_png(stage / "stuff" / png, panoptic, segments, SPACE)
         Image.new("RGB", SIZE[::-1]).save(tmp_path / "photos" / f"{number}.jpg")
-        part["images"].append({"id": number, "file_name": f"{number}.jpg", "height": SIZE[0], "width": SIZE[1]})
-        part["panoptic"].append(panoptic_annotation(number, png, panoptic, segments, SPACE))
-        part["instances"] += instance_annotations(number, panoptic, segments, np.ones(2), SPACE)
-    write_json(tmp_path / "part.json", part)
-    write_dataset(stage, [tmp_path / "part.json"], SPACE)
+        labels.append(
+            ImageLabels(
+                image={"id": number, "file_name": f"{number}.jpg", "height": SIZE[0], "width": SIZE[1]},
+                panoptic=panoptic_annotation(number, png, panoptic, segments, SPACE),
+                instances=instance_annotations(number, panoptic, segments, np.ones(2), SPACE),
+            )
+        )
+    write_json_files(stage, lambda: iter(labels), SPACE)
+    close_stage(stage, {})
     return directory
 
 

@@ -24,6 +24,7 @@ from u2seg.pseudo_labels.semantics.learned.cluster_probe import ClusterProbe
 from u2seg.pseudo_labels.semantics.learned.code_heads import CodeHead, ConceptDecoderHead
 from u2seg.pseudo_labels.semantics.learned.crops import CropFeatures, CropSet, batch_numbers, five_crop_box
 from u2seg.pseudo_labels.semantics.learned.head_training import HeadSchedule, train_head
+from u2seg.pseudo_labels.semantics.learned.learned_providers import build_stego
 from u2seg.pseudo_labels.semantics.learned.neighbors import nearest_neighbors
 from u2seg.pseudo_labels.semantics.learned.semantic_head import PixelClusters, PixelSettings, SemanticHead
 from u2seg.pseudo_labels.semantics.learned.stego_training import mean_correlation
@@ -280,6 +281,23 @@ def test_an_image_that_was_lost_since_is_recorded_and_the_others_are_labeled(pro
         make_semantics(make_cfg(provider), images, masks, tmp_path / "untrained", max_failures=0.5)
 
 
+def test_of_too_many_images_a_seeded_sample_is_trained_on(photos, masks, tmp_path):
+    def chosen(number, *opts):
+        cfg = make_cfg("STEGO", "SEMANTICS.LEARNED.MAX_IMAGES", str(number), *opts)
+        return [image.file_name for image in build_stego(cfg, photos, masks, tmp_path)._training_images()]
+
+    names = [f"{index}.png" for index in range(4)]
+    assert chosen(4) == chosen(9) == names
+    samples = [chosen(2, "SEMANTICS.SEED", str(seed)) for seed in range(8)]
+    assert samples[0] == chosen(2) and len(set(map(tuple, samples))) > 2
+    assert all(len(set(sample)) == 2 and sample == sorted(sample) for sample in samples)
+    # Every image gets a map, whether it was in the sample or not.
+    maps = maps_of(
+        make_semantics(make_cfg("STEGO", "SEMANTICS.LEARNED.MAX_IMAGES", "2"), photos, masks, tmp_path / "s")
+    )
+    assert sorted(maps) == names and len(np.load(tmp_path / "s" / "readable.npy")) == 2
+
+
 def test_log_probabilities_come_one_image_at_a_time():
     cfg = make_cfg("STEGO")
     extractor = build_feature_extractor(cfg)
@@ -315,7 +333,7 @@ def test_features_that_all_look_alike_are_noticed(photos, masks, tmp_path, caplo
 def test_settings_of_another_provider_do_not_bind_a_directory(photos, masks, tmp_path):
     make_semantics(make_cfg("PatchKMeans"), photos, masks, tmp_path / "s")
     make_semantics(make_cfg("PatchKMeans", "SEMANTICS.STEGO.DIM", "9"), photos, masks, tmp_path / "s")
-    make_semantics(make_cfg("PatchKMeans", "SEMANTICS.LEARNED.NUM_THREADS", "1"), photos, masks, tmp_path / "s")
+    make_semantics(make_cfg("PatchKMeans", "SEMANTICS.LEARNED.TRAIN_SIZE", "(64,64)"), photos, masks, tmp_path / "s")
     with pytest.raises(StageMismatchError, match="seed"):
         make_semantics(make_cfg("PatchKMeans", "SEMANTICS.SEED", "4"), photos, masks, tmp_path / "s")
 

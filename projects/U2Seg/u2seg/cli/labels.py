@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from u2seg.cli.arguments import add_config_arguments
 from u2seg.config import setup_cfg
 from u2seg.pseudo_labels import STAGES, make_pseudo_labels
-from u2seg.pseudo_labels.launchers import Launcher, LocalLauncher, SlurmLauncher, TorchrunLauncher
+from u2seg.pseudo_labels.launchers import Launcher, LocalLauncher, SlurmLauncher, TorchrunLauncher, is_leading_rank
 from u2seg.pseudo_labels.phases import LabelRun
 from u2seg.pseudo_labels.pipeline import finalize, make_worker_share, retry_failures
 from u2seg.pseudo_labels.sharding import Worker
@@ -101,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
         num_workers=1 if args.workers is None else args.workers,
         launcher=_launcher(args),
     )
+    if args.launcher == "torchrun" and not is_leading_rank():
+        return 0
     failures = read_json(output / FAILURES) if (output / FAILURES).is_file() else []
     print(f"labels in {output}; {len(failures)} images could not be read ({output / FAILURES})")
     return 0

@@ -6,6 +6,7 @@ from u2seg.config.validation import (
     COUNT,
     NON_NEGATIVE,
     SHARE,
+    choice,
     flag,
     integer,
     number,
@@ -182,6 +183,9 @@ def add_panoptic_labels_config(cfg: CN) -> None:
     cfg.PANOPTIC_LABELS.MAX_COVERED = 0.7
     cfg.PANOPTIC_LABELS.MIN_INSTANCE_PIXELS = 1  # visible pixels below which the panoptic map lacks an instance
     cfg.PANOPTIC_LABELS.MIN_STUFF_PIXELS = 1
+    # "coco": two JSON files and two PNGs an image, what COCO's tools read. "shards": a Parquet file and a tar of PNGs for each shard,
+    # which training reads in less memory. A second run with "coco" turns shards into COCO's files [ours].
+    cfg.PANOPTIC_LABELS.FORMAT = "coco"
 
 
 def add_self_training_config(cfg: CN) -> None:
@@ -293,6 +297,7 @@ register_rules(
         "PANOPTIC_LABELS.MAX_COVERED": SHARE,
         "PANOPTIC_LABELS.ORDER_BY": text(),
         "PANOPTIC_LABELS.CARVE_INSTANCES": flag(),
+        "PANOPTIC_LABELS.FORMAT": choice("coco", "shards"),
         "PANOPTIC_LABELS.MIN_INSTANCE_PIXELS": COUNT,
         "PANOPTIC_LABELS.MIN_STUFF_PIXELS": COUNT,
         "SELF_TRAINING.SCORE_THRESH": several(SHARE, at_least=1),

@@ -5,18 +5,20 @@ every sample's place in the stream seeds the random numbers of its augmentation.
 interrupted run continue exactly.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 import cv2
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.build import print_instances_class_histogram
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from u2seg.data.dataset_mapper import build_mapper
 from u2seg.data.paste_sources import PasteSources, augmentation_seed, build_paste_sources
+from u2seg.data.serialized_records import SerializedRecords
 from u2seg.utils.seeding import seed_random
 
 # What a random number is for, so that no two draws share a seed; u2seg.data.paste_sources has the
@@ -124,18 +126,23 @@ class MappedDataset(Dataset):
     """Maps the items of a :class:`BatchStream` to training samples, with random numbers of their own."""
 
     def __init__(
-        self, dicts: list[dict], mapper: Callable[[dict], dict], *, seed: int, paste_sources: PasteSources | None = None
+        self,
+        dicts: SerializedRecords,
+        mapper: Callable[[dict], dict],
+        *,
+        seed: int,
+        paste_sources: PasteSources | None = None,
     ):
-        """Keeps the dataset in shared memory.
+        """Keeps the settings.
 
         Args:
-            dicts: the dataset in Detectron2's standard form.
+            dicts: the dataset in Detectron2's standard form, in memory that worker processes share.
             mapper: from dataset dict to sample.
             seed: of the stream.
             paste_sources: chooses the images that copy-paste draws on, of a
                 :class:`PartneredBatchStream`; None: there are none.
         """
-        self.dicts = DatasetFromList(dicts, copy=False)
+        self.dicts = dicts
         self.mapper = mapper
         self.seed = seed
         self.paste_sources = paste_sources
@@ -170,8 +177,7 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
             "and weigh datasets by DATASETS.TRAIN_RATIO"
         )
     sets = [_training_records(name, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS) for name in cfg.DATASETS.TRAIN]
-    dicts = [record for one in sets for record in one]
-    grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING and all("width" in record for record in dicts)
+    dicts = SerializedRecords.joined(sets)
     paste = cfg.INPUT.COPY_PASTE
     stream_type = PartneredBatchStream if paste.ENABLED else BatchStream
     stream = stream_type(
@@ -179,7 +185,7 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
         batch_size=batch // steps,
         seed=seed,
         ratios=list(cfg.DATASETS.TRAIN_RATIO) or None,
-        is_wide=np.array([record["width"] > record["height"] for record in dicts]) if grouped else None,
+        is_wide=_wide_images(dicts) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
     )
@@ -193,17 +199,39 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
     )
 
 
-def _training_records(name: str, with_instances_only: bool) -> list[dict]:
+def _wide_images(dicts: Iterable[dict]) -> np.ndarray | None:
+    """Returns which images are wider than high, bool (N,); None where an image's size is not known."""
+    wide = bytearray()
+    for record in dicts:
+        if "width" not in record:
+            return None
+        wide.append(record["width"] > record["height"])
+    return np.frombuffer(wide, bool)
+
+
+def _training_records(name: str, with_instances_only: bool) -> list[dict] | SerializedRecords:
     """Returns the images of a registered dataset to train on.
 
     Raises:
         ValueError: there is none, or one has a class that the dataset lacks.
     """
     try:
-        return get_detection_dataset_dicts([name], filter_empty=with_instances_only)
+        found = get_detection_dataset_dicts([name], filter_empty=with_instances_only)
+        return _checked_records(name, found, with_instances_only) if isinstance(found, SerializedRecords) else found
     except AssertionError as error:  # how Detectron2 says that a dataset is empty, or has a class that it lacks
         left_out = "; DATALOADER.FILTER_EMPTY_ANNOTATIONS leaves out images without an instance"
         raise ValueError(f"{name} cannot be trained on: {error}{left_out if with_instances_only else ''}") from error
+
+
+def _checked_records(name: str, records: SerializedRecords, with_instances_only: bool) -> SerializedRecords:
+    """Returns the images to train on, as Detectron2 chooses and checks those of a list; it returns other datasets as they are."""
+    if with_instances_only:
+        has_instance = (any(not a.get("iscrowd", 0) for a in record["annotations"]) for record in records)
+        records = records.select(np.flatnonzero(np.fromiter(has_instance, bool, len(records))))
+    assert len(records), f"Dataset '{name}' is empty!"
+    # Refuses a class that the dataset lacks.
+    print_instances_class_histogram(records, MetadataCatalog.get(name).thing_classes)
+    return records
 
 
 def _endless_permutations(size: int, key: tuple[int, ...]) -> Iterator[int]:

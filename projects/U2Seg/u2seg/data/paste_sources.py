@@ -1,7 +1,8 @@
 """Which image copy-paste draws on for a given one: ``INPUT.COPY_PASTE.PARTNER``."""
 
+from array import array
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -28,7 +29,7 @@ def augmentation_seed(seed: int, position: int) -> tuple[int, ...]:
     return seed, _AUGMENTATION, position
 
 
-def build_paste_sources(cfg: CfgNode, dicts: list[dict], seed: int) -> PasteSources:
+def build_paste_sources(cfg: CfgNode, dicts: Collection[dict], seed: int) -> PasteSources:
     """Returns the rule that ``INPUT.COPY_PASTE.PARTNER`` names.
 
     Args:
@@ -52,7 +53,7 @@ class ReversedBatch:
     clusters and ``SAME_CLUSTER`` that is the rule: use ``any_image`` there. Source: CutLER's code.
     """
 
-    def __init__(self, dicts: list[dict], same_cluster: bool, seed: int):
+    def __init__(self, dicts: Collection[dict], same_cluster: bool, seed: int):
         """Keeps the seed; the stream has chosen already."""
         self._seed = seed
 
@@ -70,17 +71,17 @@ class AnyImage:
     With ``SAME_CLUSTER`` it is one that holds the class of an instance of the target, drawn as well.
     """
 
-    def __init__(self, dicts: list[dict], same_cluster: bool, seed: int):
+    def __init__(self, dicts: Collection[dict], same_cluster: bool, seed: int):
         """Indexes the images that hold instances, by class where ``same_cluster`` asks for it."""
         self._seed = seed
         self._with_instances = np.array([i for i, record in enumerate(dicts) if record.get("annotations")], np.int32)
         self._by_class = None
         if same_cluster:
-            holders = defaultdict(set)
+            holders: dict[int, array] = defaultdict(lambda: array("i"))
             for index, record in enumerate(dicts):
-                for annotation in record.get("annotations", ()):
-                    holders[annotation["category_id"]].add(index)
-            self._by_class = {key: np.array(sorted(indices), np.int32) for key, indices in holders.items()}
+                for category in {annotation["category_id"] for annotation in record.get("annotations", ())}:
+                    holders[category].append(index)
+            self._by_class = {key: np.frombuffer(indices, np.int32) for key, indices in holders.items()}
 
     def __call__(
         self, dicts: Sequence[dict], position: int, index: int, partner_position: int, partner_index: int

@@ -10,7 +10,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from u2seg.config import setup_cfg
-from u2seg.data.formats.label_directory import panoptic_directory
+from u2seg.data.formats.label_directory import find_panoptic_json, panoptic_directory
 from u2seg.engine import training_record
 from u2seg.engine.launch import continue_training
 from u2seg.engine.photo_run.run_budget import (
@@ -115,6 +115,7 @@ def run_end_to_end(
     """
     directories = RunDirectories(Path(output))
     cfg = setup_cfg(config_file, list(opts))
+    _require_coco_files(cfg)
     training_opts = [*opts, *_training_set_options(cfg, images, directories)]
     setup_cfg(config_file, training_opts)  # an error in these should not wait until the labels are made
     with _timed(directories, LABELS), quiet_screen(directories.log):
@@ -215,6 +216,7 @@ def label_photos(config_file: str, images: str, output: str, log: str, choose_cl
         choose_clusters: whether K is to follow from the number of masks; else it is ``CLUSTERS.NUM_CLUSTERS``.
     """
     cfg = setup_cfg(config_file)
+    _require_coco_files(cfg)
     with quiet_screen(log):
         make_pseudo_labels(cfg, images, output, stages=["masks"], sample_patches=True)
         if choose_clusters:
@@ -263,7 +265,7 @@ def count_run(plan: RunPlan) -> RunCounts:
     """Returns the counts of a finished run."""
     directories = RunDirectories(plan.output)
     masks, panoptic = (_stage_counts(directories.labels, stage) for stage in ("masks", "panoptic"))
-    labels = read_json(panoptic_directory(directories.labels) / "panoptic.json")
+    labels = read_json(find_panoptic_json(directories.labels))
     predicted = read_json(directories.predictions / "panoptic.json")
     things, predicted_things = (_things_by_image(content) for content in (labels, predicted))
     return RunCounts(
@@ -353,11 +355,19 @@ def score_labels(cfg: CfgNode, labels: Path, directories: RunDirectories) -> Non
     score_panoptic_files(
         gt.panoptic_json,
         gt.panoptic_root,
-        panoptic_directory(labels) / "panoptic.json",
+        find_panoptic_json(labels),
         panoptic_directory(labels) / "panoptic",
         output=directories.test_label_scores,
         protocols=cfg.TEST.PROTOCOLS,
     )
+
+
+def _require_coco_files(cfg: CfgNode) -> None:
+    if cfg.PANOPTIC_LABELS.FORMAT != "coco":
+        raise ValueError(
+            f"PANOPTIC_LABELS.FORMAT is {cfg.PANOPTIC_LABELS.FORMAT}, but a whole run reads COCO's files to count and score the labels; "
+            "leave it at coco, or use `u2seg labels` and `u2seg train`, which do not need the files"
+        )
 
 
 def _training_set_options(cfg: CfgNode, images: str | Path, directories: RunDirectories) -> list[str]:

@@ -90,7 +90,7 @@ class PanopticEvaluator(DatasetEvaluator):
         if with_gt is None:
             raise ValueError(
                 f"dataset {dataset_name!r} has no ground truth to score against: its metadata needs panoptic_json and "
-                "panoptic_root, or json_file"
+                "panoptic_root, or json_file. Pseudo-labels have these files if they were made with PANOPTIC_LABELS.FORMAT coco"
             )
         self._categories = with_gt.space
         self._image_ids = with_gt.annotations if isinstance(with_gt, PanopticGroundTruth) else with_gt.sizes

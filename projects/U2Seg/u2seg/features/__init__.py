@@ -6,6 +6,7 @@ from u2seg.features.extractor import (
     FeatureExtractor,
     feature_settings,
     resolve_device,
+    stack_on,
 )
 from u2seg.features.handmade import HandmadeDescriptor, RawPixels
 from u2seg.features.position_free import PositionFreeFeatures
@@ -26,4 +27,5 @@ __all__ = [
     "build_voting_extractor",
     "feature_settings",
     "resolve_device",
+    "stack_on",
 ]

@@ -1,6 +1,7 @@
 """The one interface of all feature extractors."""
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -78,3 +79,15 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def stack_on(images: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Returns preprocessed images as one batch on a device; a copy to a GPU does not wait for what the GPU computes meanwhile.
+
+    Args:
+        images: float32 (3, height, width) each.
+        device: of the result.
+    """
+    batch = torch.stack(list(images))
+    # From memory that may be paged out, the copy would wait for the GPU, and then the GPU for the copy.
+    return (batch.pin_memory() if device.type == "cuda" else batch).to(device, non_blocking=True)

@@ -127,9 +127,9 @@ class TarSource(ImageSource):
             with open(opened.path, "rb") as file:
                 file.seek(start)
                 data = file.read(size)
-        except (OSError, ValueError) as error:
-            # A full disk, where a tar is copied to, must not make all its images damaged ones.
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        except (FileNotFoundError, PermissionError, ValueError) as error:
+            # Other errors, such as a full disk or a network that fails, go by: the images of the tar are not damaged, and end the run.
+            if _is_url(self.description) and isinstance(error, OSError):
                 raise
             raise ImageReadError(f"its tar shard is not readable: {error}") from error
         return decode_image_rgb(data)
@@ -269,12 +269,24 @@ def _file_system(url: str) -> Any:
 
 
 def _temporary_copy(owner: object, url: str) -> Path:
-    """Returns a local copy of what a URL names, which is deleted with its owner."""
+    """Returns a local copy of what a URL names, which is deleted with its owner.
+
+    Raises:
+        FileNotFoundError: there is nothing, or the server cannot be reached: HTTP does not tell the two apart.
+        ConnectionError: the copy was cut short.
+    """
     file_system = _file_system(url)
     if not file_system.exists(url):
-        raise FileNotFoundError(f"the tar shard {url} is not there")
+        raise FileNotFoundError(
+            f"the tar shard {url} is not there, or its server does not answer; if it is there, run the same command again"
+        )
     directory = tempfile.mkdtemp(prefix="u2seg-tar-")
     weakref.finalize(owner, shutil.rmtree, directory, ignore_errors=True)
     path = Path(directory) / "shard.tar"
-    file_system.get_file(url, str(path))
+    try:
+        file_system.get_file(url, str(path))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ConnectionError(f"{url} could not be copied: {error}; run the same command again to go on") from error
     return path

@@ -116,7 +116,7 @@ class TorchrunLauncher(Launcher):
             )
         super().__init__(on_gpu(cfg, int(os.environ["LOCAL_RANK"])), run)
         self._worker = Worker(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-        self.leads = self._worker.index == 0
+        self.leads = is_leading_rank()
 
     def __enter__(self) -> "TorchrunLauncher":
         """Meets the other processes."""
@@ -221,6 +221,11 @@ class ShareJob:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, *arguments)
+
+
+def is_leading_rank() -> bool:
+    """Returns whether this process is the one of torchrun's that closes the phases and speaks for all."""
+    return os.environ["RANK"] == "0"
 
 
 def make_share(cfg: CfgNode, run: LabelRun, phase_name: str, worker: Worker) -> None:

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from u2seg.data.formats.mask_shards import ListedImage, iter_readable_images
 from u2seg.utils.image_io import ImageReadError, ImageSource, read_listed_image
 from u2seg.utils.kmeans import CENTROIDS
 from u2seg.utils.manifest import FAILURES, Failure, TooManyFailuresError, report_failures
@@ -34,6 +35,26 @@ def report_lost_images(images: ImageSource, names: list[str], output: Path, tota
             path.unlink(missing_ok=True)
         raise
     logger.warning("%d images were lost since their masks were made: they get no labels, see %s", len(names), output)
+
+
+def count_put_back(images: ImageSource, masks: Path, names: set[str]) -> int:
+    """Returns how many lost images can be read again, in the size for which their masks were made.
+
+    Args:
+        images: the images.
+        masks: directory of the mask stage, which knows the sizes.
+        names: of the lost ones.
+    """
+    lost = (image for image in iter_readable_images(masks) if image.file_name in names) if names else ()
+    return sum(_is_readable(images, image) for image in lost)
+
+
+def _is_readable(images: ImageSource, image: ListedImage) -> bool:
+    try:
+        read_listed_image(images, image.file_name, (image.height, image.width))
+    except ImageReadError:
+        return False
+    return True
 
 
 def _reason(images: ImageSource, name: str) -> str:

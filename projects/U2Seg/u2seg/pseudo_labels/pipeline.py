@@ -10,7 +10,8 @@ from u2seg.config import check_config
 from u2seg.pseudo_labels.clusters.cluster_names import forget_outdated_names
 from u2seg.pseudo_labels.image_source import DirectorySource, open_source
 from u2seg.pseudo_labels.launchers import Launcher, LocalLauncher, run_phases
-from u2seg.pseudo_labels.masks.mask_stage import is_readable, reopen_failures
+from u2seg.pseudo_labels.lost_images import count_put_back
+from u2seg.pseudo_labels.masks.mask_stage import reopen_failures
 from u2seg.pseudo_labels.phases import STAGES, LabelRun, Phase, rounds_of
 from u2seg.pseudo_labels.sharding import Worker
 from u2seg.utils.files import read_json, remove_partial_files, write_json
@@ -107,13 +108,15 @@ def make_worker_share(
         ValueError: an unknown stage, or ``output`` lies in ``images``.
         FileNotFoundError: a stage was asked for whose input is not there.
         u2seg.utils.manifest.StageMismatchError: ``output`` was made with other settings.
+        u2seg.utils.write_errors.WriteError: as for :func:`make_pseudo_labels`.
     """
     run = _opened_run(cfg, images, output, stages, None)
-    _check_closed(cfg, run)
-    phases = _next_round(run)
-    for phase in phases:
-        phase.check_inputs(run)
-        phase.make(cfg, run, worker)
+    with clear_write_errors(run.output):
+        _check_closed(cfg, run)
+        phases = _next_round(run)
+        for phase in phases:
+            phase.check_inputs(run)
+            phase.make(cfg, run, worker)
     return [phase.name for phase in phases]
 
 
@@ -141,19 +144,21 @@ def finalize(
         u2seg.utils.manifest.IncompleteStageError: shards are missing; the message names them, and nothing is closed.
         u2seg.utils.manifest.StageMismatchError: ``output`` was made with other settings or from other images.
         u2seg.utils.manifest.TooManyFailuresError: too many photos could not be read.
+        u2seg.utils.write_errors.WriteError: as for :func:`make_pseudo_labels`.
     """
     run = _opened_run(cfg, images, output, stages, max_failures)
     launcher = Launcher(cfg, run)
-    if is_complete(run["masks"]) or (run["masks"] / MANIFEST).is_file():
-        launcher.plan()
-    _check_closed(cfg, run)
-    try:
-        for phase in _next_round(run):
-            phase.check_inputs(run)
-            launcher.finish(phase)
-    finally:
-        _write_failures(run)
-    _write_summary(run.output)
+    with clear_write_errors(run.output):
+        if (run["masks"] / MANIFEST).is_file():
+            launcher.plan()
+        _check_closed(cfg, run)
+        try:
+            for phase in _next_round(run):
+                phase.check_inputs(run)
+                launcher.finish(phase)
+        finally:
+            _write_failures(run)
+        _write_summary(run.output)
     return [phase.name for phase in _next_round(run)]
 
 
@@ -175,6 +180,7 @@ def retry_failures(cfg: CfgNode, images: Images, output: str | Path) -> int:
     Raises:
         FileNotFoundError: there is no finished mask stage.
         u2seg.utils.manifest.StageMismatchError: other images changed too.
+        u2seg.utils.write_errors.WriteError: as for :func:`make_pseudo_labels`.
     """
     check_config(cfg)
     output = Path(output)
@@ -185,11 +191,13 @@ def retry_failures(cfg: CfgNode, images: Images, output: str | Path) -> int:
             discard_stage(output / stage)
         forget_outdated_names(output)
 
-    repaired = reopen_failures(cfg, images, output / STAGES[0], discard_later_stages)
-    lost = {row["file_name"] for stage in STAGES[1:] for row in _failures(output / stage)}
-    put_back = sum(is_readable(open_source(images), name) for name in lost)
-    if put_back:
-        discard_later_stages()
+    source = open_source(images)
+    with clear_write_errors(output):
+        lost = {row["file_name"] for stage in STAGES[1:] for row in _failures(output / stage)}
+        repaired = reopen_failures(cfg, source, output / STAGES[0], discard_later_stages)
+        put_back = count_put_back(source, output / STAGES[0], lost)
+        if put_back:
+            discard_later_stages()
     return repaired + put_back
 
 

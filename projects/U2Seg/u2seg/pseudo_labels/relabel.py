@@ -26,22 +26,24 @@ from u2seg.data.formats.coco_panoptic import (
     write_panoptic_png,
     write_stuff_png,
 )
+from u2seg.data.formats.label_shards import ImageLabels, iter_labels, write_label_shard
 from u2seg.modeling import build_model
 from u2seg.pseudo_labels.panoptic.panoptic_merge import void_share
 from u2seg.pseudo_labels.panoptic.panoptic_stage import (
     PANOPTIC_DIRECTORY,
-    PARTS_DIRECTORY,
     STUFF_DIRECTORY,
     PanopticRule,
-    write_dataset,
+    count_labels,
+    write_json_files,
 )
 from u2seg.structures import IGNORE_LABEL, LabelSpace, pairwise_mask_iou
 from u2seg.utils.files import confined_path, list_digest, read_json, write_json
-from u2seg.utils.image_io import ImageReadError
+from u2seg.utils.image_io import ImageReadError, stored_name
 from u2seg.utils.manifest import (
     FAILURES,
     Failure,
     TooManyFailuresError,
+    close_stage,
     is_complete,
     open_stage,
     report_failures,
@@ -52,6 +54,8 @@ from u2seg.utils.progress import Progress
 from u2seg.utils.registry import NamedRegistry, get_registered
 
 logger = logging.getLogger(__name__)
+
+_PARTS_DIRECTORY = ".parts"  # labels and failures of finished image groups, until all are done
 
 LABEL_MERGE_REGISTRY = NamedRegistry("LABEL_MERGE")
 """How an image's predictions and old labels become its new labels: from (predictions, labels, ``SELF_TRAINING``, the round's score
@@ -123,10 +127,10 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
     comm.synchronize()
     if is_complete(directory):
         if comm.is_main_process():
-            shutil.rmtree(directory / PARTS_DIRECTORY, ignore_errors=True)  # a kill at the very end leaves it
+            shutil.rmtree(directory / _PARTS_DIRECTORY, ignore_errors=True)  # a kill at the very end leaves it
         return output
     slices = shard_slices(len(records), settings.SHARD_SIZE)
-    parts = [shard_path(directory / PARTS_DIRECTORY, index, ".json") for index in range(len(slices))]
+    parts = [shard_path(directory / _PARTS_DIRECTORY, index) for index in range(len(slices))]
     mine = [i for i in range(comm.get_rank(), len(parts), comm.get_world_size()) if not parts[i].is_file()]
     if mine:
         relabeler = _Relabeler(
@@ -146,7 +150,10 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
             bar = stack.enter_context(Progress(sum(len(records[slices[i]]) for i in mine), "new labels"))
         for index in mine:
             group = records[slices[index]]
-            write_json(parts[index], relabeler.label(group if bar is None else bar.track(group)))
+            labels, failures = relabeler.label(group if bar is None else bar.track(group))
+            # The labels last: a part that is there is finished.
+            write_json(_failures_path(parts[index]), failures)
+            write_label_shard(parts[index], labels)
     comm.synchronize()
     if comm.is_main_process():
         _finish(directory, parts, space, len(records), cfg.MASKS.MAX_FAILURES)
@@ -156,23 +163,27 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
 
 def _finish(directory: Path, parts: list[Path], space: LabelSpace, total: int, max_failures: float) -> None:
     """Writes the files for all images from the rows of the groups."""
-    rows = [read_json(part) for part in parts]
-    failures = [Failure(**failure) for group in rows for failure in group.get("failures", ())]
+    failures_of = {part: [Failure(**failure) for failure in read_json(_failures_path(part))] for part in parts}
+    failures = [failure for group in failures_of.values() for failure in group]
     if failures or (directory / FAILURES).is_file():  # of an attempt before images were put back
         try:
             report_failures(directory, failures, total, max_failures)
         except TooManyFailuresError:
             # These groups are labeled again when their images are back.
-            for part, group in zip(parts, rows, strict=True):
-                if group.get("failures"):
-                    part.unlink()
+            for part in (part for part, group in failures_of.items() if group):
+                part.unlink()
             raise
     if failures:
         logger.warning(
             "%d images cannot be read and get no new labels; they are listed in %s", len(failures), directory
         )
-    write_dataset(directory, parts, space)
-    shutil.rmtree(directory / PARTS_DIRECTORY)
+    write_json_files(directory, lambda: iter_labels(parts), space)
+    close_stage(directory, count_labels(iter_labels(parts)))
+    shutil.rmtree(directory / _PARTS_DIRECTORY)
+
+
+def _failures_path(part: Path) -> Path:
+    return part.with_suffix(".json")
 
 
 @LABEL_MERGE_REGISTRY.register()
@@ -236,20 +247,21 @@ class _Relabeler:
     old_files: DatasetFiles
     directory: Path
 
-    def label(self, records: Iterable[dict]) -> dict[str, list]:
-        """Writes the PNGs of a group of images and returns its rows, as ``write_dataset`` takes them."""
-        rows: dict[str, list] = {"images": [], "panoptic": [], "instances": [], "void": [], "failures": []}
-        old_pngs = self.old_files.panoptic_directory
-        source = self.old_files.panoptic_json
-        assert old_pngs is not None and source is not None, "a dataset of FORMAT pseudo_labels has both"
+    def label(self, records: Iterable[dict]) -> tuple[list[ImageLabels], list[dict]]:
+        """Writes the PNGs of a group of images; returns its labels, and rows of ``failures.json`` for images that could not be read."""
+        labels: list[ImageLabels] = []
+        failures: list[dict] = []
+        source = self.old_files.panoptic_json or self.old_files.label_shards
+        assert source is not None, "a dataset of FORMAT pseudo_labels has one of them"
+        old_pngs = self.old_files.panoptic_directory or source / PANOPTIC_DIRECTORY
         for record in records:
             image_id, shape = record["image_id"], {key: record[key] for key in ("height", "width")}
             name = Path(record["file_name"]).relative_to(self.old_files.images).as_posix()
-            png = Path(record["pan_seg_file_name"]).relative_to(old_pngs).as_posix()
+            png = stored_name(record["pan_seg_file_name"], old_pngs)
             try:
                 sample = self.mapper(record)
             except ImageReadError as error:
-                rows["failures"].append({"file_name": name, "reason": str(error)})
+                failures.append({"file_name": name, "reason": str(error)})
                 continue
             objects, semantic = self._targets(record, sample)
             panoptic, segments = self.rule.merge(objects.masks, objects.classes, semantic)
@@ -257,13 +269,18 @@ class _Relabeler:
             write_stuff_png(
                 confined_path(self.directory / STUFF_DIRECTORY, png, source), panoptic, segments, self.space
             )
-            rows["images"].append({"id": image_id, "file_name": name, **shape})
-            rows["panoptic"].append(panoptic_annotation(image_id, png, panoptic, segments, self.space))
-            rows["instances"] += self.rule.instances(
+            instances = self.rule.instances(
                 image_id, objects.masks, objects.classes, objects.scores, (panoptic, segments), self.space
             )
-            rows["void"].append(void_share(panoptic))
-        return rows
+            labels.append(
+                ImageLabels(
+                    image={"id": image_id, "file_name": name, **shape},
+                    panoptic=panoptic_annotation(image_id, png, panoptic, segments, self.space),
+                    instances=instances,
+                    void_share=void_share(panoptic),
+                )
+            )
+        return labels, failures
 
     def _targets(self, record: dict, sample: dict) -> tuple[Objects, np.ndarray]:
         """Returns an image's new instances, and its stuff clusters: int (H, W), 0-based, 255 where nothing is known."""

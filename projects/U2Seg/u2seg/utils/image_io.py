@@ -53,6 +53,10 @@ MAX_ASPECT_RATIO = 400
 _MAX_NAME_BYTES = 230
 
 
+# How the path of an image in a tar says where it lies: TAR#FIRST BYTE+SIZE/NAME.
+_TAR_PLACE = re.compile(r"(.+\.tar)#(\d+)\+(\d+)/(.+)")
+
+
 class ImageReadError(ValueError):
     """A file that should be an image and cannot be read as one; ``str(error)`` is the reason, without the path."""
 
@@ -368,11 +372,16 @@ def decode_image_rgb(data: bytes) -> np.ndarray:
     Raises:
         ImageReadError: see :func:`read_image_rgb`.
     """
+    return _opened_bytes(data, lambda image: _loaded(image, lambda image: _to_rgb(_upright(image))))
+
+
+def _opened_bytes(data: bytes, read: Callable[[Image.Image], T]) -> T:
+    """Returns what ``read`` makes of the image in a file's bytes; as :func:`_opened`."""
     if not data:
         raise ImageReadError("the file is empty (0 bytes)")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return _loaded(image, lambda image: _to_rgb(_upright(image)))
+            return read(image)
     except ImageReadError:
         raise
     except Image.DecompressionBombError as error:
@@ -389,12 +398,44 @@ def read_stored_array(path: str | Path) -> np.ndarray:
         FileNotFoundError: no such file.
         ValueError: it cannot be read as an image; the message names it.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    tar, start, size = _split_place(path)
+    if not Path(tar).is_file():
+        raise FileNotFoundError(f"{tar}: no such file")
     try:
-        return _opened(path, np.asarray)
+        if size is None:
+            return _opened(path, np.asarray)
+        with open(tar, "rb") as file:
+            file.seek(start)
+            return _opened_bytes(file.read(size), np.asarray)
     except ImageReadError as error:
         raise ValueError(f"{path} is {error}" if str(error).startswith("not ") else f"{path}: {error}") from error
+
+
+def tar_place(tar: str | Path, start: int, size: int, name: str) -> str:
+    """Returns the path by which :func:`read_stored_array` reads an image that lies in a tar, without a search.
+
+    >>> tar_place("labels/shard-000003.tar", 1536, 2048, "cat.png")
+    'labels/shard-000003.tar#1536+2048/cat.png'
+
+    Args:
+        tar: an uncompressed tar.
+        start: the image's first byte in it.
+        size: bytes of the image.
+        name: of the image; it is for people, and for labels that are derived from these.
+    """
+    return f"{tar}#{start}+{size}/{name}"
+
+
+def stored_name(path: str | Path, directory: Path) -> str:
+    """Returns the name of an image relative to its directory, or the one that its :func:`tar_place` gives it."""
+    place = _TAR_PLACE.fullmatch(str(path))
+    return place.group(4) if place else Path(path).relative_to(directory).as_posix()
+
+
+def _split_place(path: str | Path) -> tuple[str | Path, int, int | None]:
+    """Returns the file, the first byte and the number of bytes of an image; (path, 0, None) where it is a file of its own."""
+    place = _TAR_PLACE.fullmatch(str(path))
+    return (place.group(1), int(place.group(2)), int(place.group(3))) if place else (path, 0, None)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from u2seg.data.formats.coco_panoptic import read_panoptic_png
-from u2seg.data.formats.label_directory import panoptic_directory
+from u2seg.data.formats.label_directory import find_panoptic_json, panoptic_directory
+from u2seg.data.formats.label_shards import label_shards
 from u2seg.structures.label_space import LabelSpace
 from u2seg.utils.files import confined_name, read_json
 from u2seg.utils.image_io import ImageReadError, read_image_rgb
@@ -233,11 +234,11 @@ def evenly_spaced(items: list, count: int) -> list:
 
 
 def has_panoptic_labels(labels: str | Path) -> bool:
-    """Returns whether :func:`load_panoptic_labels` finds a panoptic JSON and its PNGs there."""
+    """Returns whether there are panoptic labels: a panoptic JSON with its PNGs, or shards, which :func:`load_panoptic_labels` refuses."""
     try:
         _find(Path(labels))
     except FileNotFoundError:
-        return False
+        return bool(label_shards(panoptic_directory(labels)))
     return True
 
 
@@ -250,7 +251,7 @@ def _find(labels: Path) -> tuple[Path, Path]:
         raise FileNotFoundError(
             f"no directory of panoptic PNGs for {labels}; expected {labels.parent.parent / labels.stem}"
         )
-    directory = panoptic_directory(labels)
+    directory = find_panoptic_json(labels).parent
     if (directory / _PANOPTIC_JSON).is_file() and (directory / "panoptic").is_dir():
         return directory / _PANOPTIC_JSON, directory / "panoptic"
     raise FileNotFoundError(

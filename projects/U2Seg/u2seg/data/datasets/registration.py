@@ -13,12 +13,15 @@ as Detectron2's own datasets do.
 
 import functools
 import os
+from array import array
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
@@ -32,6 +35,8 @@ from u2seg.data.formats.coco_schema import (
     read_panoptic_json,
 )
 from u2seg.data.formats.label_directory import panoptic_directory
+from u2seg.data.formats.label_shards import label_shards, label_space_of_shards, png_places, read_label_shard
+from u2seg.data.serialized_records import SerializedRecords
 from u2seg.structures.label_space import LabelSpace
 from u2seg.utils.files import confined_path
 from u2seg.utils.image_io import image_ids, list_images
@@ -60,6 +65,7 @@ class DatasetFiles:
         instances_json: COCO instances JSON; None where there is none.
         stuff_directory: directory of the 8-bit semantic targets, named as the panoptic PNGs; None where targets are to be derived from
             those.
+        label_shards: directory of a panoptic stage whose labels are in shards, not in COCO's files; None elsewhere.
     """
 
     images: Path
@@ -67,6 +73,7 @@ class DatasetFiles:
     panoptic_directory: Path | None = None
     instances_json: Path | None = None
     stuff_directory: Path | None = None
+    label_shards: Path | None = None
 
 
 def register_datasets(by_path: Mapping[str, Mapping], names: list[str] | None = None) -> None:
@@ -113,7 +120,7 @@ def files_of(name: str, description: Mapping) -> DatasetFiles:
     return files
 
 
-def load_dicts(name: str, description: Mapping) -> list[dict]:
+def load_dicts(name: str, description: Mapping) -> list[dict] | SerializedRecords:
     """Returns the dataset in Detectron2's standard form: one dict an image, ordered by image id.
 
     Keys: ``file_name``, ``image_id``, ``height``, ``width`` (pixels; absent where no file says them: the loader reads them);
@@ -121,6 +128,8 @@ def load_dicts(name: str, description: Mapping) -> list[dict]:
     ``iscrowd``, ``id`` and, in pseudo-labels, ``score``; ``pan_seg_file_name`` and ``segments_info`` (``id``, ``category_id``
     contiguous, ``isthing``, ``iscrowd``); ``sem_seg_file_name`` where a semantic target exists as a file; ``image_class`` where
     whole images have classes: an index into the metadata's ``image_classes``, for scoring and monitoring, never for training.
+
+    Labels in shards give :class:`u2seg.data.serialized_records.SerializedRecords`: the same dicts, held as bytes.
     """
     description = _checked(name, description)
     files = files_of(name, description)
@@ -157,7 +166,8 @@ class DatasetFormat:
         required: keys that a description must have beside ``FORMAT``.
         optional: keys that it may have.
         files: from a description, where its files are.
-        load: from a description and its files, Detectron2's dicts, one for each image.
+        load: from a description and its files, Detectron2's dicts, one for each image; a list, or where there may be very many,
+            ``SerializedRecords``.
         metadata: from a description, more metadata than its files say; None: nothing.
         opened_on_use: whether a set of this format may be registered when its files are absent; they are then checked, and its
             categories read, when it is used.
@@ -166,7 +176,7 @@ class DatasetFormat:
     required: tuple[str, ...]
     optional: tuple[str, ...]
     files: Callable[[Mapping], DatasetFiles]
-    load: Callable[[Mapping, DatasetFiles], list[dict]]
+    load: Callable[[Mapping, DatasetFiles], list[dict] | SerializedRecords]
     metadata: Callable[[Mapping], dict] | None = None
     opened_on_use: bool = False
 
@@ -180,12 +190,14 @@ LUSS, registers them here.
 
 def _pseudo_label_files(description: Mapping) -> DatasetFiles:
     directory = panoptic_directory(_resolve(description["ROOT"]))
+    in_shards = not (directory / "panoptic.json").is_file() and bool(label_shards(directory))
     return DatasetFiles(
         images=_resolve(description["IMAGES"]),
-        panoptic_json=directory / "panoptic.json",
-        panoptic_directory=directory / "panoptic",
-        instances_json=directory / "instances.json",
-        stuff_directory=directory / "stuff",
+        panoptic_json=None if in_shards else directory / "panoptic.json",
+        panoptic_directory=None if in_shards else directory / "panoptic",
+        instances_json=None if in_shards else directory / "instances.json",
+        stuff_directory=None if in_shards else directory / "stuff",
+        label_shards=directory if in_shards else None,
     )
 
 
@@ -243,8 +255,33 @@ def image_files(description: Mapping) -> DatasetFiles:
     return DatasetFiles(images=_resolve(description["ROOT"]))
 
 
+def _load_pseudo_labels(description: Mapping, files: DatasetFiles) -> list[dict] | SerializedRecords:
+    return _load_panoptic(description, files) if files.label_shards is None else _load_shards(description, files)
+
+
+def _load_shards(description: Mapping, files: DatasetFiles) -> SerializedRecords:
+    """Returns what :func:`_load_panoptic` returns for the JSON files of the same labels."""
+    directory, ids = _existing(files.label_shards), array("q")
+    categories = label_space_of_shards(directory).categories()
+    space, to_contiguous = _label_space(description, categories), _thing_lookup(description, categories)
+
+    def records() -> Iterator[dict]:
+        numbers = count(1)
+        for shard in label_shards(directory):
+            for labels in read_label_shard(shard):
+                ids.append(labels.image["id"])
+                # As the annotations of an instances JSON are numbered.
+                instances = [_instance({**row, "id": next(numbers)}, to_contiguous) for row in labels.instances]
+                record = _panoptic_record(labels.image, labels.panoptic, instances, files, (to_contiguous, space))
+                pngs = png_places(shard, labels) or _png_files(directory, labels.panoptic["file_name"], directory)
+                yield {**record, "pan_seg_file_name": pngs[0], "sem_seg_file_name": pngs[1]}
+
+    found = SerializedRecords(records())
+    return found.select(np.argsort(np.frombuffer(ids, np.int64), kind="stable"))
+
+
 def _load_panoptic(description: Mapping, files: DatasetFiles) -> list[dict]:
-    source, pngs = _existing(files.panoptic_json), _existing(files.panoptic_directory)
+    source = _existing(files.panoptic_json)
     panoptic = read_panoptic_json(source)
     space = _label_space(description, panoptic["categories"])
     to_contiguous = _thing_lookup(description, panoptic["categories"])
@@ -256,15 +293,38 @@ def _load_panoptic(description: Mapping, files: DatasetFiles) -> list[dict]:
         annotation = segments.get(image["id"])
         if annotation is None:  # images of test splits carry no annotation
             continue
-        record = _image_record(image, files.images, source)
-        record["annotations"] = instances.get(image["id"], [])
+        found = instances.get(image["id"], [])
+        record = _panoptic_record(image, annotation, found, files, (to_contiguous, space))
         png = annotation["file_name"]
-        record["pan_seg_file_name"] = str(confined_path(pngs, png, source))
-        record["segments_info"] = [_segment(s, to_contiguous, space) for s in annotation["segments_info"]]
+        record["pan_seg_file_name"] = str(confined_path(_existing(files.panoptic_directory), png, source))
         if files.stuff_directory is not None:
             record["sem_seg_file_name"] = str(confined_path(files.stuff_directory, png, source))
         dicts.append(record)
     return dicts
+
+
+def _png_files(directory: Path, name: str, source: Path) -> tuple[str, str]:
+    """Returns the paths of an image's panoptic and stuff PNG in a panoptic stage's directory."""
+    panoptic, stuff = (confined_path(directory / kind, name, source) for kind in ("panoptic", "stuff"))
+    return str(panoptic), str(stuff)
+
+
+def _panoptic_record(
+    image: dict, annotation: dict, instances: list[dict], files: DatasetFiles, ids: tuple[dict[int, int], LabelSpace]
+) -> dict:
+    """Returns Detectron2's dict of an image, without the paths of its PNGs.
+
+    Args:
+        image: its row of a COCO file.
+        annotation: its row of a panoptic JSON.
+        instances: its instances in Detectron2's form.
+        files: of the dataset.
+        ids: thing's dataset id -> contiguous id, and the classes.
+    """
+    record = _image_record(image, files.images, _existing(files.panoptic_json or files.label_shards))
+    record["annotations"] = instances
+    record["segments_info"] = [_segment(segment, *ids) for segment in annotation["segments_info"]]
+    return record
 
 
 def _load_instances(description: Mapping, files: DatasetFiles) -> list[dict]:
@@ -287,7 +347,7 @@ def _load_images(description: Mapping, files: DatasetFiles) -> list[dict]:
 
 for _name, _format in {
     "pseudo_labels": DatasetFormat(
-        ("ROOT", "IMAGES"), ("CLASS_AGNOSTIC", "SUBSET"), _pseudo_label_files, _load_panoptic
+        ("ROOT", "IMAGES"), ("CLASS_AGNOSTIC", "SUBSET"), _pseudo_label_files, _load_pseudo_labels
     ),
     "coco_panoptic": DatasetFormat(
         ("ROOT", "SPLIT"), ("CLASS_AGNOSTIC", "SUBSET"), _coco_panoptic_files, _load_panoptic
@@ -359,17 +419,22 @@ def _segment(segment: dict, to_contiguous: dict[int, int], space: LabelSpace) ->
     }
 
 
-def _subset(name: str, dicts: list[dict], path: Path) -> list[dict]:
+def _subset(name: str, dicts: list[dict] | SerializedRecords, path: Path) -> list[dict] | SerializedRecords:
     """Returns the images that a split file names; datasets/make_label_splits.py writes such files."""
     wanted = read_label_split(path)
-    chosen = [record for record in dicts if record["image_id"] in wanted]
-    if len(chosen) != len(wanted):
-        missing = sorted(wanted - {record["image_id"] for record in chosen})
+    places = {record["image_id"]: index for index, record in enumerate(dicts) if record["image_id"] in wanted}
+    if len(places) != len(wanted):
+        missing = sorted(wanted - set(places))
         raise ValueError(
             f"DATASETS.BY_PATH.{name}: {len(missing)} of the {len(wanted)} images that {path} names are not in the dataset, "
             f"for example ids {missing[:5]}; the split belongs to another dataset"
         )
-    return chosen
+    indices = list(places.values())
+    return (
+        dicts.select(np.array(indices, np.int64))
+        if isinstance(dicts, SerializedRecords)
+        else [dicts[i] for i in indices]
+    )
 
 
 # --- label space and metadata ----------------------------------------------------------------------------------------------------
@@ -390,7 +455,10 @@ def _thing_lookup(description: Mapping, categories: list[dict]) -> dict[int, int
 
 def _metadata(description: Mapping, files: DatasetFiles) -> dict:
     metadata: dict[str, Any] = {"image_root": str(files.images)}
-    if files.panoptic_json is not None:
+    if files.label_shards is not None:
+        space = _label_space(description, label_space_of_shards(files.label_shards).categories())
+        metadata.update(space.metadata(), evaluator_type=EVALUATOR_TYPE, label_space=space)
+    elif files.panoptic_json is not None:
         space = _label_space(description, read_panoptic_categories(files.panoptic_json))
         metadata.update(
             space.metadata(),

@@ -12,12 +12,16 @@ from u2seg.utils.image_io import read_stored_array
 
 
 def write_panoptic_png(path: str | Path, panoptic: np.ndarray) -> None:
-    """Writes a map of segment ids, int (H, W) in 0..2^24-1, as COCO's RGB PNG: id = R + 256 G + 65536 B."""
+    """Writes a map of segment ids, int (H, W) in 0..2^24-1, as COCO's RGB PNG."""
+    _save_png(path, panoptic_rgb(panoptic))
+
+
+def panoptic_rgb(panoptic: np.ndarray) -> np.ndarray:
+    """Returns the pixels of COCO's panoptic PNG, uint8 (H, W, 3), for segment ids, int (H, W) in 0..2^24-1: id = R + 256 G + 65536 B."""
     if panoptic.min(initial=0) < 0 or panoptic.max(initial=0) >= 1 << 24:
         raise ValueError(f"segment ids must lie in 0..{(1 << 24) - 1}, got {panoptic.min()}..{panoptic.max()}")
     ids = panoptic.astype(np.uint32)
-    rgb = np.stack([ids & 255, (ids >> 8) & 255, ids >> 16], axis=2).astype(np.uint8)
-    _save_png(path, rgb)
+    return np.stack([ids & 255, (ids >> 8) & 255, ids >> 16], axis=2).astype(np.uint8)
 
 
 def read_panoptic_png(path: str | Path) -> np.ndarray:
@@ -37,9 +41,14 @@ def read_panoptic_png(path: str | Path) -> np.ndarray:
 
 
 def write_stuff_png(path: str | Path, panoptic: np.ndarray, segments: list[Segment], space: LabelSpace) -> None:
-    """Writes the semantic target, 8-bit (H, W): 0 for things, 1..S for stuff, 255 for void."""
+    """Writes the semantic target; see :func:`stuff_pixels`."""
+    _save_png(path, stuff_pixels(panoptic, segments, space))
+
+
+def stuff_pixels(panoptic: np.ndarray, segments: list[Segment], space: LabelSpace) -> np.ndarray:
+    """Returns the semantic target of a panoptic map, uint8 (H, W): 0 for things, 1..S for stuff, 255 for void."""
     targets = {s.segment_id: THING_LABEL if s.is_thing else space.stuff_target(s.cluster) for s in segments}
-    _save_png(path, semantic_target(panoptic, targets))
+    return semantic_target(panoptic, targets)
 
 
 def panoptic_annotation(

@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+from u2seg.data.formats.label_shards import label_shards
+
 STAGE_DIRECTORY = "panoptic"
 NAMED_DIRECTORY = "named"
 _PANOPTIC_JSON = "panoptic.json"
 
 
 def panoptic_directory(labels: str | Path) -> Path:
-    """Returns the directory that holds ``panoptic.json``, ``panoptic/*.png``, ``instances.json`` and ``stuff/*.png``.
+    """Returns the directory that holds ``panoptic.json``, ``panoptic/*.png``, ``instances.json`` and ``stuff/*.png``, or label shards.
 
     Args:
         labels: a label run, or that directory itself. In a run, labels named by hand come before those that were made.
@@ -17,4 +19,19 @@ def panoptic_directory(labels: str | Path) -> Path:
     for directory in (labels, labels / NAMED_DIRECTORY):
         if (directory / _PANOPTIC_JSON).is_file():
             return directory
-    return labels / STAGE_DIRECTORY
+    return labels if label_shards(labels) else labels / STAGE_DIRECTORY
+
+
+def find_panoptic_json(labels: str | Path) -> Path:
+    """Returns the path of the panoptic JSON of a label run, or of its panoptic directory; it need not be there.
+
+    Raises:
+        FileNotFoundError: the labels are in shards alone; the message says how the JSON is made.
+    """
+    path = panoptic_directory(labels) / _PANOPTIC_JSON
+    if not path.is_file() and label_shards(path.parent):
+        raise FileNotFoundError(
+            f"{path.parent} holds labels in shards, without {path.name}: they were made with PANOPTIC_LABELS.FORMAT shards. "
+            "Repeat the `u2seg labels` command with PANOPTIC_LABELS.FORMAT coco, which writes COCO's files and makes nothing else anew"
+        )
+    return path

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -99,6 +100,22 @@ def summarize_shard(path: str | Path) -> ShardSummary:
     return ShardSummary(
         [row["file_name"] for row in rows], [row["error"] for row in rows], sum(len(row["scores"]) for row in rows)
     )
+
+
+class ListedImage(NamedTuple):
+    """An image of a mask stage, without its masks: its file name, relative to the image directory, and its size in pixels."""
+
+    file_name: str
+    height: int
+    width: int
+
+
+def iter_readable_images(directory: str | Path) -> Iterator[ListedImage]:
+    """Yields the images that a mask stage could read, in order, one shard's in memory at a time; masks stay on the disk."""
+    for path in mask_shards(directory):
+        for row in read_rows(path, ["file_name", "height", "width", "error"]):
+            if row["error"] is None:
+                yield ListedImage(row["file_name"], row["height"], row["width"])
 
 
 def failures_of(records: Iterator[ImageMasks]) -> list[Failure]:

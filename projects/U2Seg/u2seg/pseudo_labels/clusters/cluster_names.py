@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from u2seg.data.formats.coco_panoptic import read_panoptic_png, write_panoptic_png
-from u2seg.data.formats.label_directory import NAMED_DIRECTORY, STAGE_DIRECTORY
+from u2seg.data.formats.label_directory import NAMED_DIRECTORY, STAGE_DIRECTORY, find_panoptic_json
 from u2seg.structures.label_space import VOID_SEGMENT, LabelSpace
 from u2seg.structures.segments import segment_values, semantic_target
 from u2seg.utils.files import atomic_path, confined_path, read_json, write_json
@@ -163,6 +163,7 @@ def parse_names(words: Sequence[str], source: str) -> dict[int, str]:
 def _read_panoptic(labels: Path) -> dict:
     path = labels / STAGE_DIRECTORY / _PANOPTIC_JSON
     if not path.is_file():
+        find_panoptic_json(labels)  # says what to do about labels in shards
         raise FileNotFoundError(
             f"no finished labels in {labels}: there is no {path}; expected a label directory, what `u2seg labels` or `u2seg run` fills"
         )

@@ -8,7 +8,7 @@ import torch
 from detectron2.config import CfgNode
 from pycocotools import mask as mask_utils
 
-from u2seg.features import build_feature_extractor
+from u2seg.features import build_feature_extractor, stack_on
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path, list_digest
 from u2seg.utils.image_io import ImageReadError, ImageSource, read_listed_image
@@ -65,7 +65,7 @@ def masked_crop(cfg: CfgNode, images: ImageSource, output: Path) -> Embedding:
         def flush() -> None:
             if crops:
                 device = next(extractor.parameters(), torch.zeros(0)).device
-                vectors.append(extractor.embed(torch.stack(crops).to(device)).float().cpu().numpy())
+                vectors.append(extractor.embed(stack_on(crops, device)).float().cpu().numpy())
                 if np.isnan(vectors[-1]).any():
                     raise ValueError(f"the features that {cfg.FEATURES.NAME} gives hold NaN; its weights are broken")
                 crops.clear()

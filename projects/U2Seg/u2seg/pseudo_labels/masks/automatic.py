@@ -9,7 +9,7 @@ from detectron2.config import CfgNode, configurable
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
-from u2seg.features import FeatureExtractor, build_voting_extractor
+from u2seg.features import FeatureExtractor, build_voting_extractor, stack_on
 from u2seg.pseudo_labels.masks.interfaces import (
     MaskGenerator,
     MaskRefinement,
@@ -128,11 +128,8 @@ class AutomaticMaskGenerator:
     def cut(self, images: Sequence[PreparedImage]) -> list[CoarseMasks]:
         """Returns the coarse masks of a batch of images, which the extractor sees together."""
         device = next(iter(self.extractor.state_dict().values()), torch.empty(0)).device
-        pixels = torch.stack([image.pixels for image in images])
-        if device.type == "cuda":
-            pixels = pixels.pin_memory()  # else the copy waits for the GPU, and the GPU for the copy
         with torch.inference_mode():
-            views = self.extractor.views(pixels.to(device, non_blocking=True))
+            views = self.extractor.views(stack_on([image.pixels for image in images], device))
             features, found = views[0], self.generator.from_views(views, [image.resized_rgb for image in images])
         parts = zip(images, found, features.float().cpu().numpy(), strict=True)
         return [CoarseMasks(image.size, image.resized_rgb, masks, its_features) for image, masks, its_features in parts]

@@ -322,8 +322,8 @@ def _block_krylov(problem: _CollapsedProblem, max_steps: int) -> CutVectors:
     basis = torch.zeros((batch, size, max_steps * BLOCK_SIZE), dtype=torch.float64, device=device)
     images = torch.zeros_like(basis)
     projected = torch.zeros((batch, basis.shape[2], basis.shape[2]), dtype=torch.float64)
-    width = 0
-    while bool(is_open.any()) and width < basis.shape[2]:
+    width, any_open = 0, bool(is_open.any())
+    while any_open and width < basis.shape[2]:
         image = problem.project(problem.product(block))
         new = slice(width, width + BLOCK_SIZE)
         width += BLOCK_SIZE
@@ -339,7 +339,9 @@ def _block_krylov(problem: _CollapsedProblem, max_steps: int) -> CutVectors:
         gap = ritz_values[:, 0] - ritz_values[:, 1]
         tolerance = RELATIVE_TOLERANCE * gap
         done = is_open & (residual <= torch.where(gap < SMALL_GAP, tolerance, tolerance.clamp_min(ABSOLUTE_TOLERANCE)))
-        if bool(done.any()):
+        # Both at once, since each look at a value makes a GPU wait.
+        any_done, any_open = torch.stack([done.any(), (is_open & ~done).any()]).tolist()
+        if any_done:
             # One power step further: patches with equal neighbors get equal entries, as in the exact vector, since products are
             # exact. Ties, which decide where an object is seeded, are then the same for every solver.
             u = image_of_u / image_of_u.norm(dim=1, keepdim=True).clamp_min(NO_STRUCTURE)
@@ -348,7 +350,7 @@ def _block_krylov(problem: _CollapsedProblem, max_steps: int) -> CutVectors:
             vectors = torch.where((done & has_structure)[:, None], x, vectors)
             values = torch.where(done & has_structure, 1 - ritz_values[:, 0], values)
             is_open = is_open & ~done
-        if bool(is_open.any()) and width < basis.shape[2]:
+        if any_open and width < basis.shape[2]:
             block = _orthonormal(problem, image, basis[:, :, :width])
     return CutVectors(vectors, values, width // BLOCK_SIZE, is_open)
 

@@ -1,12 +1,10 @@
 """The stage that merges masks, clusters and semantic maps into panoptic pseudo-labels and writes the user's files."""
 
+import contextlib
 import math
-import shutil
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -15,11 +13,22 @@ from pycocotools import mask as mask_utils
 from u2seg.data.formats.coco_panoptic import (
     instance_annotations,
     panoptic_annotation,
+    panoptic_rgb,
+    stuff_pixels,
     whole_instance_annotations,
     write_panoptic_png,
     write_stuff_png,
 )
+from u2seg.data.formats.label_shards import (
+    ImageLabels,
+    PngPlaces,
+    iter_labels,
+    png_tar,
+    read_label_shard,
+    write_label_shard,
+)
 from u2seg.data.formats.mask_shards import count_records, mask_shards
+from u2seg.data.formats.png_tars import write_png_tar
 from u2seg.data.formats.semantic_shards import read_semantic_shard
 from u2seg.pseudo_labels.clusters.cluster_stage import LOST, read_assigned
 from u2seg.pseudo_labels.image_plan import shard_png_names
@@ -28,7 +37,7 @@ from u2seg.pseudo_labels.sharding import Worker
 from u2seg.structures.label_space import LabelSpace
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.structures.segments import Segment
-from u2seg.utils.files import read_json, stream_json, write_json
+from u2seg.utils.files import atomic_path, confined_path, read_json, stream_json
 from u2seg.utils.manifest import (
     MANIFEST,
     check_stage,
@@ -48,7 +57,9 @@ INSTANCES_JSON = "instances.json"
 PANOPTIC_JSON = "panoptic.json"
 PANOPTIC_DIRECTORY = "panoptic"
 STUFF_DIRECTORY = "stuff"
-PARTS_DIRECTORY = ".parts"  # JSON rows of finished image groups, until all are done
+
+# Called again and again, each time for a new stream of all images' labels.
+LabelStream = Callable[[], Iterator[ImageLabels]]
 
 
 @dataclass(frozen=True)
@@ -128,7 +139,7 @@ class PanopticRule:
 
 
 def make_panoptic_labels(cfg: CfgNode, masks: Path, clusters: Path, semantics: Path, output: Path) -> Path:
-    """Returns ``output``, filled with instances JSON, panoptic JSON and PNGs, and stuff PNGs.
+    """Returns ``output``, filled with instances JSON, panoptic JSON and PNGs, and stuff PNGs, or with shards that hold the same.
 
     Every image that all stages could read appears, also those without an instance. Killed and called again, it goes
     on at the first image group that is not finished.
@@ -163,7 +174,7 @@ def open_panoptic(cfg: CfgNode, clusters: Path, semantics: Path, output: Path, *
 
 
 def label_groups(cfg: CfgNode, masks: Path, clusters: Path, semantics: Path, output: Path, worker: Worker) -> None:
-    """Writes the PNGs and the JSON rows of the images of one worker's shards.
+    """Writes the PNGs and the label shards of the images of one worker's shards.
 
     Args:
         cfg: reads ``PANOPTIC_LABELS``.
@@ -180,7 +191,7 @@ def label_groups(cfg: CfgNode, masks: Path, clusters: Path, semantics: Path, out
     shards = mask_shards(masks)
     _require_all(masks, semantics, sum(map(count_records, shards)), len(shards))
     own = worker.share(len(shards))
-    missing = [index for index in own if not _part_path(output, index).is_file()]
+    missing = [index for index in own if not shard_path(output, index).is_file()]
     total = sum(count_records(shards[index]) for index in own)
     done = total - sum(count_records(shards[index]) for index in missing)
     with Progress(total, "panoptic labels", initial=done) as bar:
@@ -188,24 +199,45 @@ def label_groups(cfg: CfgNode, masks: Path, clusters: Path, semantics: Path, out
             group = read_assigned(shards[index], clusters)
             maps = read_semantic_shard(shard_path(semantics, index))
             check_stage(output, "panoptic", settings)
-            rows = _label_group(bar.track(group), maps, output, shard_png_names(masks, index), space, rule)
-            write_json(_part_path(output, index), rows)
+            shard = shard_path(output, index)
+            with _PNGS[cfg.PANOPTIC_LABELS.FORMAT](shard, space) as pngs:
+                labels = list(_label_group(bar.track(group), maps, pngs, shard_png_names(masks, index), space, rule))
+            # The labels last: a shard that is there is finished.
+            write_label_shard(shard, labels)
 
 
 def finish_panoptic(cfg: CfgNode, masks: Path, clusters: Path, semantics: Path, output: Path) -> None:
-    """Closes the stage: writes instances JSON and panoptic JSON as streams.
+    """Closes the stage; where the settings ask for COCO's files, writes them as streams and deletes the shards, which hold the same.
+
+    Called again for a finished stage that is in shards, it does so if the settings ask for COCO's files now.
+
+    Args:
+        cfg: reads ``PANOPTIC_LABELS``.
+        masks: directory of the mask stage.
+        clusters: directory of the cluster stage.
+        semantics: directory of the semantic stage.
+        output: of this stage.
 
     Raises:
-        IncompleteStageError: the rows of a shard are missing; the message names it.
+        IncompleteStageError: the labels of a shard are missing; the message names it.
     """
     open_panoptic(cfg, clusters, semantics, output)
-    if not is_complete(output):
-        count = len(mask_shards(masks))
-        with unless_done(lambda: is_complete(output)):
-            require_shards(output / PARTS_DIRECTORY, count, ".json")
-            parts = [_part_path(output, index) for index in range(count)]
-            write_dataset(output, parts, LabelSpace.of_clusters(*label_counts(clusters, semantics)))
-    shutil.rmtree(output / PARTS_DIRECTORY, ignore_errors=True)
+    count = len(mask_shards(masks))
+    shards = [shard_path(output, index) for index in range(count)]
+    if not is_complete(output) or not (output / PANOPTIC_JSON).is_file():
+        with unless_done(lambda: is_complete(output) and (output / PANOPTIC_JSON).is_file()):
+            require_shards(output, count)
+            if cfg.PANOPTIC_LABELS.FORMAT == "coco":
+                for shard in shards:
+                    _unpack_pngs(shard)
+                space = LabelSpace.of_clusters(*label_counts(clusters, semantics))
+                write_json_files(output, lambda: iter_labels(shards), space)
+            if not is_complete(output):
+                close_stage(output, count_labels(iter_labels(shards)))
+    if (output / PANOPTIC_JSON).is_file():
+        for shard in shards:
+            shard.unlink(missing_ok=True)
+            png_tar(shard).unlink(missing_ok=True)
 
 
 def _require_all(masks: Path, semantics: Path, num_images: int, num_shards: int) -> None:
@@ -223,10 +255,6 @@ def _require_all(masks: Path, semantics: Path, num_images: int, num_shards: int)
         )
 
 
-def _part_path(output: Path, index: int) -> Path:
-    return shard_path(output / PARTS_DIRECTORY, index, ".json")
-
-
 def label_counts(clusters: Path, semantics: Path) -> tuple[int, int]:
     """Returns (number of thing clusters, number of stuff clusters) that two stages' directories hold."""
     return stage_settings(clusters)["num_clusters"], stage_settings(semantics)["num_clusters"]
@@ -235,12 +263,12 @@ def label_counts(clusters: Path, semantics: Path) -> tuple[int, int]:
 def _label_group(
     group: Iterable[tuple[ImageMasks, np.ndarray]],
     maps: dict,
-    output: Path,
+    pngs: "_PngFiles | _PngTar",
     png_of: dict,
     space: LabelSpace,
     rule: PanopticRule,
-) -> dict:
-    images, panoptic_rows, instance_rows, void = [], [], [], []
+) -> Iterator[ImageLabels]:
+    """Hands the maps of the images of a shard to ``pngs`` and yields their labels."""
     for record, clusters in group:
         # One that was lost after its masks were made is in the failures of the stage that missed it.
         if record.error is not None or record.file_name not in maps or (clusters == LOST).any():
@@ -250,66 +278,111 @@ def _label_group(
         masks = decoded.transpose(2, 0, 1).astype(bool)
         panoptic, segments = rule.merge(masks, clusters, maps[record.file_name])
         png = png_of[record.file_name]
-        write_panoptic_png(output / PANOPTIC_DIRECTORY / png, panoptic)
-        write_stuff_png(output / STUFF_DIRECTORY / png, panoptic, segments, space)
-        images.append({"id": record.image_id, "file_name": record.file_name, "height": shape[0], "width": shape[1]})
-        panoptic_rows.append(panoptic_annotation(record.image_id, png, panoptic, segments, space))
-        instance_rows += rule.instances(record.image_id, masks, clusters, record.scores, (panoptic, segments), space)
-        void.append(void_share(panoptic))
-    return {"images": images, "panoptic": panoptic_rows, "instances": instance_rows, "void": void}
+        places = pngs.add(png, panoptic, segments)
+        yield ImageLabels(
+            image={"id": record.image_id, "file_name": record.file_name, "height": shape[0], "width": shape[1]},
+            panoptic=panoptic_annotation(record.image_id, png, panoptic, segments, space),
+            instances=rule.instances(record.image_id, masks, clusters, record.scores, (panoptic, segments), space),
+            void_share=void_share(panoptic),
+            png_places=places,
+        )
 
 
-def write_dataset(output: Path, parts: Sequence[Path], space: LabelSpace) -> None:
-    """Writes instances JSON and panoptic JSON and closes the stage; one image group is in memory at a time.
+class _PngFiles(contextlib.AbstractContextManager):
+    """Writes the PNGs of a shard's images as files of their own."""
+
+    def __init__(self, shard: Path, space: LabelSpace):
+        self._directory, self._space = shard.parent, space
+
+    def __exit__(self, *error: object) -> None:
+        """Does nothing: the files are whole."""
+
+    def add(self, name: str, panoptic: np.ndarray, segments: list[Segment]) -> None:
+        write_panoptic_png(self._directory / PANOPTIC_DIRECTORY / name, panoptic)
+        write_stuff_png(self._directory / STUFF_DIRECTORY / name, panoptic, segments, self._space)
+
+
+class _PngTar(contextlib.ExitStack):
+    """Writes the PNGs of a shard's images to the tar beside it."""
+
+    def __init__(self, shard: Path, space: LabelSpace):
+        super().__init__()
+        self._space = space
+        self._tar = self.enter_context(write_png_tar(png_tar(shard)))
+
+    def add(self, name: str, panoptic: np.ndarray, segments: list[Segment]) -> PngPlaces:
+        key = name.removesuffix(".png")
+        whole = self._tar.add(f"{key}.{PANOPTIC_DIRECTORY}.png", panoptic_rgb(panoptic))
+        stuff = self._tar.add(f"{key}.{STUFF_DIRECTORY}.png", stuff_pixels(panoptic, segments, self._space))
+        return *whole, *stuff
+
+
+_PNGS: dict[str, type[_PngFiles] | type[_PngTar]] = {"coco": _PngFiles, "shards": _PngTar}
+
+
+def _unpack_pngs(shard: Path) -> None:
+    """Writes the PNGs that lie in a shard's tar as files, if it has one."""
+    for labels in read_label_shard(shard):
+        if labels.png_places is None:
+            continue
+        name, (start, size, stuff_start, stuff_size) = labels.panoptic["file_name"], labels.png_places
+        with png_tar(shard).open("rb") as tar:
+            for directory, first, count in (
+                (PANOPTIC_DIRECTORY, start, size),
+                (STUFF_DIRECTORY, stuff_start, stuff_size),
+            ):
+                tar.seek(first)
+                with atomic_path(confined_path(shard.parent / directory, name, shard)) as temporary:
+                    temporary.write_bytes(tar.read(count))
+
+
+def write_json_files(output: Path, labels: LabelStream, space: LabelSpace) -> None:
+    """Writes instances JSON, then panoptic JSON; one image's labels are in memory at a time.
 
     Args:
-        output: the stage's directory, which holds the PNGs.
-        parts: for each image group a JSON file with a dict of lists: ``images``, ``panoptic`` and ``instances``
-            (COCO's rows) and ``void`` (shares).
+        output: the directory that holds the PNGs.
+        labels: of all images.
         space: the classes.
     """
     info = {"description": "pseudo-labels: no human annotation; categories are clusters"}
     categories = space.categories()
-
-    def rows(key: str) -> Iterator[Any]:
-        return (row for part in parts for row in read_json(part)[key])
-
-    counted = Counter[str]()
-
-    def count(key: str, items: Iterable[Any]) -> Iterator[Any]:
-        for item in items:
-            counted[key] += 1
-            yield item
-
-    instances = ({**row, "id": number} for number, row in enumerate(rows("instances"), start=1))
+    instances = (row for one in labels() for row in one.instances)
     stream_json(
         output / INSTANCES_JSON,
         {
             "info": info,
-            "images": count("images", rows("images")),
-            "annotations": count("instances", instances),
+            "images": (one.image for one in labels()),
+            "annotations": ({**row, "id": number} for number, row in enumerate(instances, start=1)),
             "categories": [category for category in categories if category["isthing"]],
         },
     )
-    segments = _count_segments(rows("panoptic"), counted)
     stream_json(
         output / PANOPTIC_JSON,
-        {"info": info, "images": rows("images"), "annotations": segments, "categories": categories},
-    )
-    void = math.fsum(rows("void"))
-    close_stage(
-        output,
         {
-            "images": counted["images"],
-            "instances": counted["instances"],
-            "segments": counted["segments"],
-            "mean_void_share": round(void / counted["images"], 6) if counted["images"] else 0.0,
+            "info": info,
+            "images": (one.image for one in labels()),
+            "annotations": (one.panoptic for one in labels()),
+            "categories": categories,
         },
     )
 
 
-def _count_segments(rows: Iterable[dict], counted: Counter[str]) -> Iterator[dict]:
-    """Yields panoptic annotations and adds the number of their segments to ``counted["segments"]``."""
-    for row in rows:
-        counted["segments"] += len(row["segments_info"])
-        yield row
+def count_labels(labels: Iterator[ImageLabels]) -> dict:
+    """Returns what a manifest says of finished labels: images, instances, segments and the mean share of void pixels."""
+    images = instances = segments = 0
+
+    def void_shares() -> Iterator[float]:
+        nonlocal images, instances, segments
+        for one in labels:
+            images += 1
+            instances += len(one.instances)
+            segments += len(one.panoptic["segments_info"])
+            yield one.void_share
+
+    void = math.fsum(void_shares())
+    return {
+        "images": images,
+        "instances": instances,
+        "segments": segments,
+        "mean_void_share": round(void / images, 6) if images else 0.0,
+    }

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from u2seg.data.formats.mask_shards import mask_shards, read_shard
-from u2seg.features import build_feature_extractor, resolve_device
+from u2seg.features import build_feature_extractor, resolve_device, stack_on
 from u2seg.pseudo_labels.clusters.cluster_stage import load_centroids
 from u2seg.pseudo_labels.image_plan import shard_png_names
 from u2seg.pseudo_labels.semantics.patch_sample import PatchSample, remove_patch_samples
@@ -50,6 +50,7 @@ class PatchKMeans:
         self._images, self._masks = images, masks
         self._extractor = build_feature_extractor(cfg)
         self._centroids_path = output / CENTROIDS
+        self._centroids: Tensor | None = None  # on the device, from the first label() on
         self._patches = PatchSample(cfg, masks, read_json(masks / MANIFEST)["counts"]["images"], output)
 
     def needs_sample(self) -> bool:
@@ -103,9 +104,10 @@ class PatchKMeans:
 
     def label(self, records: list[ImageMasks]) -> dict[str, np.ndarray]:
         """Returns the map of each readable image; see the registry."""
-        centroids = torch.from_numpy(np.load(self._centroids_path)).to(self._device)
+        if self._centroids is None:
+            self._centroids = torch.from_numpy(np.load(self._centroids_path)).to(self._device)
         return {
-            record.file_name: nearest_centroid_map(features, centroids, (record.height, record.width))
+            record.file_name: nearest_centroid_map(features, self._centroids, (record.height, record.width))
             for record, features in self._features(records)
         }
 
@@ -116,8 +118,8 @@ class PatchKMeans:
         for start in range(0, len(readable), self._batch_size):
             batch = list(still_readable(self._images, readable[start : start + self._batch_size]))
             if batch:
-                inputs = torch.stack([self._extractor.preprocess(image) for _, image in batch])
-                yield from zip((record for record, _ in batch), self._extractor(inputs.to(self._device)))
+                inputs = stack_on([self._extractor.preprocess(image) for _, image in batch], self._device)
+                yield from zip((record for record, _ in batch), self._extractor(inputs))
 
 
 @SEMANTIC_PROVIDER_REGISTRY.register()

@@ -10,7 +10,7 @@ from u2seg.data.formats.semantic_shards import semantic_shard_names, write_seman
 from u2seg.features import feature_settings
 from u2seg.pseudo_labels.image_source import open_source
 from u2seg.pseudo_labels.lost_images import report_lost_images
-from u2seg.pseudo_labels.semantics.learned.learned_providers import remove_trained_head
+from u2seg.pseudo_labels.semantics.learned.learned_providers import LEARNED_PROVIDERS, remove_trained_head
 from u2seg.pseudo_labels.semantics.patch_sample import remove_patch_samples
 from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_REGISTRY
 from u2seg.pseudo_labels.sharding import Worker
@@ -87,12 +87,12 @@ def open_semantics(cfg: CfgNode, masks: Path, output: Path, *, clean: bool = Tru
     others = {name for name, _ in SEMANTIC_PROVIDER_REGISTRY} - {cfg.SEMANTICS.PROVIDER}
     settings = {key.lower(): value for key, value in cfg.SEMANTICS.items() if key not in others}
     settings["centroids"] = cfg.SEMANTICS.CENTROIDS and short_file_digest(cfg.SEMANTICS.CENTROIDS)
-    # Neither how much is kept in memory nor how often a checkpoint is written changes a map by more than rounding.
-    learned = {key.lower(): value for key, value in cfg.SEMANTICS.LEARNED.items() if key not in _NOT_IN_MANIFEST}
-    settings["learned"] = {
-        **learned,
-        "weights": learned["weights"] and short_file_digest(local_file(learned["weights"])),
-    }
+    del settings["learned"]
+    if cfg.SEMANTICS.PROVIDER in LEARNED_PROVIDERS:
+        # Neither how much is kept in memory nor how often a checkpoint is written changes a map by more than rounding.
+        learned = {key.lower(): value for key, value in cfg.SEMANTICS.LEARNED.items() if key not in _NOT_IN_MANIFEST}
+        weights = learned["weights"] and short_file_digest(local_file(learned["weights"]))
+        settings["learned"] = {**learned, "weights": weights}
     settings["features"] = feature_settings(cfg)
     settings["masks"] = settings_digest(masks)
     open_stage(output, "semantics", settings, clean=clean)

@@ -36,6 +36,8 @@ def add_learned_semantics_config(cfg: CN) -> None:
     # Subtract the training crops' mean feature: where all features resemble one another, after a ReLU for example, their cosines tell
     # little; a ResNet's features are then not centered image by image [ours].
     cfg.SEMANTICS.LEARNED.CENTER = False
+    # Images to train on; of more, a seeded sample is drawn. 200,000 with five crops each and 384 channels take 5 GB [ours].
+    cfg.SEMANTICS.LEARNED.MAX_IMAGES = 200_000
     cfg.SEMANTICS.LEARNED.BATCH_SIZE = 16  # crops [STEGO, CAUSE]
     cfg.SEMANTICS.LEARNED.CHECKPOINT_PERIOD = 500  # iterations; what a kill loses at most
     # Features of all crops are kept in memory where they need no more MiB than this; else computed anew for each batch [ours].
@@ -106,6 +108,7 @@ register_rules(
         "SEMANTICS.LEARNED.BATCH_SIZE": integer(2, 65536),
         "SEMANTICS.LEARNED.CHECKPOINT_PERIOD": COUNT,
         "SEMANTICS.LEARNED.CACHE_MIB": NON_NEGATIVE,
+        "SEMANTICS.LEARNED.MAX_IMAGES": COUNT,
         "SEMANTICS.LEARNED.NUM_THREADS": integer(1, 1024),
         "SEMANTICS.LEARNED.MIRROR": flag(),
         "SEMANTICS.LEARNED.CRF.ENABLED": flag(),

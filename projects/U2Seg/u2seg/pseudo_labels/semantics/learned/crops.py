@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from u2seg.features import FeatureExtractor
-from u2seg.structures.mask_records import ImageMasks
+from u2seg.data.formats.mask_shards import ListedImage
+from u2seg.features import FeatureExtractor, stack_on
 from u2seg.utils.image_io import ImageSource, read_listed_image
 from u2seg.utils.progress import Progress
 
@@ -46,12 +46,12 @@ class CropSet:
 
     Attributes:
         images: where they are read.
-        records: the readable images of the mask stage.
+        records: images that can be read.
         ratio: see :func:`five_crop_box`; 1.0: each image is one crop, itself.
     """
 
     images: ImageSource
-    records: Sequence[ImageMasks]
+    records: Sequence[ListedImage]
     ratio: float
 
     def __len__(self) -> int:
@@ -151,8 +151,8 @@ class CropFeatures:
         def prepare(number: int) -> Tensor:
             return self._extractor.preprocess(self.crops.read(number))
 
-        images = torch.stack(list(self._pool.map(prepare, map(int, numbers))))
-        return compute(images.to(self.device)).float()
+        images = list(self._pool.map(prepare, map(int, numbers)))
+        return compute(stack_on(images, self.device)).float()
 
 
 def batch_numbers(iteration: int, count: int, batch_size: int, seed: int) -> np.ndarray:

@@ -3,13 +3,14 @@
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 
-from u2seg.data.formats.mask_shards import iter_shards
+from u2seg.data.formats.mask_shards import ListedImage, iter_readable_images
 from u2seg.features import resolve_device
 from u2seg.pseudo_labels.semantics.learned.cause_training import train_cause
 from u2seg.pseudo_labels.semantics.learned.crops import CropFeatures, CropSet
@@ -26,16 +27,23 @@ from u2seg.pseudo_labels.semantics.learned.semantic_head import (
 from u2seg.pseudo_labels.semantics.learned.stego_training import train_stego
 from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_REGISTRY, still_readable
 from u2seg.structures.mask_records import ImageMasks
-from u2seg.utils.image_io import ImageReadError, ImageSource
+from u2seg.utils.files import read_json
+from u2seg.utils.image_io import ImageReadError, ImageSource, read_listed_image
+from u2seg.utils.manifest import MANIFEST
 from u2seg.utils.progress import Progress
 
 # Takes configuration, features and output directory; returns a trained head.
 Train = Callable[[CfgNode, CropFeatures, Path], SemanticHead]
-READABLE = "readable.npy"  # int64: which of the mask stage's readable images a head was trained on
+# Names in the registry of the providers that read SEMANTICS.LEARNED.
+LEARNED_PROVIDERS = ("STEGO", "CAUSE")
+READABLE = "readable.npy"  # int64: which of the images that were chosen for it a head was trained on
 
 
 class LearnedSemantics:
-    """A head on frozen features, trained without labels on the images of the mask stage, then applied to each of them."""
+    """A head on frozen features, trained without labels on images of the mask stage, then applied to each of them.
+
+    Of more images than ``SEMANTICS.LEARNED.MAX_IMAGES`` a seeded sample is trained on: what is held in memory grows with their number.
+    """
 
     def __init__(self, cfg: CfgNode, images: ImageSource, masks: Path, output: Path, *, provider: str, train: Train):
         """Takes what every provider takes, and how the head is trained.
@@ -86,7 +94,7 @@ class LearnedSemantics:
 
     def _trained(self) -> SemanticHead:
         learned = self._cfg.SEMANTICS.LEARNED
-        records = [record for records in iter_shards(self._masks) for record in records if record.error is None]
+        records = self._training_images()
         # Kept in a file, so that a training that is resumed numbers its crops alike.
         kept = kept_array(self._output / READABLE, lambda: self._find_readable(records))
         features = CropFeatures(
@@ -100,15 +108,31 @@ class LearnedSemantics:
             features.center = torch.from_numpy(kept_array(self._output / MEANS, features.means).mean(axis=0))
         return self._train(self._cfg, features, self._output)
 
-    def _find_readable(self, records: list[ImageMasks]) -> np.ndarray:
+    def _training_images(self) -> list[ListedImage]:
+        """Returns the images that the mask stage could read, or a sample of them, in order."""
+        counts = read_json(self._masks / MANIFEST)["counts"]
+        count, limit = counts["images"] - counts["failures"], self._cfg.SEMANTICS.LEARNED.MAX_IMAGES
+        images = iter_readable_images(self._masks)
+        if count <= limit:
+            return list(images)
+        rng = np.random.default_rng([self._cfg.SEMANTICS.SEED, 2])
+        chosen = np.zeros(count, bool)
+        chosen[rng.choice(count, limit, replace=False)] = True
+        return list(compress(images, chosen))
+
+    def _find_readable(self, records: list[ListedImage]) -> np.ndarray:
         """Returns which images can still be read, int64 (N,), ascending.
 
         Raises:
             ImageReadError: none of them.
         """
 
-        def is_readable(record: ImageMasks) -> bool:
-            return any(True for _ in still_readable(self._images, [record]))
+        def is_readable(image: ListedImage) -> bool:
+            try:
+                read_listed_image(self._images, image.file_name, (image.height, image.width))
+            except ImageReadError:
+                return False
+            return True
 
         found = np.zeros(len(records), bool)
         with (

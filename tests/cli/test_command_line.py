@@ -174,9 +174,12 @@ def test_commands_that_take_settings_say_so(capsys):
 @pytest.mark.parametrize(("required", "code"), [(True, 1), (False, 0)])
 def test_doctor_names_what_is_missing_and_the_remedy(required, code, capsys, monkeypatch):
     checks = [Check("torch", True, "2.9"), Check("faiss", False, "not importable", "pip install faiss-cpu", required)]
-    monkeypatch.setattr(doctor, "check_installation", lambda: checks)
+    monkeypatch.setattr(doctor, "check_installation", lambda every_dataset: checks)
     assert main(["doctor"]) == code
-    first, second, remedy = capsys.readouterr().out.splitlines()
+    first, second, remedy, _, last = capsys.readouterr().out.splitlines()
+    assert last.startswith(
+        "Not ready: faiss missing." if required else "Ready for labels, training and prediction on the CPU"
+    )
     assert first.split() == ["ok", "torch", "2.9"]
     assert second.split() == ["MISSING" if required else "-", "faiss", "not", "importable"]
     assert remedy.split() == ["->", "pip", "install", "faiss-cpu"]
@@ -207,9 +210,9 @@ def test_doctor_looks_at_this_environment(tmp_path, monkeypatch):
     assert not checks["gpu"].found and "CPU" in checks["gpu"].detail
     found = [check for name, check in checks.items() if name.startswith("weights ") and check.found]
     assert found and all(check.detail == str(cache / "dino" / weights) for check in found)
-    assert checks["$DETECTRON2_DATASETS"].found
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
-    assert not {check.name: check for check in installation.check_installation()}["$DETECTRON2_DATASETS"].found
+    assert "0 of" in checks["datasets"].detail and not [name for name in checks if name.startswith("dataset ")]
+    listed = {check.name: check for check in installation.check_installation(every_dataset=True)}
+    assert [name for name in listed if name.startswith("dataset ")]
 
 
 class Broken(Dataset):

@@ -13,11 +13,10 @@ from PIL import Image
 from tiny_photos import write_tiny_photos_config
 from tiny_scenes import render_scenes
 from u2seg.cli.main import main, parse_arguments
-from u2seg.config import setup_cfg
 from u2seg.engine import end_to_end
 from u2seg.engine.photo_run import run_features, run_plan
-from u2seg.engine.photo_run.run_estimates import TrainingCost
-from u2seg.engine.photo_run.run_photos import find_photos
+from u2seg.engine.photo_run.run_budget import RunSize
+from u2seg.engine.photo_run.run_estimates import RunCost
 from u2seg.utils.files import read_json
 
 SHORT = ["SOLVER.MAX_ITER", "2"]
@@ -58,11 +57,16 @@ def test_check_shows_the_plan_and_writes_nothing(scenes, tmp_path, capsys, monke
         "6 in ",
         "HandmadeDescriptor, without weights",
         "none (no --ground-truth)",
-        "A checkpoint takes 1",
+        "an iteration takes",
+        "dl.fbaipublicfiles.com/dino",
+        f"u2seg run {scenes / 'val'} --output output/val_dino FEATURES.VIT.WEIGHTS dino_deitsmall8_pretrain.pth",
     ):
         assert expected in out
+    table = [line.split() for line in out.splitlines() if line.startswith("  ")]
+    rows = [row[0] for row in table[[row[0] for row in table].index("time") :]]
+    assert rows[1:8] == ["start", "labels", "training", "predictions", "page", "spare", "in"]
     assert "The same command without --check runs this into output/val" in out
-    assert len(out.splitlines()) <= 30 and not (tmp_path / "output").exists()
+    assert len(out.splitlines()) <= 45 and not (tmp_path / "output").exists()
 
 
 @pytest.mark.usefixtures("_tiny")
@@ -111,24 +115,31 @@ def test_photos_alone_give_labels_a_model_predictions_and_a_page(scenes, tmp_pat
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
-def test_minutes_set_the_length_of_training_by_what_was_measured(scenes, tmp_path, monkeypatch):
-    cfg = setup_cfg(run_plan.PHOTOS_CONFIG)
-    monkeypatch.setattr(end_to_end, "setup_cfg", lambda path: cfg)
-    monkeypatch.setattr(end_to_end, "complete_config", lambda cfg: cfg)
-    predicted = []
-
-    def measured(cfg, photos):
-        predicted.extend(photos)
-        return TrainingCost(seconds_per_iteration=0.5, seconds_per_prediction=1.0)
-
-    monkeypatch.setattr(end_to_end, "measure_training", measured)
-    photos = find_photos(scenes / "val", tmp_path / "links")
-    plan = SimpleNamespace(
-        config_file="", photos=photos, log=tmp_path / "log.txt", num_scored=0, started=time.monotonic() - 60
+def test_minutes_set_the_length_of_training_by_what_was_measured():
+    cost = RunCost(
+        label_start_seconds=9.0,
+        label_seconds=9.0,
+        label_bytes=1,
+        label_memory=1,
+        iteration_seconds={1: 0.75, 2: 0.5},
+        prediction_seconds=1.0,
+        prediction_bytes=1,
+        checkpoint_bytes=1,
+        training_memory=1,
+        measuring_seconds=1.0,
     )
+    size = RunSize(num_photos=6, num_scored=0, minutes=5.0, max_iter=0, has_labels=True)
+    plan = SimpleNamespace(measured=cost, size=size, started=time.monotonic() - 60)
     length = end_to_end._measured_length(plan, 5.0)
     # 97 % of 300 s, less 60 s so far, less 6 predictions and 6 rows of the page that cost one and a half each.
-    assert length["SOLVER.MAX_ITER"] == pytest.approx((291 - 60 - 15) / 0.5, abs=2) and len(predicted) == 4
+    assert length["SOLVER.MAX_ITER"] == pytest.approx((291 - 60 - 15) / 0.5, abs=2)
+    assert (length["SOLVER.WARMUP_ITERS"], length["SOLVER.CHECKPOINT_PERIOD"]) == (43, 120)
+
+
+def test_a_wrong_argument_is_told_before_anything_else(tmp_path, capsys):
+    assert main(["run", str(tmp_path / "nowhere"), "--check"]) == 1
+    screen = capsys.readouterr()
+    assert screen.out == "" and screen.err.startswith("error: ")
 
 
 @pytest.mark.usefixtures("_labels_in_this_process", "_tiny")

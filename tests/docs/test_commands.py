@@ -265,11 +265,8 @@ def _small_and_offline(tmp_path, monkeypatch):
     # As many clusters as the tutorial names.
     monkeypatch.setattr(end_to_end, "num_thing_clusters", lambda masks: 5)
     # Measured once; the other runs take what was found.
-    monkeypatch.setattr(run_plan, "measure_labels", once(run_plan.measure_labels))
-    monkeypatch.setattr(end_to_end, "measure_training", once(end_to_end.measure_training))
-    monkeypatch.setattr(
-        end_to_end, "training_length", lambda minutes, *seconds: {"SOLVER.MAX_ITER": 3 if minutes > 15 else 2}
-    )
+    monkeypatch.setattr(run_plan, "measure_run", once(run_plan.measure_run))
+    monkeypatch.setattr(end_to_end, "num_iterations", lambda minutes, *seconds: 3 if minutes > 15 else 2)
     # Worker 0 of 64 has made the only shard of masks; what is left is too little for processes of their own.
     monkeypatch.setattr(labels, "LocalLauncher", lambda cfg, run, count: Launcher(cfg, run))
 

@@ -38,6 +38,8 @@ def test_the_best_and_the_worst_are_images_with_things():
     without = _best_and_worst([shown("a", 0.9, False), shown("b", 0.4, True)], "ground truth")
     assert "(a)" in without[0].title and "(b)" in without[1].title
     assert _best_and_worst([shown("a", 0.9, True)], "ground truth") == []
+    # Where the model finds nothing in any image, no image is better than another.
+    assert _best_and_worst([shown("a", 0.0, True), shown("b", 0.0, True)], "ground truth") == []
 
 
 def test_other_seeds_are_summarized(tmp_path):

@@ -11,21 +11,34 @@ from PIL import Image
 from u2seg.config import setup_cfg
 from u2seg.engine.photo_run import run_plan
 from u2seg.engine.photo_run.new_config import new_config
+from u2seg.engine.photo_run.run_budget import RunSize, num_iterations, plan_stages, stages_after_training
+from u2seg.engine.photo_run.run_estimates import RunCost
 from u2seg.engine.photo_run.run_features import choose_features
 from u2seg.engine.photo_run.run_photos import find_photos, select_ground_truth
 from u2seg.engine.photo_run.run_plan import (
     feature_size,
-    finishing_seconds,
     free_keys,
     make_plan,
     num_thing_clusters,
     scaled_settings,
-    training_length,
     value_of,
 )
-from u2seg.engine.photo_run.run_screen import format_plan
-from u2seg.engine.photo_run.run_threads import Threads, divide_cores, run_in_process
+from u2seg.engine.photo_run.run_screen import format_plan, plan_warnings
+from u2seg.engine.photo_run.run_threads import Threads, divide_cores, run_in_process, training_threads
 from u2seg.features.vit_weights import WeightsError
+
+COST = RunCost(
+    label_start_seconds=1.0,
+    label_seconds=1.0,
+    label_bytes=1000,
+    label_memory=2**30,
+    iteration_seconds={1: 0.75, 2: 0.5},
+    prediction_seconds=1.0,
+    prediction_bytes=50_000,
+    checkpoint_bytes=10**8,
+    training_memory=2**30,
+    measuring_seconds=5.0,
+)
 
 
 @pytest.fixture
@@ -53,6 +66,7 @@ def test_photos_are_a_directory_one_image_or_a_list(photos, tmp_path, monkeypatc
     ("given", "message"),
     [
         ("nowhere", "nowhere does not exist; expected a directory of photos, one photo, or a text file"),
+        ("Photo/2.jpg", "a path in each line; did you mean .*/photos/2.jpg\\?"),
         ("missing.txt", "line 1: there is no file nothing.jpg"),
         ("empty.txt", "lists no image"),
         ("photos/broken.jpg", "none of the images in .* can be read; the first: broken.jpg"),
@@ -112,19 +126,48 @@ def test_there_are_never_more_clusters_than_masks():
 
 def test_training_fills_what_the_labels_leave_but_gets_a_third_at_least():
     # 10 minutes: 97 % are 582 s, less 152 s for the labels and 30 s for predictions, at half a second an iteration.
-    assert training_length(10, 152, 0.5, 30)["SOLVER.MAX_ITER"] == 800
-    assert training_length(10, 3000, 0.5, 30)["SOLVER.MAX_ITER"] == 400
-    assert training_length(10, 0, 0.5, 3000)["SOLVER.MAX_ITER"] == 400
-    assert training_length(0.1, 100, 60, 0)["SOLVER.MAX_ITER"] == 20
+    assert num_iterations(10, 152, 0.5, 30) == 800
+    assert num_iterations(10, 3000, 0.5, 30) == 400
+    assert num_iterations(10, 0, 0.5, 3000) == 400
+    assert num_iterations(0.1, 100, 60, 0) == 20
 
 
-def test_the_time_after_training_is_that_of_its_predictions():
-    # 60 photos, and 12 rows of the page that cost one and a half each.
-    assert finishing_seconds(60, 0, 2.0) == (60 + 18) * 2
-    # Scoring predicts once more, and the page has 18 rows.
-    assert finishing_seconds(60, 60, 2.0) == (60 + 60 + 27) * 2
-    assert finishing_seconds(10**5, 0, 1.0) == 500 + 18
-    assert finishing_seconds(2, 0, 1.0) == 2 + 3
+@pytest.mark.parametrize(
+    ("photos", "scored", "seconds"),
+    [
+        # A prediction takes a second; a row of the page one and a half, and there are twelve.
+        (60, 0, [60, 18]),
+        # Scoring predicts once more, and the page has 18 rows.
+        (60, 60, [60, 60, 27]),
+        (10**5, 0, [500, 18]),
+        (2, 0, [2, 3]),
+    ],
+)
+def test_the_time_after_training_is_that_of_its_predictions(photos, scored, seconds):
+    size = RunSize(photos, scored, minutes=5, max_iter=0, has_labels=False)
+    assert [stage.seconds for stage in stages_after_training(COST, size)] == seconds
+
+
+def test_the_stages_of_a_run_add_up_to_its_minutes():
+    size = RunSize(60, 0, minutes=10, max_iter=0, has_labels=False)
+    stages = plan_stages(COST, size, spent_seconds=20, own_memory=3)
+    assert [stage.name for stage in stages] == ["start", "labels", "training", "predictions", "page", "spare"]
+    seconds = {stage.name: stage.seconds for stage in stages}
+    # 600 s less a start of 20 s, labels of 1 + 60 s, 78 s after the training, and 3 % to spare.
+    assert seconds["training"] == 600 - 20 - 61 - 78 - 18
+    assert sum(seconds.values()) == 600
+    assert stages[1].memory == 3 + COST.label_memory
+    again = plan_stages(COST, replace(size, has_labels=True, minutes=None, max_iter=7), 20, 3)
+    assert [(stage.seconds, stage.disk) for stage in again[1:3]] == [(0, 0), (3.5, 2 * COST.checkpoint_bytes)]
+    assert again[-1].name == "page"
+
+
+def test_the_threads_of_training_are_those_with_the_fastest_step():
+    assert training_threads(2, on_cpu=True) == [1, 2]
+    assert training_threads(12, on_cpu=True) == [1, 6, 12]
+    assert training_threads(1, on_cpu=True) == [1] and training_threads(8, on_cpu=False) == [8]
+    assert COST.training_threads == 2
+    assert replace(COST, iteration_seconds={1: 0.4, 2: 0.5}).training_threads == 1
 
 
 def test_settings_scale_with_photos_and_machine(photos, tmp_path):
@@ -166,7 +209,8 @@ class TestFeatures:
     def test_without_weights_the_descriptor_says_what_it_means(self):
         choice = self.choose()
         assert choice.settings == {} and not choice.network
-        assert "know color and texture, not objects" in choice.description and "87 MB" in choice.description
+        assert "know color and texture, not objects" in choice.description
+        assert choice.better_url.endswith("/dino_deitsmall8_pretrain.pth") and choice.better_megabytes == 87
 
     def test_a_download_is_announced_with_its_size(self):
         choice = self.choose(reachable=True)
@@ -242,7 +286,7 @@ class TestRefusals:
             )
 
     def test_minutes_are_those_of_an_earlier_call_unless_others_are_given(self, photos, tmp_path, monkeypatch):
-        monkeypatch.setattr(run_plan, "run_in_process", lambda *args: run_plan.LabelCost(1.0, 1.0, 1000, 2**30))
+        monkeypatch.setattr(run_plan, "run_in_process", lambda *args: COST)
         first = self.plan(photos, tmp_path, minutes=30.0)
         first = first.choose({"SOLVER.MAX_ITER": 77, "CLUSTERS.NUM_CLUSTERS": 5}).begin_training()
         assert not first.trains_anew
@@ -259,12 +303,31 @@ class TestRefusals:
         assert "is set aside, and a new one is trained" in format_plan(longer)
         assert self.plan(photos, tmp_path).trains_anew is False
 
-    def test_a_full_disk(self, photos, tmp_path, monkeypatch):
-        cost = run_plan.LabelCost(1.0, 1.0, 1000, 2**30)
-        monkeypatch.setattr(run_plan, "run_in_process", lambda *args: cost)
+    def test_a_cost_holds_for_the_settings_that_it_was_measured_with(self, photos, tmp_path, monkeypatch):
+        measured, begun = [], []
+        monkeypatch.setattr(run_plan, "run_in_process", lambda *args: measured.append(args) or COST)
+        options = {"before_measuring": lambda: begun.append(1)}
+        first = self.plan(photos, tmp_path, minutes=30.0, **options)
+        assert self.plan(photos, tmp_path, minutes=60.0, **options).cost == first.cost and len(measured) == 1
+        self.plan(photos, tmp_path, opts=["SOLVER.IMS_PER_BATCH", "2"], **options)
+        assert len(measured) == len(begun) == 2
+
+    def test_few_photos_and_unreadable_ones_are_warned_of(self, photos, tmp_path, monkeypatch):
+        monkeypatch.setattr(run_plan, "run_in_process", lambda *args: COST)
         plan = self.plan(photos, tmp_path)
-        needed = run_plan.disk_bytes(plan)
-        assert needed > 2 * plan.checkpoint_bytes > 200 * 2**20
+        few, unreadable = plan_warnings(plan)
+        assert few.startswith("7 photos are very few")
+        assert unreadable.startswith("1 of the 7 photos looked at cannot be read, such as broken.jpg")
+        assert "more than 20%" in unreadable and "warning   7 photos" in format_plan(plan)
+        many = replace(plan.photos, names=plan.photos.names * 20, num_looked_at=140)
+        assert plan_warnings(replace(plan, photos=many)) == []
+
+    def test_a_full_disk(self, photos, tmp_path, monkeypatch):
+        monkeypatch.setattr(run_plan, "run_in_process", lambda *args: COST)
+        plan = self.plan(photos, tmp_path)
+        needed = sum(stage.disk for stage in plan.stages)
+        # Two checkpoints, labels and predictions of seven photos, and as many rows of the page.
+        assert needed == 2 * COST.checkpoint_bytes + 7 * (1000 + 50_000 + 150_000)
         usage = run_plan.shutil.disk_usage(tmp_path)._replace(free=needed - 1)
         monkeypatch.setattr(run_plan.shutil, "disk_usage", lambda path: usage)
         with pytest.raises(OSError, match="free, and this run needs about .* two checkpoints of"):

@@ -52,6 +52,12 @@ def test_a_directory_is_listed_in_the_order_of_whole_names(photos):
     assert_reads_as_files(DirectorySource(photos), "a/x.png", photos / "a" / "x.png")
 
 
+def test_one_image_is_a_source_of_one(photos):
+    source = open_source(photos / "a/y/z.png")
+    assert list(source.names()) == ["z.png"]
+    assert_reads_as_files(source, "z.png", photos / "a/y/z.png")
+
+
 def test_lists_keep_their_order_and_are_read_beside_themselves_or_below_a_root(photos, tmp_path):
     chosen = ["b.png", "a/x.png", "a.png"]
     (photos / "list.txt").write_text("./b.png\n\na/x.png\n  a.png\n")

@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from u2seg.utils.files import did_you_mean
 from u2seg.utils.image_io import ImageReadError, image_ids, image_size, list_images, png_names, read_image_rgb
 
 
@@ -155,3 +156,20 @@ def test_the_size_of_a_truncated_image_is_known_or_refused(tmp_path):
             expected = "not readable as an image" if length else "the file is empty"
             assert expected in str(error) and str(tmp_path) not in str(error)
     assert refused > 10
+
+
+def test_a_missing_directory_is_told_with_what_is_called_nearly_so(tmp_path):
+    for name in ("photos", "Videos"):
+        (tmp_path / name / "day").mkdir(parents=True)
+    for wrong, meant in (
+        ("phtos", "photos"),
+        ("videos", "Videos"),
+        ("phots/day", "photos/day"),
+        ("photos/dya", "photos/day"),
+    ):
+        assert did_you_mean(tmp_path / wrong) == f"; did you mean {tmp_path / meant}?"
+    # Nothing like it, or like it but without the rest of the path; and what is there needs no hint.
+    for path in ("elsewhere", "phots/night", "photos"):
+        assert did_you_mean(tmp_path / path) == ""
+    with pytest.raises(FileNotFoundError, match="did you mean .*/photos"):
+        list_images(tmp_path / "phtos")

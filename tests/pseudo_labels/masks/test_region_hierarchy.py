@@ -10,7 +10,7 @@ from u2seg.pseudo_labels.masks import AutomaticMaskGenerator, RegionHierarchy, b
 from u2seg.pseudo_labels.masks.hierarchy.candidates import distinct, fill_member_holes, pool_candidates
 from u2seg.pseudo_labels.masks.hierarchy.contours import contour_strength, lab_image
 from u2seg.pseudo_labels.masks.hierarchy.merging import CONTOUR_UNIT, MergeTree, MergeWeights, merge_regions
-from u2seg.pseudo_labels.masks.hierarchy.objectness import outline_cues, overlaps, stability
+from u2seg.pseudo_labels.masks.hierarchy.objectness import OutlineCues, is_background, outline_cues, overlaps, stability
 from u2seg.pseudo_labels.masks.hierarchy.region_graph import build_region_graph, soft_histograms
 from u2seg.pseudo_labels.masks.hierarchy.region_hierarchy import RegionHierarchySettings
 from u2seg.pseudo_labels.masks.hierarchy.superpixels import superpixels, watershed
@@ -26,6 +26,7 @@ SETTINGS = RegionHierarchySettings(
     max_area=0.9,
     max_iou=0.75,
     max_shared=1.0,
+    max_image_border=1.0,
     min_score=0.0,
     max_masks=100,
 )
@@ -229,6 +230,22 @@ def test_labels_hold_the_best_masks_that_share_nothing():
     nested, disjoint = (find(image_rgb, replace(SETTINGS, max_shared=share)) for share in (1.0, 0.0))
     assert nested.masks.sum(axis=0).max() > 1 and disjoint.masks.sum(axis=0).max() == 1
     assert np.array_equal(nested.masks[0], disjoint.masks[0])
+
+
+def test_a_large_region_that_leaves_the_image_is_background():
+    # A band of sky over a gray ground, with a red square; the sky's outline is 96 + 2 * 24 pixels of the image's border, and 96 others.
+    image_rgb = squares((0, 0, 24, 96, (120, 160, 230)), (36, 40, 52, 60, (200, 60, 60)))
+    every = find(image_rgb, replace(SETTINGS, max_shared=0.0))
+    things = find(image_rgb, replace(SETTINGS, max_shared=0.0, max_image_border=0.5))
+    assert max(iou(mask, (0, 0, 24, 96)) for mask in every.masks) > 0.9
+    assert max(iou(mask, (36, 40, 52, 60)) for mask in things.masks) > 0.8
+    # Neither the sky nor a piece of it is a mask.
+    assert not things.masks[:, :20].any()
+    # Below a twentieth of the image it would be a thing that the border cuts off.
+    area, border = np.array([0.06, 0.04, 0.06]), np.array([0.6, 0.6, 0.5])
+    cues = OutlineCues(area, np.ones(3), border, compactness=np.ones(3))
+    assert is_background(cues, 0.5).tolist() == [True, False, False]
+    assert not is_background(replace(cues, image_border=np.ones(3)), 1.0).any()
 
 
 def test_limits_hold():

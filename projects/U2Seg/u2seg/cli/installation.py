@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -27,6 +28,9 @@ _PACKAGES = (  # import name, distribution, whether every run needs it, what to 
 )
 
 
+WEIGHTS = "weights"  # with what the names of checks of weights begin
+
+
 @dataclass(frozen=True)
 class Check:
     """One line of the report.
@@ -46,9 +50,26 @@ class Check:
     required: bool = False
 
 
-def check_installation() -> list[Check]:
-    """Returns the checks, in the order in which a user would go through them."""
-    return [*_versions(), *_devices(), *_weights(), *_datasets()]
+def check_installation(every_dataset: bool = False) -> list[Check]:
+    """Returns the checks, in the order in which a user would go through them.
+
+    Args:
+        every_dataset: whether benchmarks that are not there get a line each.
+    """
+    return [*_versions(), *_devices(), *_weights(), *_datasets(every_dataset)]
+
+
+def verdict(checks: Sequence[Check]) -> str:
+    """Returns one line: what this installation is ready for, or what to do first."""
+    missing = [check.name for check in checks if check.required and not check.found]
+    if missing:
+        return (
+            f"Not ready: {', '.join(missing)} missing. Do what stands behind the arrows, then run `u2seg doctor` again."
+        )
+    devices = "GPUs" if any(check.found and check.name.startswith("gpu") for check in checks) else "the CPU"
+    features = "DINO's features" if any(check.found and check.name.startswith(WEIGHTS) for check in checks) else ""
+    features = features or "hand-made features (or DINO's, where its weights can be downloaded)"
+    return f"Ready for labels, training and prediction on {devices}, with {features}. Next: u2seg run PHOTOS --check"
 
 
 def _versions() -> list[Check]:
@@ -90,35 +111,32 @@ def _devices() -> list[Check]:
 
 def _weights() -> list[Check]:
     cache = Path(get_cache_dir())
+    dino = {name: known for name, known in ARCHITECTURES.items() if known.family == "dino"}
     checks = []
-    for name, architecture in ARCHITECTURES.items():
-        if architecture.family == "dino":
-            found = next(cache.rglob(architecture.file_name), None) if cache.is_dir() else None
-            checks.append(
-                Check(
-                    f"weights {name}",
-                    found is not None,
-                    str(found) if found else f"not in the cache {cache}",
-                    f"downloaded on first use from {architecture.url}; without a network set FEATURES.VIT.WEIGHTS to a copy",
-                )
-            )
-    return checks
+    for name, known in dino.items():
+        found = next(cache.rglob(known.file_name), None) if cache.is_dir() else None
+        if found:
+            checks.append(Check(f"{WEIGHTS} {name}", True, str(found)))
+    if checks:
+        return checks
+    url = next(iter(dino.values())).url
+    remedy = f"downloaded on first use, such as {url}; without a network set FEATURES.VIT.WEIGHTS to a copy"
+    return [Check(WEIGHTS, False, f"none of DINO's {len(dino)} files is in the cache {cache}", remedy)]
 
 
-def _datasets() -> list[Check]:
+def _datasets(every_one: bool) -> list[Check]:
     root = os.environ.get("DETECTRON2_DATASETS", "datasets")
-    checks = [
-        Check(
-            "$DETECTRON2_DATASETS",
-            Path(root).is_dir(),
-            f"{root}, set" if "DETECTRON2_DATASETS" in os.environ else f"not set: {root} in the working directory",
-            "needed for the benchmarks alone; see datasets/README.md",
-        )
-    ]
+    checks = []
     for name, description in BENCHMARKS.items():
         metadata = MetadataCatalog.get(name)
         path = Path(metadata.get("panoptic_json") or metadata.get("json_file"))
         made_by = description.get("PREPARED_BY")
         remedy = f"{made_by} --help" if made_by else "put the published files there"
         checks.append(Check(f"dataset {name}", path.is_file(), str(path), remedy))
-    return checks
+    found = [check for check in checks if check.found]
+    where = (
+        f"{root}, $DETECTRON2_DATASETS" if "DETECTRON2_DATASETS" in os.environ else f"{root} in the working directory"
+    )
+    detail = f"{len(found)} of {len(checks)} benchmark datasets found in {where}"
+    hint = "needed for the benchmarks alone; `u2seg doctor --datasets` lists them, datasets/README.md describes them"
+    return [Check("datasets", bool(found), detail, hint), *(checks if every_one else found)]

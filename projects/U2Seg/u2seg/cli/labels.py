@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     parser.add_argument(
         "images",
-        help="directory tree of JPEG, PNG or WebP photos; a list of them (.txt, .parquet); or tar shards, local or by URL "
+        help="directory tree of JPEG, PNG or WebP photos, or one of them; a list of them (.txt, .parquet); or tar shards, local or by URL "
         "('shards/{000..127}.tar')",
     )
     add_config_arguments(parser)

@@ -10,17 +10,20 @@ on where it was. With other --minutes or training settings it trains a new model
 """
 
 import argparse
+import os
+import shlex
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from u2seg.cli.arguments import add_overrides
 from u2seg.data.formats.label_directory import panoptic_directory
 from u2seg.engine.end_to_end import METRICS, RunCounts, RunDirectories, count_run, run_photos
 from u2seg.engine.end_to_end_report import write_run_report
+from u2seg.engine.photo_run.run_budget import MAX_PREDICTED
 from u2seg.engine.photo_run.run_plan import (
     DEFAULT_MINUTES,
-    MAX_PREDICTED,
     PHOTOS_CONFIG,
     RunPlan,
     make_plan,
@@ -63,13 +66,15 @@ def run(args: argparse.Namespace) -> int:
         "minutes": args.minutes,
         "ground_truth": args.ground_truth,
         "num_gpus": args.num_gpus,
+        "started": _process_start(),
+        "before_measuring": _announce_measuring,
     }
-    print(f"Looking at {args.photos}; a few photos are labeled to measure the time ...", flush=True)
     if args.check:
         with tempfile.TemporaryDirectory() as directory:
             plan = make_plan(args.photos, output, directory=directory, **options)
             print(format_plan(plan))
-        print(f"Nothing was done. The same command without --check runs this into {output}.")
+        _print_better_features(args, plan)
+        print(f"\nNothing was done. The same command without --check runs this into {output}.")
         return 0
     plan = make_plan(args.photos, output, **options)
     print(f"{format_plan(plan)}\n", flush=True)
@@ -83,7 +88,40 @@ def run(args: argparse.Namespace) -> int:
             summary=f"{plan.features.description}.\n\nNo label was read before scoring.",
         )
     _print_result(plan, count_run(plan), page)
+    _print_better_features(args, plan)
     return 0
+
+
+def _announce_measuring() -> None:
+    print("The settings are fine. A few photos are labeled and trained on, to measure the time ...", flush=True)
+
+
+def _process_start() -> float:
+    """Returns when this process was started, by ``time.monotonic``; now where the system does not say."""
+    status = Path("/proc/self/stat")
+    if not status.is_file():
+        return time.monotonic()
+    # Fields are counted from behind the name of the program, which may hold blanks; ticks since the machine was started.
+    ticks = int(status.read_text().rpartition(")")[2].split()[19])
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.monotonic() - age
+
+
+def _print_better_features(args: argparse.Namespace, plan: RunPlan) -> None:
+    """Prints how to get better features than the run can have from here."""
+    if not plan.features.better_url:
+        return
+    words = ["u2seg", "run", args.photos]
+    for option in ("config_file", "minutes", "ground_truth"):
+        value = getattr(args, option)
+        if value:
+            words += [f"--{option.replace('_', '-')}", f"{value:g}" if option == "minutes" else value]
+    weights = Path(plan.features.better_url).name
+    words += ["--output", f"{plan.output}_dino", "FEATURES.VIT.WEIGHTS", weights, *args.opts]
+    print(
+        f"\nWith DINO's features masks follow objects better. Download its weights ({plan.features.better_megabytes} MB) from"
+    )
+    print(f"  {plan.features.better_url}\nand give the file:\n  {shlex.join(words)}")
 
 
 def _print_result(plan: RunPlan, counts: RunCounts, page: Path) -> None:

@@ -103,6 +103,9 @@ def add_masks_config(cfg: CN) -> None:
     cfg.MASKS.HIERARCHY.MAX_IOU = 0.75  # from which the worse of two masks is a duplicate
     # Share of a mask that better masks may hold: 1.0 allows nested masks, which is best for recall; labels need about 0.
     cfg.MASKS.HIERARCHY.MAX_SHARED = 1.0
+    # Share of the outline of a large region (from 5 % of the image) that may be the image's border. With more it is sky, ground or
+    # wall, and left to stuff; 1.0: none is. 0.3 on COCO's training photos: 83 % of such regions are mostly stuff.
+    cfg.MASKS.HIERARCHY.MAX_IMAGE_BORDER = 1.0
     cfg.MASKS.HIERARCHY.MIN_SCORE = 0.0  # objectness, 0..1, below which a region is no mask
     cfg.MASKS.HIERARCHY.MAX_MASKS = 100  # an image
     # Name in MASK_REFINEMENT_REGISTRY: "dense_crf" [MaskCut], "dense_crf_on_crops" [CuVLER], "guided_filter" (cheaper), "none".
@@ -251,6 +254,7 @@ register_rules(
         "MASKS.HIERARCHY.SIZE_EXPONENTS": several(number(0, 10), at_least=1),
         "MASKS.HIERARCHY.MAX_IOU": SHARE,
         "MASKS.HIERARCHY.MAX_SHARED": SHARE,
+        "MASKS.HIERARCHY.MAX_IMAGE_BORDER": SHARE,
         "MASKS.HIERARCHY.MIN_SCORE": SHARE,
         "MASKS.HIERARCHY.MAX_MASKS": COUNT,
         "MASKS.REFINEMENT": text(),

@@ -13,15 +13,17 @@ from u2seg.config import setup_cfg
 from u2seg.data.formats.label_directory import find_panoptic_json, panoptic_directory
 from u2seg.engine import training_record
 from u2seg.engine.launch import continue_training
-from u2seg.engine.photo_run.run_estimates import SAMPLE_PHOTOS, measure_training
+from u2seg.engine.photo_run.run_budget import (
+    MAX_PREDICTED,
+    num_iterations,
+    stages_after_training,
+    training_length,
+)
 from u2seg.engine.photo_run.run_photos import Photos
 from u2seg.engine.photo_run.run_plan import (
     LOG,
-    MAX_PREDICTED,
     RunPlan,
-    finishing_seconds,
     num_thing_clusters,
-    training_length,
     training_set_of,
 )
 from u2seg.engine.photo_run.run_threads import run_in_process, torch_threads
@@ -224,15 +226,11 @@ def label_photos(config_file: str, images: str, output: str, log: str, choose_cl
 
 
 def _measured_length(plan: RunPlan, minutes: float) -> dict[str, object]:
-    cfg = setup_cfg(plan.config_file)
-    unreadable = {failure.file_name for failure in plan.photos.unreadable}
-    names = [name for name in plan.photos.names if name not in unreadable]
-    photos = [plan.photos.root / name for name in evenly_spaced(names, SAMPLE_PHOTOS + 1)]
-    with quiet_screen(plan.log):
-        complete_config(cfg)
-        cost = measure_training(cfg, photos)
-    rest = finishing_seconds(len(names), plan.num_scored, cost.seconds_per_prediction)
-    return training_length(minutes, time.monotonic() - plan.started, cost.seconds_per_iteration, rest)
+    """Returns the schedule that fills what is left of the run's time, by key."""
+    cost = plan.measured
+    finishing = sum(stage.seconds for stage in stages_after_training(cost, plan.size))
+    iterations = num_iterations(minutes, time.monotonic() - plan.started, cost.iteration, finishing)
+    return training_length(iterations, cost.iteration)
 
 
 def _set_aside_other_model(plan: RunPlan, directories: RunDirectories) -> Path | None:

@@ -9,7 +9,7 @@ from detectron2.data import MetadataCatalog
 
 from u2seg.config import setup_cfg
 from u2seg.engine.end_to_end import CURVES, METRICS, STEPS, TIMES, RunDirectories
-from u2seg.engine.photo_run.run_plan import PAGE_ROWS
+from u2seg.engine.photo_run.run_budget import PAGE_ROWS
 from u2seg.evaluation import format_table
 from u2seg.evaluation.matching.assignment import pair_counts
 from u2seg.evaluation.tables.segment_tables import SegmentTables, load_tables
@@ -30,6 +30,10 @@ _MATCHED_NAMES = (
 _AGREEMENT = (
     "Agreement, by which the best and the worst image are chosen, says how well the segments of the {reference} are found again in the "
     "prediction, whatever their class; things and stuff count the same."
+)
+_NO_AGREEMENT = (
+    "The predictions agree with the {reference} equally little or much in all images, so none of them is shown first as the best or the "
+    "worst. If they are empty, the model needs more training."
 )
 SEEDS = "seeds"  # directory of runs that differ by their seed alone
 MAX_CONFUSION_ROWS = 30
@@ -91,15 +95,17 @@ def write_run_report(
         summary = f"{summary}\n\n{_MATCHED_NAMES}"
         reference = "ground truth" if MetadataCatalog.get(test_set).get("panoptic_json") else reference
     predictor = Predictor(cfg, label_map=label_map)
+    first, others = _rows(cfg.DATASETS.TEST, predictor, Path(images), directories, num_rows)
+    agreement = (_AGREEMENT if first else _NO_AGREEMENT).format(reference=reference)
     return write_report(
         directories.report,
         title=title,
-        summary=f"{summary}\n\n{_AGREEMENT.format(reference=reference)}",
+        summary=f"{summary}\n\n{agreement}",
         facts={f"time for {step}": format_seconds(seconds) for step, seconds in _times(directories).items()},
         tables=tables,
         heatmaps=heatmaps,
         curves=training_curves(directories.model / CURVES),
-        rows=_rows(cfg.DATASETS.TEST, predictor, Path(images), directories, num_rows),
+        rows=[*first, *others],
     )
 
 
@@ -248,8 +254,8 @@ def segment_agreement(
 
 def _rows(
     test_sets: Sequence[str], predictor: Predictor, images: Path, directories: RunDirectories, num_rows: int
-) -> list[Row]:
-    """Returns the rows of the page: the best and the worst image beside each other, then all."""
+) -> tuple[list[Row], list[Row]]:
+    """Returns the rows of the page: the best and the worst image, if they differ, and all of them."""
     labels = load_panoptic_labels(directories.labels, images)
     gt = _panoptic_gt(test_sets[0]) if test_sets else None
     training = evenly_spaced(labels.annotations, num_rows // 2 if gt else num_rows)
@@ -257,16 +263,19 @@ def _rows(
     with Progress(len(tested) + len(training), "page") as bar:
         shown = [_test_row(annotation, gt, predictor, directories) for annotation in bar.track(tested) if gt]
         shown_training = [_training_row(annotation, labels, predictor) for annotation in bar.track(training)]
-    hero = _best_and_worst(shown or shown_training, "ground truth" if shown else "pseudo-label")
+    first = _best_and_worst(shown or shown_training, "ground truth" if shown else "pseudo-label")
     gallery = cluster_gallery(labels, GALLERY_CLUSTERS, [])
-    return [*hero, *(item.row for item in (*shown, *shown_training)), *gallery]
+    return first, [*(item.row for item in (*shown, *shown_training)), *gallery]
 
 
 def _best_and_worst(shown: Sequence[_Shown], reference: str) -> list[Row]:
-    """Returns a row each for the best and the worst image; images whose reference has a thing are preferred, as what a run is for."""
+    """Returns a row each for the best and the worst image, none where all are alike.
+
+    Images whose reference has a thing are preferred: things are what a run is for.
+    """
     with_things = [item for item in shown if item.has_things]
     ranked = sorted(with_things if len(with_things) > 1 else shown, key=lambda item: -item.agreement)
-    if len(ranked) < 2:
+    if len(ranked) < 2 or ranked[0].agreement == ranked[-1].agreement:
         return []
     among = f"the {len(ranked)} images below"
     if len(with_things) > 1:

@@ -1,4 +1,4 @@
-"""Where images come from: a directory tree, a text or Parquet list, or tar shards, local or by URL. Listings are streams."""
+"""Where images come from: a directory tree, one file, a text or Parquet list, or tar shards, local or by URL. Listings are streams."""
 
 import errno
 import os
@@ -79,6 +79,20 @@ class ListSource(FileSource):
         lines = _parquet_names(self._path) if self._path.suffix == ".parquet" else _text_lines(self._path)
         for name in lines:
             yield confined_name(name.removeprefix("./"), self._path)
+
+
+class SingleImageSource(FileSource):
+    """One image file; its root is the directory that holds it."""
+
+    def __init__(self, path: Path):
+        """Takes the file."""
+        super().__init__(path.parent)
+        self._name = path.name
+        self.description = str(path)
+
+    def names(self) -> Iterator[str]:
+        """Yields the file's name; see the base class."""
+        yield self._name
 
 
 class TarSource(ImageSource):
@@ -191,11 +205,13 @@ def _source_at(place: str) -> ImageSource:
         raise ValueError(f"{place}: only tar shards (.tar) are read by URL")
     if place.endswith(LIST_SUFFIXES) and not Path(place).is_dir():
         return ListSource(place)
-    return DirectorySource(place)
+    path = Path(place)
+    return SingleImageSource(path) if is_image_name(path.name) and path.is_file() else DirectorySource(place)
 
 
 def open_source(images: str | Path | ImageSource) -> ImageSource:
-    """Returns the source that a path or URL names: a directory, a list (``.txt``, ``.parquet``) or tar shards (``.tar``).
+    """Returns the source that a path or URL names: a directory, one image, a list (``.txt``, ``.parquet``) or tar
+    shards (``.tar``).
 
     Args:
         images: what the user gave; a source is returned as it is.

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
 
@@ -201,6 +202,23 @@ def read_json(path: str | Path) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def did_you_mean(path: str | Path) -> str:
+    """Returns ``"; did you mean A or B?"`` with what is called nearly so in the same directory as a path; "" for none.
+
+    Args:
+        path: of a file or directory that does not exist. Where its directory does not exist either, that one's neighbors are looked at.
+    """
+    path = Path(path)
+    missing = next((p for p in (*reversed(path.parents), path) if not p.exists()), None)
+    if missing is None or not os.access(missing.parent, os.R_OK):
+        return ""
+    names = {name.casefold(): name for name in sorted(os.listdir(missing.parent))}
+    close = get_close_matches(missing.name.casefold(), names, n=2, cutoff=0.6)
+    rest = path.relative_to(missing)
+    meant = [found for name in close if (found := missing.parent / names[name] / rest).exists()]
+    return f"; did you mean {' or '.join(map(str, meant))}?" if meant else ""
 
 
 def file_digest(path: str | Path, algorithm: str = "sha256") -> str:

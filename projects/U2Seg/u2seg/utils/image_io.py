@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from u2seg.utils.external_sort import ExternalSort, repeated_items
+from u2seg.utils.files import did_you_mean
 
 T = TypeVar("T")
 
@@ -118,7 +119,7 @@ def iter_images(root: str | Path) -> Iterator[str]:
     """
     if not Path(root).is_dir():
         raise FileNotFoundError(
-            f"{root} is not a directory; expected one that holds images ({', '.join(IMAGE_SUFFIXES)})"
+            f"{root} is not a directory; expected one that holds images ({', '.join(IMAGE_SUFFIXES)}){did_you_mean(root)}"
         )
     return _walk(str(root), "", set())
 

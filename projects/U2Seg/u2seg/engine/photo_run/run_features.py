@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from iopath.common.file_io import get_cache_dir
 
 from u2seg.features.vit_weights import ARCHITECTURES, WeightsError, read_state_dict
+from u2seg.utils.files import did_you_mean
 
 # Those that a run looks for, the better ones first; ViT-B/8 takes several times as long, too long for a CPU. Size of the download.
 _FOR_GPU = {"dino_vitb8": 343, "dino_vits8": 87, "dino_vitb16": 343, "dino_vits16": 87}  # MB
@@ -18,8 +19,7 @@ _CONNECT_SECONDS = 3.0
 _GPU_SIDE, _CPU_SIDE = 480, 320  # pixels of the square that a photo is resized to; MaskCut uses 480
 
 _OFFLINE_MEANING = (
-    "they know color and texture, not objects: a mask is a region of one look, and a cluster groups such regions. The labels show that "
-    "the pipeline runs on your photos; for masks of objects give DINO's weights"
+    "they know color and texture, not objects: a mask is a region of one look, and a cluster groups such regions"
 )
 _DINO_MEANING = (
     "self-supervised on ImageNet without labels: masks tend to follow objects, and clusters kinds of objects"
@@ -33,6 +33,8 @@ class FeatureChoice:
     Attributes:
         settings: configuration key -> value.
         description: what was chosen and why, a line or two.
+        better_url: of weights that would give better features but cannot be had from here; "" for none.
+        better_megabytes: size of that file, MB.
         network: whether a network computes them.
         asked: the user's own choice of features, by which a later call of the run knows whether this one still holds.
     """
@@ -40,6 +42,8 @@ class FeatureChoice:
     description: str
     settings: dict[str, object] = field(default_factory=dict)
     network: bool = False
+    better_url: str = ""
+    better_megabytes: int = 0
     asked: dict[str, str] = field(default_factory=dict)
 
 
@@ -62,7 +66,7 @@ def choose_features(
     if cfg.FEATURES.VIT.WEIGHTS:
         path = Path(cfg.FEATURES.VIT.WEIGHTS)
         if not path.is_file():
-            raise WeightsError(f"FEATURES.VIT.WEIGHTS is {str(path)!r}, and there is no such file")
+            raise WeightsError(f"FEATURES.VIT.WEIGHTS is {str(path)!r}, and there is no such file{did_you_mean(path)}")
         arch = architecture_of(path)
         return _dino(arch, on_gpu, f"{arch}, weights from {path}; if these are DINO's: {_DINO_MEANING}")
     wanted = _FOR_GPU if on_gpu else _FOR_CPU
@@ -76,7 +80,9 @@ def choose_features(
         return _dino(arch, on_gpu, f"{arch}; {size} MB will be downloaded once from {url}; {_DINO_MEANING}")
     return FeatureChoice(
         f"HandmadeDescriptor, without weights, since DINO's are neither in the cache nor can {urlparse(url).hostname} be reached; "
-        f"{_OFFLINE_MEANING} ({ARCHITECTURES[arch].file_name}, {size} MB): FEATURES.VIT.WEIGHTS FILE"
+        f"{_OFFLINE_MEANING}",
+        better_url=url,
+        better_megabytes=size,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from u2seg.predictor import find_images
-from u2seg.utils.files import read_json, write_json
+from u2seg.utils.files import did_you_mean, read_json, write_json
 from u2seg.utils.image_io import IMAGE_SUFFIXES, ImageReadError, image_size, list_images
 from u2seg.utils.manifest import Failure
 
@@ -25,12 +25,14 @@ class Photos:
         names: paths relative to ``root``, as :func:`u2seg.utils.image_io.list_images` gives them.
         size: median (height, width) in pixels of up to 200 of them, evenly spaced.
         unreadable: those among them whose header cannot be read.
+        num_looked_at: how many were looked at.
     """
 
     root: Path
     names: list[str]
     size: tuple[int, int]
     unreadable: list[Failure]
+    num_looked_at: int
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def find_photos(given: str | Path, links: str | Path) -> Photos:
     else:
         raise FileNotFoundError(
             f"{given} does not exist; expected a directory of photos, one photo, or a text file with a path in each line"
+            f"{did_you_mean(given)}"
         )
     names = list_images(root)
     sizes: list[tuple[int, int]] = []
@@ -97,7 +100,7 @@ def find_photos(given: str | Path, links: str | Path) -> Photos:
     if not sizes:
         raise ValueError(f"none of the images in {given} can be read; the first: {names[0]}: {unreadable[0].reason}")
     height, width = np.median(np.asarray(sizes), axis=0)
-    return Photos(root, names, (int(height), int(width)), unreadable)
+    return Photos(root, names, (int(height), int(width)), unreadable, len(step))
 
 
 def _size_or_failure(root: Path, name: str) -> tuple[int, int] | Failure:
@@ -120,7 +123,7 @@ def _listed(path: Path) -> list[Path]:
             continue
         found = next((p for p in (Path(line), path.parent / line) if p.is_file()), None)
         if found is None:
-            raise FileNotFoundError(f"{path}, line {number}: there is no file {line}")
+            raise FileNotFoundError(f"{path}, line {number}: there is no file {line}{did_you_mean(line)}")
         files.append(found)
     if not files:
         raise FileNotFoundError(f"{path} lists no image")
@@ -153,6 +156,8 @@ def select_ground_truth(annotations: str | Path, photos: Photos, directory: str 
         ValueError: it is no such JSON, or names none of the photos.
     """
     path = Path(annotations)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path} with ground truth{did_you_mean(path)}")
     content = read_json(path)
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
         raise ValueError(f"{path} is no COCO ground truth: expected a JSON object with images, annotations, categories")

@@ -18,21 +18,23 @@ from detectron2.config import CfgNode
 
 from u2seg.config import find_config_file, setup_cfg
 from u2seg.config.config import require_chosen_model
+from u2seg.engine.photo_run.run_budget import RunSize, Stage, plan_stages
 from u2seg.engine.photo_run.run_estimates import (
     SAMPLE_PHOTOS,
-    LabelCost,
-    checkpoint_bytes,
+    RunCost,
     format_bytes,
-    measure_labels,
+    measure_run,
+    peak_memory,
 )
 from u2seg.engine.photo_run.run_features import FeatureChoice, choose_features
 from u2seg.engine.photo_run.run_photos import Machine, Photos, find_machine, find_photos, select_ground_truth
-from u2seg.engine.photo_run.run_threads import Threads, divide_cores, run_in_process
+from u2seg.engine.photo_run.run_threads import Threads, divide_cores, run_in_process, training_threads
 from u2seg.engine.training_record import training_settings
 from u2seg.pseudo_labels.clusters.cluster_names import merged_clusters
 from u2seg.pseudo_labels.pipeline import STAGES
-from u2seg.utils.files import read_json, write_json
+from u2seg.utils.files import did_you_mean, read_json, write_json
 from u2seg.utils.manifest import is_complete
+from u2seg.visualization.label_page import evenly_spaced
 
 PHOTOS_CONFIG = "quick_schedules/photos.yaml"
 DEFAULT_MINUTES = 15.0
@@ -40,15 +42,8 @@ GROUND_TRUTH = "photos_ground_truth"  # the dataset that --ground-truth makes
 LOG = "log.txt"
 MAX_CLUSTERS = 800  # U2Seg's number for COCO and ImageNet
 _CHOSEN = "chosen_settings.json"
-_MIN_ITERATIONS = 20
-TRAINING_SHARE = 1 / 3  # of --minutes that training gets even where the labels take longer than planned
-SPARE_SHARE = 0.03  # of --minutes, for what is not measured: building models, joining files
-MAX_PREDICTED = 500  # photos on which a run predicts; u2seg predict does the others
-PAGE_ROWS = 12  # of the page, each with a prediction; half as many more where there is ground truth
-_PAGE_PREDICTIONS = 1.5  # what a row of the page costs, in predictions: labels and ground truth are drawn as well
 # The length of the training, which is chosen anew where a run is asked for another one.
 _LENGTH_KEYS = ("SOLVER.MAX_ITER", "SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD")
-_SPARE_BYTES = 200 * 2**20  # page, predictions, logs
 _BASE_SIDE = 192  # pixels: the short side for which quick_schedules/Base-COCO-mini.yaml is written
 
 
@@ -69,10 +64,11 @@ class RunPlan:
         minutes: wanted in all; None: ``SOLVER.MAX_ITER`` says how long training is.
         num_gpus: to train on.
         num_scored: photos with ground truth; 0: nothing is scored.
-        cost: of the labels, measured on a few photos.
-        checkpoint_bytes: of one checkpoint.
+        cost: measured on a few photos.
         ground_truth: the user's file; "" for none.
-        started: when the planning began, by ``time.monotonic``; ``minutes`` count from there.
+        own_memory: largest resident memory of this process until the plan was made, bytes.
+        planning_seconds: from ``started`` until the plan was made.
+        started: when the program or the planning began, by ``time.monotonic``; ``minutes`` count from there.
         asked: what the training depends on: minutes, the user's settings, clusters joined by their names.
         trained_as: the same for the model that the output holds; None: nothing is known of one.
         set_aside: where the run has moved a model that was trained with other settings; None: there was none.
@@ -90,8 +86,9 @@ class RunPlan:
     minutes: float | None
     num_gpus: int
     num_scored: int = 0
-    cost: LabelCost | None = None
-    checkpoint_bytes: int = 0
+    cost: RunCost | None = None
+    own_memory: int = 0
+    planning_seconds: float = 0.0
     ground_truth: str = ""
     started: float = 0.0
     asked: dict[str, object] = field(default_factory=dict)
@@ -109,11 +106,28 @@ class RunPlan:
         return self.trained_as not in (None, self.asked)
 
     @property
-    def label_cost(self) -> LabelCost:
-        """The cost of the labels, which a complete plan has."""
+    def size(self) -> RunSize:
+        """How much there is to do."""
+        minutes = self.minutes if self.is_free("SOLVER.MAX_ITER") else None
+        return RunSize(
+            len(self.photos.names),
+            self.num_scored,
+            minutes,
+            setup_cfg(self.config_file).SOLVER.MAX_ITER,
+            self.has_labels,
+        )
+
+    @property
+    def measured(self) -> RunCost:
+        """The cost, which a complete plan has."""
         if self.cost is None:
             raise ValueError("this plan has no costs yet; make_plan measures them")
         return self.cost
+
+    @property
+    def stages(self) -> list[Stage]:
+        """What each stage needs."""
+        return plan_stages(self.measured, self.size, self.planning_seconds, self.own_memory)
 
     @property
     def log(self) -> Path:
@@ -159,7 +173,7 @@ class RunPlan:
         self.config_file.write_text(header + yaml.safe_dump(plain(values), sort_keys=False), encoding="utf-8")
         kept = {
             "settings": plain(self.chosen),
-            "cost": self.cost and asdict(self.cost),
+            "run_cost": self.cost and {"settings": self.asked["settings"], "measured": asdict(self.cost)},
             "trained_as": self.trained_as,
             "features": asdict(self.features),
         }
@@ -177,6 +191,8 @@ def make_plan(
     num_gpus: int | None = None,
     directory: str | Path | None = None,
     is_reachable: Callable[[str], bool] | None = None,
+    started: float | None = None,
+    before_measuring: Callable[[], None] = lambda: None,
 ) -> RunPlan:
     """Returns the plan of a run, having checked all that can be known beforehand.
 
@@ -191,11 +207,13 @@ def make_plan(
         num_gpus: to train on; None: one, where there is one.
         directory: where the plan's own files go; None: ``output``. For a look without a run, a temporary one.
         is_reachable: see :func:`u2seg.engine.photo_run.run_features.choose_features`.
+        started: when the program began, by ``time.monotonic``; ``minutes`` count from there. None: now.
+        before_measuring: called when all is checked and the measuring begins; not called where nothing is left to be measured.
 
     Raises:
         FileNotFoundError, ValueError, KeyError, OSError: something stands in the way; the message says what to do.
     """
-    started = time.monotonic()
+    started = time.monotonic() if started is None else started
     base, opts, output = config_file or PHOTOS_CONFIG, list(opts), Path(output)
     cfg = setup_cfg(base, opts)
     require_chosen_model(cfg, base)
@@ -241,14 +259,17 @@ def make_plan(
         threads,
         minutes,
         num_gpus,
-        cost=earlier.cost,
+        cost=earlier.cost_of(asked["settings"]),
         ground_truth=ground_truth,
         started=started,
         asked=asked,
         trained_as=earlier.trained_as,
     )
     plan = _with_datasets(plan, name, cfg)
-    return _with_costs(_checked(plan))
+    plan = _checked(plan)
+    if plan.cost is None:
+        before_measuring()
+    return _with_costs(plan, name)
 
 
 def scaled_settings(photos: Photos, threads: Threads, *, on_gpu: bool) -> dict[str, object]:
@@ -302,7 +323,7 @@ _LATER_KEYS = (
 
 
 def _choosable_keys() -> set[str]:
-    one_photo = Photos(Path(), [""], (64, 64), [])
+    one_photo = Photos(Path(), [""], (64, 64), [], 1)
     return {*_LATER_KEYS, *scaled_settings(one_photo, divide_cores(2, network_on_cpu=False), on_gpu=False)}
 
 
@@ -332,41 +353,6 @@ def feature_size(height: int, width: int) -> tuple[int, int]:
 def num_thing_clusters(num_masks: int) -> int:
     """Returns K for a number of masks: its square root, at least 1, at most 800; never more clusters than masks."""
     return min(max(1, round(num_masks**0.5)), MAX_CLUSTERS)
-
-
-def training_length(
-    minutes: float, spent_seconds: float, iteration_seconds: float, finishing_seconds: float
-) -> dict[str, object]:
-    """Returns the schedule that fills what is left of a run's time, by key.
-
-    Args:
-        minutes: for the whole run.
-        spent_seconds: used up already, by the labels above all. Training gets a third of the time even where nothing is left.
-        iteration_seconds: of a training step.
-        finishing_seconds: needed after training; see :func:`finishing_seconds`.
-    """
-    left = minutes * 60 * (1 - SPARE_SHARE) - spent_seconds - finishing_seconds
-    seconds = max(left, minutes * 60 * TRAINING_SHARE)
-    iterations = max(_MIN_ITERATIONS, int(seconds / iteration_seconds))
-    return {
-        "SOLVER.MAX_ITER": iterations,
-        "SOLVER.WARMUP_ITERS": max(1, iterations // 10),
-        # Every minute or two: what a kill costs at most.
-        "SOLVER.CHECKPOINT_PERIOD": max(10, round(60 / iteration_seconds)),
-    }
-
-
-def finishing_seconds(num_photos: int, num_scored: int, prediction_seconds: float) -> float:
-    """Returns how long predictions, scores and page will take.
-
-    Args:
-        num_photos: of the run; it predicts on at most 500 of them.
-        num_scored: those with ground truth, on which scoring predicts once more.
-        prediction_seconds: of one photo.
-    """
-    rows = PAGE_ROWS + PAGE_ROWS // 2 if num_scored else PAGE_ROWS
-    page = _PAGE_PREDICTIONS * min(rows, num_photos + num_scored)
-    return prediction_seconds * (min(num_photos, MAX_PREDICTED) + num_scored + page)
 
 
 def _asked_training(cfg: CfgNode, minutes: float | None, labels: Path) -> dict[str, object]:
@@ -438,7 +424,7 @@ def _checked(plan: RunPlan) -> RunPlan:
     weights = cfg.MODEL.WEIGHTS
     if weights and "://" not in weights and not Path(weights).is_file():
         raise FileNotFoundError(
-            f"MODEL.WEIGHTS is {weights!r}, and there is no such file; MODEL.WEIGHTS '' starts at random"
+            f"MODEL.WEIGHTS is {weights!r}, and there is no such file; MODEL.WEIGHTS '' starts at random{did_you_mean(weights)}"
         )
     if cfg.DATASETS.TEST:
         from u2seg.data import register_datasets
@@ -467,48 +453,42 @@ def _with_datasets(plan: RunPlan, training_set: str, cfg: CfgNode) -> RunPlan:
     return replace(plan, num_scored=num_scored)
 
 
-def _with_costs(plan: RunPlan) -> RunPlan:
+def _with_costs(plan: RunPlan, training_set: str) -> RunPlan:
     """Returns the plan with what it will cost, measured; refuses a disk that is too full."""
-    from u2seg.modeling.build import resolve_norms
-
-    cfg = setup_cfg(plan.config_file)
-    resolve_norms(cfg)
-    cfg.MODEL.DEVICE = "cpu"
-    one = checkpoint_bytes(cfg)
     unreadable = {failure.file_name for failure in plan.photos.unreadable}
     names = [name for name in plan.photos.names if name not in unreadable]
-    step = max(1, len(names) // SAMPLE_PHOTOS)
-    cost = plan.cost or run_in_process(
-        plan.threads.numerical,
-        measure_labels,
-        str(plan.config_file),
-        (),
-        str(plan.photos.root),
-        names[::step][:SAMPLE_PHOTOS],
-        str(plan.log),
+    cost = plan.cost
+    if cost is None:
+        started = time.monotonic()
+        cost = run_in_process(
+            plan.threads.numerical,
+            measure_run,
+            str(plan.config_file),
+            str(plan.photos.root),
+            evenly_spaced(names, SAMPLE_PHOTOS),
+            training_set,
+            training_threads(plan.threads.training, on_cpu=plan.num_gpus == 0),
+            str(plan.log),
+        )
+        # The labels will be made in such a process as well, which has to start.
+        starting = max(time.monotonic() - started - cost.measuring_seconds, 0.0)
+        cost = replace(cost, label_start_seconds=cost.label_start_seconds + starting)
+    plan = replace(
+        plan,
+        cost=cost,
+        threads=replace(plan.threads, training=cost.training_threads),
+        own_memory=peak_memory(),
+        planning_seconds=time.monotonic() - plan.started,
     )
-    plan = replace(plan, cost=cost, checkpoint_bytes=one)
     plan.write_config({})
     parent = next(path for path in (plan.output, *plan.output.absolute().parents) if path.is_dir())
-    needed, free = disk_bytes(plan), shutil.disk_usage(parent).free
+    needed, free = sum(stage.disk for stage in plan.stages), shutil.disk_usage(parent).free
     if free < needed:
         raise OSError(
             f"{parent} has {format_bytes(free)} free, and this run needs about {format_bytes(needed)}, most of it for two checkpoints of "
-            f"{format_bytes(one)}; free some space or choose another --output"
+            f"{format_bytes(cost.checkpoint_bytes)}; free some space or choose another --output"
         )
     return plan
-
-
-def disk_bytes(plan: RunPlan) -> int:
-    """Returns what a run needs on the disk: labels, page and two checkpoints, since one is written before the last is deleted."""
-    return plan.label_cost.bytes_per_photo * len(plan.photos.names) + 2 * plan.checkpoint_bytes + _SPARE_BYTES
-
-
-def label_seconds(plan: RunPlan) -> float:
-    """Returns how long the labels will take, by the photos that were timed; 0 where they are finished."""
-    if plan.has_labels:
-        return 0.0
-    return plan.label_cost.start_seconds + plan.label_cost.seconds_per_photo * len(plan.photos.names)
 
 
 # --- values ----------------------------------------------------------------------------------------------------------------------
@@ -553,15 +533,24 @@ class _EarlierCall:
 
     Attributes:
         settings: by key.
-        cost: of the labels.
+        cost: as measured, and the settings of the training that it holds for.
         trained_as: what the training was asked for.
         features: those of the labels; they stay, even if better ones could be had now.
     """
 
     settings: dict[str, object]
-    cost: LabelCost | None
+    cost: dict[str, Any] | None
     trained_as: dict[str, Any] | None
     features: FeatureChoice | None
+
+    def cost_of(self, settings: object) -> RunCost | None:
+        """Returns the cost that was measured for such settings of the training; None where it has to be measured."""
+        if self.cost is None or self.cost["settings"] != settings:
+            return None
+        measured = dict(self.cost["measured"])
+        # JSON knows no numbers as keys.
+        iteration = {int(count): seconds for count, seconds in measured.pop("iteration_seconds").items()}
+        return RunCost(iteration_seconds=iteration, **measured)
 
 
 def _earlier_call(directory: Path) -> _EarlierCall:
@@ -569,7 +558,7 @@ def _earlier_call(directory: Path) -> _EarlierCall:
     kept = read_json(path) if path.is_file() else {}
     return _EarlierCall(
         kept.get("settings", {}),
-        LabelCost(**kept["cost"]) if kept.get("cost") else None,
+        kept.get("run_cost"),
         kept.get("trained_as"),
         FeatureChoice(**kept["features"]) if kept.get("features") else None,
     )

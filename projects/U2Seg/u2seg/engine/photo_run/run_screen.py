@@ -4,11 +4,12 @@ import shutil
 import textwrap
 
 from u2seg.config import setup_cfg
-from u2seg.engine.photo_run.run_estimates import SAMPLE_PHOTOS, format_bytes
-from u2seg.engine.photo_run.run_plan import SPARE_SHARE, TRAINING_SHARE, RunPlan, disk_bytes, label_seconds
+from u2seg.engine.photo_run.run_estimates import format_bytes
+from u2seg.engine.photo_run.run_plan import RunPlan
 from u2seg.utils.progress import format_seconds
 
-_TRAINING_MEMORY_BYTES = 1.2 * 2**30  # PyTorch and Detectron2 with a ResNet-18 at 192 pixels, measured
+FEW_PHOTOS = 20  # fewer are warned of
+MANY_UNREADABLE = 0.01  # share of the photos looked at above which unreadable ones are warned of
 
 
 def format_plan(plan: RunPlan) -> str:
@@ -18,10 +19,6 @@ def format_plan(plan: RunPlan) -> str:
     gpu = f"{machine.gpus} GPU{'s' if machine.gpus > 1 else ''}" if machine.gpus else "no GPU"
     free = shutil.disk_usage(next(p for p in (plan.output, *plan.output.absolute().parents) if p.is_dir())).free
     memory = f"{machine.memory_bytes / 2**30:.1f} GiB of memory free, " if machine.memory_bytes else ""
-    unreadable = ""
-    if photos.unreadable:
-        first = photos.unreadable[0]
-        unreadable = f"; {len(photos.unreadable)} cannot be read, such as {first.file_name} ({first.reason})"
     scores = "none (no --ground-truth)"
     if plan.num_scored:
         scores = f"{plan.num_scored} photos have ground truth in {plan.ground_truth}; only scoring reads it"
@@ -35,7 +32,7 @@ def format_plan(plan: RunPlan) -> str:
         length = "as many iterations as fit"
     threads = plan.threads
     lines = [
-        *_entry("photos", f"{count} in {photos.root}, about {photos.size[1]}x{photos.size[0]} pixels{unreadable}"),
+        *_entry("photos", f"{count} in {photos.root}, about {photos.size[1]}x{photos.size[0]} pixels"),
         *_entry("machine", f"{machine.cores} cores, {memory}{gpu}, {free / 2**30:.1f} GiB of disk free"),
         *_entry("features", plan.features.description),
         *_entry("scores", scores),
@@ -54,54 +51,70 @@ def format_plan(plan: RunPlan) -> str:
         *_entry(
             "threads",
             f"labels: {threads.decoding} decoding processes, {threads.refining} refining, {threads.numerical} numerical; training: "
-            f"{threads.loading} loading processes, {threads.training} numerical",
+            f"{threads.loading} loading processes, {threads.training} numerical{_tried(plan)}",
         ),
         "",
         *_cost_table(plan),
+        *(line for warning in plan_warnings(plan) for line in _entry("warning", warning)),
     ]
     return "\n".join(lines)
 
 
 def _cost_table(plan: RunPlan) -> list[str]:
-    count = len(plan.photos.names)
-    labels = label_seconds(plan)
-    rows = [
-        (
-            "labels",
-            "done" if plan.has_labels else f"about {format_seconds(labels)}",
-            f"{plan.label_cost.memory_bytes / 2**30:.1f} GiB",
-            format_bytes(plan.label_cost.bytes_per_photo * count),
-        )
-    ]
-    training, total = "by SOLVER.MAX_ITER", ""
-    if plan.minutes is not None:
-        seconds = plan.minutes * 60
-        left = max(seconds * (1 - SPARE_SHARE) - labels, seconds * TRAINING_SHARE)
-        training, total = f"about {format_seconds(left)}", format_seconds(labels + left + seconds * SPARE_SHARE)
-    # How long predictions take is measured when training begins.
-    rows.append(
-        (
-            "the rest",
-            training,
-            f"{_TRAINING_MEMORY_BYTES / 2**30:.1f} GiB",
-            f"{format_bytes(2 * plan.checkpoint_bytes)}",
-        )
-    )
-    lines = [f"  {'':10s}{'time':20s}{'memory':12s}disk", *(f"  {a:10s}{b:20s}{c:12s}{d}" for a, b, c, d in rows)]
-    lines.append(f"  {'in all':10s}{total and f'about {total}':20s}{'':12s}{format_bytes(disk_bytes(plan))}")
-    lines.append(
-        f"  A checkpoint takes {format_bytes(plan.checkpoint_bytes)}; the last one is kept. Labels: timed on {SAMPLE_PHOTOS} photos. "
-        "The rest: training, then predictions and page."
-    )
+    """Returns a row for each stage and their sum: seconds and bytes add up, and the stage that needs most memory counts."""
+    stages = plan.stages
+    lines = [_row("", "time", "memory", "disk", "how it is known")]
+    for stage in stages:
+        memory = format_bytes(stage.memory) if stage.memory else ""
+        disk = format_bytes(stage.disk) if stage.disk else ""
+        time = format_seconds(stage.seconds) if stage.basis != "done" else ""
+        lines.append(_row(stage.name, time, memory, disk, stage.basis))
+    total = sum(stage.seconds for stage in stages)
+    most = max(stage.memory for stage in stages)
+    all_disk = format_bytes(sum(stage.disk for stage in stages))
+    lines.append(_row("in all", format_seconds(total), format_bytes(most), all_disk, "memory: the largest"))
+    checkpoint = format_bytes(plan.measured.checkpoint_bytes)
+    lines.append(f"  Training writes a second checkpoint before it deletes the first; one, {checkpoint}, stays.")
     if plan.trains_anew:
         lines.append(
             "  The model in the output was trained with other settings: it is set aside, and a new one is trained."
         )
-    if plan.minutes is not None and labels > plan.minutes * 60 * (1 - SPARE_SHARE - TRAINING_SHARE):
+    if plan.minutes is not None and plan.is_free("SOLVER.MAX_ITER") and total > 1.05 * plan.minutes * 60:
         lines.append(
-            f"  The labels leave little of {plan.minutes:g} minutes: training gets a third of them nevertheless (--minutes)."
+            f"  {plan.minutes:g} minutes are too few: training gets a third of them, and the rest takes what it takes. Give more --minutes."
         )
     return lines
+
+
+def _row(name: str, time: str, memory: str, disk: str, basis: str) -> str:
+    return f"  {name:13s}{time:14s}{memory:10s}{disk:10s}{basis}".rstrip()
+
+
+def plan_warnings(plan: RunPlan) -> list[str]:
+    """Returns what a user should know before the run: few photos, and photos that cannot be read."""
+    found = []
+    photos, count = plan.photos, len(plan.photos.names)
+    if count < FEW_PHOTOS:
+        found.append(
+            f"{count} photo{'s are' if count > 1 else ' is'} very few. Clusters need several examples of each kind: expect labels that "
+            "show how it works, and a model that has learned these photos by heart. Some hundreds are better"
+        )
+    if len(photos.unreadable) > MANY_UNREADABLE * photos.num_looked_at:
+        first = photos.unreadable[0]
+        found.append(
+            f"{len(photos.unreadable)} of the {photos.num_looked_at} photos looked at cannot be read, such as {first.file_name} "
+            f"({first.reason}). They are left out and named in {plan.output / 'labels' / 'failures.json'}; the run ends with an error "
+            f"where they are more than {setup_cfg(plan.config_file).MASKS.MAX_FAILURES:.0%} of the photos (MASKS.MAX_FAILURES)"
+        )
+    return found
+
+
+def _tried(plan: RunPlan) -> str:
+    """Returns the seconds of a training step with each number of threads that was tried; "" where there was one."""
+    seconds = plan.measured.iteration_seconds
+    if len(seconds) == 1:
+        return ""
+    return f" (an iteration takes {', '.join(f'{value:.2f} s with {count}' for count, value in seconds.items())})"
 
 
 def _entry(name: str, text: str) -> list[str]:

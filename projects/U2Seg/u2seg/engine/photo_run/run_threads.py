@@ -27,7 +27,7 @@ class Threads:
         refining: threads that refine masks.
         numerical: threads of PyTorch, OpenBLAS and FAISS each while labels are made.
         loading: processes that load training samples; 0: the main one.
-        training: threads of PyTorch while a model trains.
+        training: threads of PyTorch while a model trains: at most so many; measuring on the photos says how many are best.
     """
 
     decoding: int
@@ -54,6 +54,16 @@ def divide_cores(cores: int, *, network_on_cpu: bool) -> Threads:
     refining = max(1, cores - decoding - numerical)
     loading = 0 if cores < 4 else min(8, cores // 4)
     return Threads(decoding, refining, numerical, loading, cores - loading)
+
+
+def training_threads(most: int, *, on_cpu: bool) -> list[int]:
+    """Returns the numbers of PyTorch's threads that are tried for training: one, half of ``most``, and ``most``.
+
+    Args:
+        most: what :func:`divide_cores` leaves for training.
+        on_cpu: whether the CPU trains; where a GPU does, threads hardly count, and only ``most`` is tried.
+    """
+    return sorted({1, max(1, most // 2), most}) if on_cpu else [most]
 
 
 def run_in_process(num_threads: int, function: Callable[..., T], *args: Any) -> T:

@@ -12,6 +12,8 @@ from u2seg.pseudo_labels.masks.hierarchy.region_graph import RegionGraph
 _AREA_EXPONENT = 0.25
 _COMPACTNESS_EXPONENT = 0.5
 _STABILITY_EXPONENT = 0.15
+# Sky, ground and walls are large and leave the image; a small thing at its border is cut off by it as well.
+_BACKGROUND_AREA = 0.05  # share of the image from which a region can be background
 _ALIKE = 0.9  # intersection over union from which two candidates are nearly the same
 
 
@@ -112,3 +114,13 @@ def stability(ious: np.ndarray) -> np.ndarray:
         ious: float (N, N), intersection over union of each candidate with each.
     """
     return (ious > _ALIKE).sum(axis=1).astype(np.float64) ** _STABILITY_EXPONENT
+
+
+def is_background(cues: OutlineCues, max_image_border: float) -> np.ndarray:
+    """Returns which candidates are more likely sky, ground or wall than a thing, bool (N,): large ones that leave the image.
+
+    Args:
+        cues: of the candidates.
+        max_image_border: share, 0..1, of the outline that may be the image's border; 1: no candidate is background.
+    """
+    return (cues.image_border > max_image_border) & (cues.area >= _BACKGROUND_AREA)

@@ -10,7 +10,7 @@ from torch import Tensor
 from u2seg.pseudo_labels.masks.hierarchy.candidates import distinct, fill_member_holes, pool_candidates
 from u2seg.pseudo_labels.masks.hierarchy.contours import contour_strength, lab_image
 from u2seg.pseudo_labels.masks.hierarchy.merging import MergeWeights, merge_regions
-from u2seg.pseudo_labels.masks.hierarchy.objectness import objectness, outline_cues, overlaps, stability
+from u2seg.pseudo_labels.masks.hierarchy.objectness import is_background, objectness, outline_cues, overlaps, stability
 from u2seg.pseudo_labels.masks.hierarchy.region_graph import RegionGraph, build_region_graph
 from u2seg.pseudo_labels.masks.hierarchy.superpixels import superpixels
 from u2seg.pseudo_labels.masks.interfaces import MASK_GENERATOR_REGISTRY, MaskGenerator, PatchMasks
@@ -29,6 +29,8 @@ class RegionHierarchySettings:
         min_area, max_area: shares, 0..1, of the image between which a mask's area lies.
         max_iou: overlap, 0..1, from which the worse of two masks is a duplicate.
         max_shared: share, 0..1, of a mask that better masks may hold; 1: masks may lie in each other.
+        max_image_border: share, 0..1, of a large region's outline that may be the image's border; with more it is background, which
+            takes its place in the image but is no mask; 1: no region is.
         min_score: objectness, 0..1, below which a region is no mask.
         max_masks: masks an image at most.
     """
@@ -40,6 +42,7 @@ class RegionHierarchySettings:
     max_area: float
     max_iou: float
     max_shared: float
+    max_image_border: float
     min_score: float
     max_masks: int
 
@@ -92,6 +95,7 @@ class RegionHierarchy(MaskGenerator):
             max_area=cfg.MASKS.MAX_AREA,
             max_iou=keys.MAX_IOU,
             max_shared=keys.MAX_SHARED,
+            max_image_border=keys.MAX_IMAGE_BORDER,
             min_score=keys.MIN_SCORE,
             max_masks=keys.MAX_MASKS,
         )
@@ -114,9 +118,11 @@ class RegionHierarchy(MaskGenerator):
         graph = self._build_graph(image_rgb, features)
         members = self._candidates(graph)
         ious = overlaps(members, graph.areas)
-        ranks = objectness(outline_cues(graph, members)) * stability(ious)
+        cues = outline_cues(graph, members)
+        ranks = objectness(cues) * stability(ious)
         scores = ranks / (ranks + 1)
-        kept = self._select(graph, members, scores, ious)
+        background = is_background(cues, self.settings.max_image_border)
+        kept = self._select(graph, members, scores, ious, background)
         return PatchMasks(members[kept][:, graph.labels], np.full(len(kept), np.nan), scores[kept])
 
     def _build_graph(self, image_rgb: np.ndarray, features: np.ndarray) -> RegionGraph:
@@ -135,8 +141,13 @@ class RegionHierarchy(MaskGenerator):
         best = np.argsort(-objectness(outline_cues(graph, members)), kind="stable")[:_SHORTLIST]
         return distinct(fill_member_holes(graph, members[best]))
 
-    def _select(self, graph: RegionGraph, members: np.ndarray, scores: np.ndarray, ious: np.ndarray) -> np.ndarray:
-        """Returns the indices of the masks among the candidates, best first: no duplicate, and none that better ones hold."""
+    def _select(
+        self, graph: RegionGraph, members: np.ndarray, scores: np.ndarray, ious: np.ndarray, background: np.ndarray
+    ) -> np.ndarray:
+        """Returns the indices of the masks among the candidates, best first: no duplicate, and none that better ones hold.
+
+        Background is no mask, but takes its place like one, so that it is not found again in pieces.
+        """
         settings = self.settings
         areas = members @ graph.areas
         is_free = scores >= settings.min_score
@@ -145,7 +156,8 @@ class RegionHierarchy(MaskGenerator):
         for index in np.argsort(-scores, kind="stable").tolist():
             shared = (members[index] & taken) @ graph.areas
             if len(kept) < settings.max_masks and is_free[index] and shared <= settings.max_shared * areas[index]:
-                kept.append(index)
+                if not background[index]:
+                    kept.append(index)
                 taken |= members[index]
                 is_free &= ious[index] < settings.max_iou
         return np.asarray(kept, np.int64)

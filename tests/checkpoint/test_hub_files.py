@@ -1,7 +1,10 @@
 """Weights and configurations by their names on the Hugging Face Hub, from a server on this machine."""
 
 import hashlib
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -67,6 +70,21 @@ def test_a_name_of_the_hub_stands_for_its_file_in_the_cache_and_a_path_for_itsel
     assert one == hashlib.sha256(safetensors_bytes(layer(1))).hexdigest()[:16] and one != two
     assert local_file("hf-hub:org/model") == hub_file("hf://org/model/model.safetensors")
     assert local_file("weights/none.pth") == Path("weights/none.pth")
+
+
+def test_a_name_of_any_other_kind_that_detectron2_knows_stands_for_its_file_too(monkeypatch, tmp_path):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served/weights.pth").write_bytes(b"weights")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        found = local_file(f"http://127.0.0.1:{server.server_port}/weights.pth")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert found.read_bytes() == b"weights" and tmp_path in found.parents
 
 
 def test_without_a_network_the_cache_serves_and_everything_else_is_one_message(hub, monkeypatch, tmp_path):

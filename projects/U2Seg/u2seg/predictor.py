@@ -16,6 +16,7 @@ from PIL import Image
 
 from u2seg.checkpoint.loading import load_weights
 from u2seg.data.formats.coco_panoptic import panoptic_annotation, write_panoptic_png
+from u2seg.modeling.stable_order import StableOrder
 from u2seg.structures.label_space import LabelSpace
 from u2seg.structures.segments import Segment
 from u2seg.utils.files import (
@@ -113,7 +114,8 @@ class Predictor:
         pixels = image_rgb if self.cfg.INPUT.FORMAT == "RGB" else image_rgb[:, :, ::-1]
         pixels = resized_for_model(pixels, self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
         image = torch.from_numpy(pixels.astype(np.float32).transpose(2, 0, 1))
-        output = self.model([{"image": image, "height": height, "width": width}])[0]
+        with StableOrder():
+            output = self.model([{"image": image, "height": height, "width": width}])[0]
         panoptic_map, segments = output["panoptic_seg"] if "panoptic_seg" in output else self._combine(output)
         semantic = output.get("sem_seg")
         return Prediction(

@@ -65,7 +65,6 @@ def _images(paths: list[str] | None) -> Iterator[np.ndarray]:
 def _table(found: Agreement, kind: str) -> str:
     rows = [
         ("images, sizes", f"{found.images}, {found.sizes}", ""),
-        ("of these, left out: equal scores (see the docs)", f"{found.tied}", ""),
         ("detections without a counterpart", f"{found.unmatched} of {found.detections}", "0"),
         ("largest box difference, pixels", f"{found.box:.1e}", "1e-3"),
         ("largest score difference", f"{found.score:.1e}", "1e-3"),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from u2seg.export.tracing import (
     INPUT,
     OUTPUTS,
     format_of,
-    has_equal_proposals,
     model_input,
     require_package,
     settings_path,
@@ -116,8 +115,6 @@ class Agreement:
 
     Attributes:
         images: how many were compared, and ``sizes``, how many different sizes they have.
-        tied: images on which the two differ and whose proposals have exactly equal scores. Each runtime orders those as it likes, so
-            that neither answer is the right one. All numbers below leave these images out.
         detections: of the eager model, in all images.
         unmatched: detections that one of the two has and the other has not.
         box: largest difference of a box coordinate, pixels.
@@ -129,7 +126,6 @@ class Agreement:
 
     images: int
     sizes: int
-    tied: int
     detections: int
     unmatched: int
     box: float
@@ -142,22 +138,13 @@ class Agreement:
     @property
     def is_close(self) -> bool:
         """Whether boxes and scores agree to 1e-3, masks to an IoU of 0.99, and 99.5 % of each panoptic map."""
-        return self.tied < self.images and _is_close(
-            (self.unmatched, self.box, self.score, self.mask_iou, self.panoptic)
+        return (
+            self.unmatched == 0
+            and self.box <= 1e-3
+            and self.score <= 1e-3
+            and self.mask_iou >= 0.99
+            and self.panoptic >= 0.995
         )
-
-
-class _Differences(NamedTuple):
-    unmatched: int = 0
-    box: float = 0.0
-    score: float = 0.0
-    mask_iou: float = 1.0
-    panoptic: float = 1.0
-
-
-def _is_close(found: "_Differences | tuple[int, float, float, float, float]") -> bool:
-    unmatched, box, score, mask_iou, panoptic = found
-    return unmatched == 0 and box <= 1e-3 and score <= 1e-3 and mask_iou >= 0.99 and panoptic >= 0.995
 
 
 def compare(predictor: Predictor, exported: ExportedModel, images: Sequence[np.ndarray]) -> Agreement:
@@ -173,7 +160,7 @@ def compare(predictor: Predictor, exported: ExportedModel, images: Sequence[np.n
     """
     if not images:
         raise ValueError("the exported model is compared on images, got none")
-    rows, times, tied, detections = [_Differences()], [], 0, 0
+    rows, times, detections = [], [], 0
     exported(images[0])  # a runtime's first image is slower than all others
     for image in images:
         begin = time.perf_counter()
@@ -181,18 +168,13 @@ def compare(predictor: Predictor, exported: ExportedModel, images: Sequence[np.n
         middle = time.perf_counter()
         second = exported(image)
         times.append((middle - begin, time.perf_counter() - middle))
-        found = _Differences(*_instance_differences(first, second), _same_pixels(first, second))
-        if not _is_close(found) and has_equal_proposals(predictor, image):
-            tied += 1
-            continue
         detections += len(first.instances)
-        rows.append(found)
+        rows.append((*_instance_differences(first, second), _same_pixels(first, second)))
     unmatched, boxes, scores, ious, pixels = zip(*rows)
     eager_ms, exported_ms = (1000 * median(column) for column in zip(*times))
     return Agreement(
         images=len(images),
         sizes=len({image.shape[:2] for image in images}),
-        tied=tied,
         detections=detections,
         unmatched=sum(unmatched),
         box=max(boxes),

@@ -10,6 +10,7 @@ import torch
 from detectron2.export import TracingAdapter
 from torch import Tensor, nn
 
+from u2seg.modeling.stable_order import StableOrder
 from u2seg.predictor import Predictor, resized_for_model
 from u2seg.utils.files import atomic_path, write_json
 from u2seg.version import __version__
@@ -57,7 +58,10 @@ def export_model(predictor: Predictor, path: str | Path, images: Iterable[np.nda
         if kind == "onnx":
             _write_onnx(adapter, temporary, with_semantic=_has_semantic_head(predictor.model))
         else:
-            torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False).save(str(temporary))
+            # ONNX's operator for topk orders equal scores as this does; TorchScript's leaves it open.
+            with StableOrder():
+                traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
+            traced.save(str(temporary))
     write_json(settings_path(path), _settings(predictor, kind))
     return path
 
@@ -145,19 +149,6 @@ def _adapter(predictor: Predictor, images: Iterable[np.ndarray]) -> TracingAdapt
         f"the model finds nothing in {tried} images, so its mask head cannot be traced; give images of the kind that it is for, or "
         "lower MODEL.ROI_HEADS.SCORE_THRESH_TEST"
     )
-
-
-@torch.no_grad()
-def has_equal_proposals(predictor: Predictor, image_rgb: np.ndarray) -> bool:
-    """Returns whether some of an image's proposals have exactly the same score, so that their order is left to the runtime.
-
-    Networks that were trained briefly give whole regions one score. ONNX orders equal scores by place, PyTorch by no rule.
-    """
-    model: Any = predictor.model
-    images = model.preprocess_image([{"image": model_input(image_rgb, input_settings(predictor))}])
-    proposals, _ = model.proposal_generator(images, model.backbone(images.tensor), None)
-    logits = proposals[0].objectness_logits
-    return len(logits.unique()) < len(logits)
 
 
 def input_settings(predictor: Predictor) -> dict[str, Any]:

@@ -80,16 +80,17 @@ def hub_file(path: str, *, force: bool = False) -> Path:
 
 
 def local_file(path: str | Path) -> Path:
-    """Returns where a file lies on this machine: the path itself, or, of a file of the Hub, its place in the cache.
+    """Returns where a file lies on this machine: the path itself, or the place in the cache of one that is fetched.
 
     Args:
-        path: of a file that need not be there, or a name that :func:`hub_file` takes.
+        path: of a file that need not be there, a name that :func:`hub_file` takes, or any other that Detectron2's ``PathManager``
+            knows, such as ``detectron2://...`` and ``https://...``.
 
     Raises:
         ValueError: a name of the Hub of another form.
-        HubFileError: the Hub's file is not in the cache and cannot be fetched.
+        OSError: the file is not in the cache and cannot be fetched; of the Hub, a :class:`HubFileError`.
     """
-    return hub_file(str(path)) if str(path).startswith((HUB_PREFIX, TIMM_PREFIX)) else Path(path)
+    return Path(PathManager.get_local_path(str(path)))
 
 
 def _parsed(path: str) -> tuple[str, str | None, tuple[str, ...]]:

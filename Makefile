@@ -14,9 +14,11 @@ $(STAMP): requirements.lock setup.py pyproject.toml tools/setup_env.sh
 	TORCH_BACKEND=$(TORCH_BACKEND) tools/setup_env.sh $(VENV)
 	touch $@
 
-# ONNX and its runtime, for the tests of `u2seg export`: 100 MB that nothing else needs.
+# ONNX and its runtime, for the tests of `u2seg export`: 100 MB that nothing else needs. As in setup_env.sh,
+# pip does where there is no uv.
 $(EXPORT_STAMP): $(STAMP) requirements-export.lock
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-export.lock
+	$(PY) -m uv pip install --quiet --python $(PY) -r requirements-export.lock || \
+		$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-export.lock
 	touch $@
 
 # pydensecrf2, which the CRF's tests and benchmark compare with; it is compiled by gcc, in about 80 seconds.

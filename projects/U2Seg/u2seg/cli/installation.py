@@ -28,7 +28,8 @@ _PACKAGES = (  # import name, distribution, whether every run needs it, what to 
 )
 
 
-WEIGHTS = "weights"  # with what the names of checks of weights begin
+# The names of checks of weights begin with it.
+WEIGHTS = "weights"
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,7 @@ def verdict(checks: Sequence[Check]) -> str:
     """Returns one line: what this installation is ready for, or what to do first."""
     missing = [check.name for check in checks if check.required and not check.found]
     if missing:
-        return (
-            f"Not ready: {', '.join(missing)} missing. Do what stands behind the arrows, then run `u2seg doctor` again."
-        )
+        return f"Not ready: {', '.join(missing)} missing. Follow the lines that begin with ->, then run `u2seg doctor` again."
     devices = "GPUs" if any(check.found and check.name.startswith("gpu") for check in checks) else "the CPU"
     features = "DINO's features" if any(check.found and check.name.startswith(WEIGHTS) for check in checks) else ""
     features = features or "hand-made features (or DINO's, where its weights can be downloaded)"

@@ -112,10 +112,10 @@ def _print_better_features(args: argparse.Namespace, plan: RunPlan) -> None:
     if not plan.features.better_url:
         return
     words = ["u2seg", "run", args.photos]
-    for option in ("config_file", "minutes", "ground_truth"):
+    for option in ("config_file", "minutes", "ground_truth", "num_gpus"):
         value = getattr(args, option)
         if value:
-            words += [f"--{option.replace('_', '-')}", f"{value:g}" if option == "minutes" else value]
+            words += [f"--{option.replace('_', '-')}", f"{value:g}" if option == "minutes" else str(value)]
     weights = Path(plan.features.better_url).name
     words += ["--output", f"{plan.output}_dino", "FEATURES.VIT.WEIGHTS", weights, *args.opts]
     print(

@@ -210,8 +210,7 @@ def _source_at(place: str) -> ImageSource:
 
 
 def open_source(images: str | Path | ImageSource) -> ImageSource:
-    """Returns the source that a path or URL names: a directory, one image, a list (``.txt``, ``.parquet``) or tar
-    shards (``.tar``).
+    """Returns the source that a path or URL names: a directory, an image, a list (``.txt``, ``.parquet``) or shards (``.tar``).
 
     Args:
         images: what the user gave; a source is returned as it is.

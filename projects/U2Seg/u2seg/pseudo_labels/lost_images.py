@@ -46,10 +46,11 @@ def count_put_back(images: ImageSource, masks: Path, names: set[str]) -> int:
         names: of the lost ones.
     """
     lost = (image for image in iter_readable_images(masks) if image.file_name in names) if names else ()
-    return sum(_is_readable(images, image) for image in lost)
+    return sum(is_still_readable(images, image) for image in lost)
 
 
-def _is_readable(images: ImageSource, image: ListedImage) -> bool:
+def is_still_readable(images: ImageSource, image: ListedImage) -> bool:
+    """Returns whether an image can be read, in the size for which its masks were made."""
     try:
         read_listed_image(images, image.file_name, (image.height, image.width))
     except ImageReadError:

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import compress
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from detectron2.config import CfgNode
 
 from u2seg.data.formats.mask_shards import ListedImage, iter_readable_images
 from u2seg.features import resolve_device
+from u2seg.pseudo_labels.lost_images import is_still_readable
 from u2seg.pseudo_labels.semantics.learned.cause_training import train_cause
 from u2seg.pseudo_labels.semantics.learned.crops import CropFeatures, CropSet
 from u2seg.pseudo_labels.semantics.learned.neighbors import MEANS, NEIGHBORS, kept_array
@@ -28,7 +30,7 @@ from u2seg.pseudo_labels.semantics.learned.stego_training import train_stego
 from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_REGISTRY, still_readable
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import read_json
-from u2seg.utils.image_io import ImageReadError, ImageSource, read_listed_image
+from u2seg.utils.image_io import ImageReadError, ImageSource
 from u2seg.utils.manifest import MANIFEST
 from u2seg.utils.progress import Progress
 
@@ -126,20 +128,12 @@ class LearnedSemantics:
         Raises:
             ImageReadError: none of them.
         """
-
-        def is_readable(image: ListedImage) -> bool:
-            try:
-                read_listed_image(self._images, image.file_name, (image.height, image.width))
-            except ImageReadError:
-                return False
-            return True
-
         found = np.zeros(len(records), bool)
         with (
             ThreadPoolExecutor(self._cfg.SEMANTICS.LEARNED.NUM_THREADS) as pool,
             Progress(len(records), "checking images", transient=True) as bar,
         ):
-            for index, is_there in enumerate(pool.map(is_readable, records)):
+            for index, is_there in enumerate(pool.map(partial(is_still_readable, self._images), records)):
                 found[index] = is_there
                 bar.update()
         if not found.any():

@@ -153,6 +153,7 @@ def test_an_integer_serves_where_a_key_holds_a_float(tmp_path):
     [
         ("MODEL.ROI_HEADS.NAME", "Heads", "Unknown MODEL.ROI_HEADS.NAME 'Heads'; registered: .*StandardROIHeads"),
         ("MODEL.ROI_HEADS.IN_FEATURES", ["p9"], "MODEL.ROI_HEADS.IN_FEATURES: the backbone .* has no output 'p9'"),
+        ("MODEL.FPN.IN_FEATURES", [], "MODEL.FPN.IN_FEATURES is empty: build_resnet_fpn_backbone needs the names"),
         ("MODEL.RPN.CONV_DIMS", [-1, 0], "the settings under MODEL do not go together: "),
     ],
 )

@@ -69,6 +69,8 @@ def _build_fault(cfg: CfgNode, error: Exception) -> str:
         keys = [key for key in _FEATURE_KEYS if error.args and error.args[0] in _value(cfg, key)]
         if keys:
             return f"{', '.join(keys)}: the backbone {cfg.MODEL.BACKBONE.NAME} has no output {error.args[0]!r}"
+    if isinstance(error, AssertionError) and error.args == ([],):  # Detectron2's FPN asserts that the list is not empty
+        return f"MODEL.FPN.IN_FEATURES is empty: {cfg.MODEL.BACKBONE.NAME} needs the names of the feature maps that it merges"
     reason = (str(error).splitlines() or [""])[0]
     return f"the settings under MODEL do not go together: {type(error).__name__}: {reason or 'no reason given'}"
 

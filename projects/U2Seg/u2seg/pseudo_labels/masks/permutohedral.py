@@ -39,8 +39,8 @@ class PermutohedralLattice:
         """
         self.num_points, self.num_dims = features.shape
         self.device = features.device
-        quotients, ranks, weights = _simplices(features.T.contiguous())
-        keys, strides = _vertex_keys(quotients, ranks)
+        quotients, places, weights = _simplices(features.T.contiguous())
+        keys, strides = _vertex_keys(quotients, places)
         points, starts, unique, vertices = _group(keys)
         self.num_vertices = len(starts)
         # Each vertex's points, ordered by vertex: what splatting sums. One vertex more, which no point touches, is the zero that a
@@ -65,7 +65,8 @@ class PermutohedralLattice:
         count = values.shape[1]
         if not count:
             return values.clone()
-        values = F.pad(values, (0, padded_columns(count) - count))
+        if padded_columns(count) > count:
+            values = F.pad(values, (0, padded_columns(count) - count))
         splatted = _sums_of_rows(values, self._splat_points, self._splat_starts, self._splat_weights)
         blocks = [self._blur(block.contiguous()) for block in splatted.split(COLUMNS, dim=1)]
         blurred = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
@@ -113,7 +114,8 @@ def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         quotients: int32 (d + 1, N), the simplex's remainder-0 vertex divided by d + 1.
-        ranks: int64 (d + 1, N), each coordinate's place, 0 first, in descending order of its distance from that vertex.
+        places: int64 (d + 1, N), rank * N + point: the coordinate's place in a flattened matrix (d + 1, N) whose rows are ordered by
+            descending distance from that vertex.
         weights: float32 (d + 1, N), barycentric weight of the vertices of remainder 0..d.
 
     Source: Adams et al., section 3.1.
@@ -126,31 +128,33 @@ def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     elevated[:d] = scaled.flip(0).cumsum(0).flip(0)
     elevated[1:] -= (index + 1)[:, None] * scaled
 
-    quotients = torch.round(elevated / (d + 1))
+    quotients = torch.div(elevated, d + 1).round_()
     excess = quotients.sum(0).to(torch.int8)
-    distance = elevated - quotients * (d + 1)
-    ranks = excess.expand(d + 1, num_points).clone()
+    distance = torch.add(elevated, quotients, alpha=-(d + 1))
+    # Each coordinate's place in descending order, ties in the order of the axes, later ones giving way to earlier ones.
+    ranks = excess + torch.arange(d + 1, dtype=torch.int8, device=features.device)[:, None]
     for first in range(d):
         for second in range(first + 1, d + 1):
-            is_nearer = (distance[first] < distance[second]).to(torch.int8)
+            is_nearer = torch.lt(distance[first], distance[second]).view(torch.int8)
             ranks[first] += is_nearer
-            ranks[second] += 1 - is_nearer
+            ranks[second] -= is_nearer
     # Rounding each coordinate alone may leave the hyperplane; the coordinates rounded furthest are moved back.
-    correction = (ranks < 0).to(torch.int8) - (ranks > d).to(torch.int8)
+    correction = (ranks < 0).view(torch.int8) - (ranks > d).view(torch.int8)
     ranks += (d + 1) * correction
     quotients += correction
 
-    distance = (elevated - quotients * (d + 1)) / (d + 1)
-    ranks = ranks.to(torch.int64)
-    ordered = torch.empty_like(distance).scatter_(0, ranks, distance)
+    distance = torch.add(elevated, quotients, alpha=-(d + 1)).div_(d + 1)
+    places = ranks.to(torch.int64).mul_(num_points).add_(torch.arange(num_points, device=features.device))
+    ordered = torch.empty_like(distance)
+    ordered.view(-1).scatter_(0, places.view(-1), distance.view(-1))
     weights = torch.empty_like(distance)
     weights[0] = 1 + ordered[d] - ordered[0]
     for remainder in range(1, d + 1):
         torch.sub(ordered[d - remainder], ordered[d - remainder + 1], out=weights[remainder])
-    return quotients.to(torch.int32), ranks, weights
+    return quotients.to(torch.int32), places, weights
 
 
-def _vertex_keys(quotients: Tensor, ranks: Tensor) -> tuple[Tensor, "_Strides"]:
+def _vertex_keys(quotients: Tensor, places: Tensor) -> tuple[Tensor, "_Strides"]:
     """Returns one integer for each vertex of each simplex, int32 or int64 (d + 1, N) by remainder, and how it is packed.
 
     All coordinates of a vertex of remainder r leave r when divided by d + 1, and the last coordinate follows from the others: the
@@ -170,8 +174,9 @@ def _vertex_keys(quotients: Tensor, ranks: Tensor) -> tuple[Tensor, "_Strides"]:
     dtype = torch.int32 if math.prod(extents) < 2**31 else torch.int64
     columns = torch.tensor(strides, dtype=dtype, device=quotients.device)[:, None]
     # Vertex k of the simplex is one quotient lower in the coordinates of rank above d - k.
-    by_rank = columns.new_zeros((d + 1, quotients.shape[1]))
-    by_rank.scatter_(0, ranks, torch.cat([columns, columns.new_zeros(1, 1)]).expand_as(by_rank))
+    by_axis = torch.cat([columns, columns.new_zeros(1, 1)]).expand(places.shape)
+    by_rank = torch.empty(places.shape, dtype=dtype, device=places.device)
+    by_rank.view(-1).scatter_(0, places.view(-1), by_axis.reshape(-1))
     keys = torch.empty_like(by_rank)
     torch.sum((quotients[:d] - lowest[:, None].to(dtype)) * columns, 0, dtype=dtype, out=keys[0])
     for remainder in range(1, d + 1):

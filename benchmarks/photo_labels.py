@@ -50,6 +50,9 @@ REGIONS = [
     *("MASKS.GENERATOR", "RegionHierarchy", "MASKS.REFINEMENT", "none"),
     *("MASKS.HIERARCHY.MAX_SHARED", 0.1, "MASKS.HIERARCHY.MAX_MASKS", 10, "MASKS.MIN_AREA", 0.005),
 ]
+# Of them, large ones at the image's border are left to stuff, whose maps follow contours too.
+OBJECTS = [*REGIONS, "MASKS.HIERARCHY.MAX_IMAGE_BORDER", 0.3]
+REGION_STUFF = ["SEMANTICS.PROVIDER", "RegionKMeans"]
 RANDOM = ["CLUSTERS.EMBEDDING", "random_vectors"]
 # Crops of masks at the size of the crops that the backbone was learned from.
 LEARNED_CROPS = ["CLUSTERS.EMBEDDING", "masked_crop", "FEATURES.IMAGE_SIZE", (96, 96)]
@@ -77,8 +80,9 @@ ROWS = {
     "regions with random clusters": Row("regions", (HANDMADE, RANDOM), (HANDMADE, [])),
     "regions with learned things": Row("regions", (LEARNED, LEARNED_CROPS), (HANDMADE, [])),
     "regions with learned things and stuff": Row("regions", (LEARNED, LEARNED_CROPS), (LEARNED, [])),
+    "objects and region stuff": Row((HANDMADE, OBJECTS), (LEARNED, LEARNED_CROPS), (LEARNED, REGION_STUFF)),
 }
-TAUGHT_BY = "regions with learned things"  # the row whose labels the detector learns
+TAUGHT_BY = "objects and region stuff"  # the row whose labels the detector learns
 COLUMNS = ("PQ", "PQ_th", "PQ_st", "mIoU", "AR100")
 
 

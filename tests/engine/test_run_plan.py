@@ -18,6 +18,7 @@ from u2seg.engine.photo_run.run_photos import find_photos, select_ground_truth
 from u2seg.engine.photo_run.run_plan import (
     feature_size,
     free_keys,
+    iterations_done,
     make_plan,
     num_thing_clusters,
     scaled_settings,
@@ -160,6 +161,22 @@ def test_the_stages_of_a_run_add_up_to_its_minutes():
     again = plan_stages(COST, replace(size, has_labels=True, minutes=None, max_iter=7), 20, 3)
     assert [(stage.seconds, stage.disk) for stage in again[1:3]] == [(0, 0), (3.5, 2 * COST.checkpoint_bytes)]
     assert again[-1].name == "page"
+
+
+@pytest.mark.parametrize(
+    ("mark", "seconds", "basis"),
+    [
+        (None, 3.5, "7 iterations; a few were timed"),
+        ("model_0000004.pth", 1.0, "2 of 7 iterations; a few were timed"),
+        ("model_final.pth", 0.0, "done"),
+    ],
+)
+def test_what_an_earlier_call_has_trained_is_not_planned_again(tmp_path, mark, seconds, basis):
+    if mark:
+        (tmp_path / "last_checkpoint").write_text(mark)
+    size = RunSize(60, 0, minutes=None, max_iter=7, has_labels=True, iterations_done=iterations_done(tmp_path))
+    training = plan_stages(COST, size, 20, 3)[2]
+    assert (training.seconds, training.basis) == (seconds, basis)
 
 
 def test_the_threads_of_training_are_those_with_the_fastest_step():

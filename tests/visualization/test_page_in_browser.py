@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from u2seg.visualization import Curves, Heatmap, Row, Table, write_report
+from u2seg.visualization.panoptic_drawing import LegendEntry, PanopticDrawing
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("chromium") and shutil.which("chromedriver") and importlib.util.find_spec("selenium")),
@@ -20,6 +21,8 @@ def page(tmp_path_factory):
     images = {
         name: np.full((60, 80, 3), value, np.uint8) for name, value in (("image", 40), ("label", 120), ("gt", 220))
     }
+    legend = [LegendEntry((230, 159, 0), True, "cat x2 (12%)"), LegendEntry(None, False, "unlabeled (88%)")]
+    images["label"] = PanopticDrawing(images["label"], legend)
     return write_report(
         tmp_path_factory.mktemp("page") / "index.html",
         title="A run",
@@ -60,6 +63,8 @@ def test_a_click_enlarges_an_image_and_the_slider_compares_it(browser):
     run("const s = document.querySelector('.viewer input'); s.value = 30; s.dispatchEvent(new Event('input'))")
     assert "70%" in run(shown)  # cut off at the right
     width = "return document.querySelector('.stage img').getBoundingClientRect().width"
+    legends = "return [...document.querySelectorAll('.legends > div')].map(d => d.innerText)"
+    assert [text.split() for text in run(legends)] == [["cat", "x2", "(12%)", "unlabeled", "(88%)"], []]
     before = run(width)
     run("document.querySelector('.zoom').click()")
     assert run(width) > 2 * before and run("return document.querySelector('.zoom').ariaPressed") == "true"
@@ -70,12 +75,14 @@ def test_a_click_enlarges_an_image_and_the_slider_compares_it(browser):
 
 def test_dark_mode_follows_the_system(browser):
     color = "return getComputedStyle(document.body).backgroundColor"
-    found = {}
+    legend = "return getComputedStyle(document.querySelector('.legend')).color"
+    found, inks = {}, {}
     for scheme in ("light", "dark"):
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        found[scheme] = browser.execute_script(color)
+        found[scheme], inks[scheme] = browser.execute_script(color), browser.execute_script(legend)
     assert found == {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 24, 27)"}
+    assert inks == {"light": "rgb(27, 31, 36)", "dark": "rgb(232, 234, 237)"}
 
 
 def test_nothing_is_asked_for_but_files_beside_the_page(browser, page):

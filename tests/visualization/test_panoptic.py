@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from u2seg.structures.label_space import LabelSpace
 from u2seg.visualization import cluster_color, contiguous_segments, draw_panoptic
-from u2seg.visualization.panoptic_drawing import _legend_entries, _Segment
+from u2seg.visualization.panoptic_drawing import LegendEntry, _legend_entries, _Segment, draw_for_page
 
 THINGS = ["1", "2", "3"]
 STUFF = ["things", "4", "5"]
@@ -77,6 +77,18 @@ def test_names_and_legend_leave_the_image_size():
         image, panoptic, segments, THINGS, STUFF, min_side=160, legend=False, names_on_segments=False
     )
     assert (no_names[:, :80] != no_legend[:, :80]).any(), "the thing's name should stand on it"
+
+
+def test_for_a_page_the_legend_is_text_and_the_image_keeps_its_shape():
+    image, panoptic, segments = scene()
+    drawing = draw_for_page(image, panoptic, iter(segments), THINGS, STUFF, thing_colors=[(1, 2, 3)] * 3)
+    without = draw_panoptic(image, panoptic, segments, THINGS, STUFF, thing_colors=[(1, 2, 3)] * 3, legend=False)
+    assert (drawing.image_rgb == without).all() and drawing.image_rgb.shape == (320, 480, 3)
+    assert drawing.legend[0][:2] == ((1, 2, 3), True) and drawing.legend[0].text == "3 (33%)"
+    many = np.arange(1, 31).reshape(5, 6)
+    things = [{"id": i, "isthing": True, "category_id": i - 1} for i in range(1, 31)]
+    legend = draw_for_page(np.zeros((5, 6, 3), np.uint8), many, things, [str(i) for i in range(1, 31)], STUFF).legend
+    assert len(legend) == 24 and legend[-1] == LegendEntry(None, False, "and 7 more")
 
 
 def test_does_not_change_its_arguments():

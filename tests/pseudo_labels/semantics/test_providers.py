@@ -91,7 +91,7 @@ def test_an_unknown_provider_lists_those_there_are(photos, cfg, tmp_path):
     cfg.SEMANTICS.PROVIDER = "LinearProbe"
     with pytest.raises(
         KeyError,
-        match=r"Unknown SEMANTICS.PROVIDER 'LinearProbe'; registered: CAUSE, DirectoryOfMaps, PatchKMeans, STEGO",
+        match=r"Unknown SEMANTICS.PROVIDER 'LinearProbe'; registered: CAUSE, DirectoryOfMaps, PatchKMeans, RegionKMeans, STEGO",
     ):
         make_semantics(cfg, photos, tmp_path, tmp_path / "x")
 

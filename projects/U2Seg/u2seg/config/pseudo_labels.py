@@ -170,6 +170,14 @@ def add_semantics_config(cfg: CN) -> None:
     cfg.SEMANTICS.DIRECTORY = (
         ""  # provider "DirectoryOfMaps": 8-bit id PNGs named like the images, ids from 0, 255 unknown
     )
+    # Provider "RegionKMeans" [ours].
+    cfg.SEMANTICS.REGIONS = CN()
+    cfg.SEMANTICS.REGIONS.MAX_REGIONS = 12  # into which an image is divided
+    # Weights of a region's color, texture, height in the image and mean patch feature, all of norm 1 or less before.
+    cfg.SEMANTICS.REGIONS.COLOR_WEIGHT = 1.0
+    cfg.SEMANTICS.REGIONS.TEXTURE_WEIGHT = 1.0
+    cfg.SEMANTICS.REGIONS.HEIGHT_WEIGHT = 1.0
+    cfg.SEMANTICS.REGIONS.FEATURE_WEIGHT = 1.0
 
 
 def add_panoptic_labels_config(cfg: CN) -> None:
@@ -294,6 +302,11 @@ register_rules(
         "SEMANTICS.SEED": NON_NEGATIVE,
         "SEMANTICS.CENTROIDS": text(empty=True),
         "SEMANTICS.DIRECTORY": text(empty=True),
+        "SEMANTICS.REGIONS.MAX_REGIONS": COUNT,
+        "SEMANTICS.REGIONS.COLOR_WEIGHT": number(0, 1000),
+        "SEMANTICS.REGIONS.TEXTURE_WEIGHT": number(0, 1000),
+        "SEMANTICS.REGIONS.HEIGHT_WEIGHT": number(0, 1000),
+        "SEMANTICS.REGIONS.FEATURE_WEIGHT": number(0, 1000),
         "PANOPTIC_LABELS.MAX_COVERED": SHARE,
         "PANOPTIC_LABELS.ORDER_BY": text(),
         "PANOPTIC_LABELS.CARVE_INSTANCES": flag(),

@@ -20,7 +20,7 @@ from u2seg.utils.progress import Progress, format_seconds
 from u2seg.visualization.curves import training_curves
 from u2seg.visualization.html_report import Heatmap, Row, Table, write_report
 from u2seg.visualization.label_page import PanopticLabels, cluster_gallery, evenly_spaced, load_panoptic_labels
-from u2seg.visualization.panoptic_drawing import contiguous_segments, draw_panoptic
+from u2seg.visualization.panoptic_drawing import PanopticDrawing, contiguous_segments, draw_for_page
 
 PROTOCOL = "hungarian"  # clusters matched one to one, what is left over is wrong: the strictest
 _MATCHED_NAMES = (
@@ -297,7 +297,7 @@ def _training_row(annotation: dict, labels: PanopticLabels, predictor: Predictor
         {
             "image": image_rgb,
             "pseudo-label": _draw_labels(labels, annotation, predictor),
-            "prediction": predictor.draw(image_rgb, prediction),
+            "prediction": _draw_prediction(image_rgb, prediction, predictor),
         },
     )
     return _shown(row, (label_map, _thing_ids(annotation, labels)), prediction)
@@ -322,11 +322,11 @@ def _test_row(annotation: dict, gt: PanopticLabels, predictor: Predictor, direct
     label_of = {labels.file_names[row["image_id"]]: row for row in labels.annotations}
     name = gt.file_names[annotation["image_id"]]
     image_rgb, gt_map = gt.read_named(annotation)
-    images = {"image": image_rgb}
+    images: dict[str, np.ndarray | PanopticDrawing] = {"image": image_rgb}
     if name in label_of:
         images["pseudo-label, names by matching"] = _draw_labels(labels, label_of[name], predictor)
     prediction = predictor(image_rgb)
-    images["prediction, names by matching"] = predictor.draw(image_rgb, prediction)
+    images["prediction, names by matching"] = _draw_prediction(image_rgb, prediction, predictor)
     images["ground truth"] = _draw(image_rgb, gt_map, annotation, gt)
     return _shown(Row(f"test image {name}", images), (gt_map, _thing_ids(annotation, gt)), prediction)
 
@@ -346,15 +346,34 @@ def _panoptic_gt(test_set: str) -> PanopticLabels | None:
     )
 
 
-def _draw_labels(labels: PanopticLabels, annotation: dict, predictor: Predictor) -> np.ndarray:
+def _draw_labels(labels: PanopticLabels, annotation: dict, predictor: Predictor) -> PanopticDrawing:
     """Returns an image with its pseudo-labels, clusters named and colored as the predictor does."""
     image_rgb, panoptic_map = labels.read_named(annotation)
     segments = contiguous_segments(annotation["segments_info"], labels.space)
-    return predictor.draw_segments(image_rgb, panoptic_map, segments)
+    return _draw_segments(image_rgb, panoptic_map, segments, predictor)
 
 
-def _draw(image_rgb: np.ndarray, panoptic_map: np.ndarray, annotation: dict, labels: PanopticLabels) -> np.ndarray:
+def _draw_prediction(image_rgb: np.ndarray, prediction: Prediction, predictor: Predictor) -> PanopticDrawing:
+    return _draw_segments(image_rgb, prediction.panoptic_map, prediction.segments_info, predictor)
+
+
+def _draw_segments(
+    image_rgb: np.ndarray, panoptic_map: np.ndarray, segments: list[dict], predictor: Predictor
+) -> PanopticDrawing:
+    style = predictor.style
+    return draw_for_page(
+        image_rgb,
+        panoptic_map,
+        segments,
+        style.thing_names,
+        style.stuff_names,
+        thing_colors=style.thing_colors,
+        stuff_colors=style.stuff_colors,
+    )
+
+
+def _draw(image_rgb: np.ndarray, panoptic_map: np.ndarray, annotation: dict, labels: PanopticLabels) -> PanopticDrawing:
     segments = contiguous_segments(annotation["segments_info"], labels.space)
-    return draw_panoptic(
+    return draw_for_page(
         image_rgb, panoptic_map, segments, labels.space.thing_names, ["things", *labels.space.stuff_names]
     )

@@ -11,6 +11,7 @@ from u2seg.utils.files import atomic_path
 from u2seg.utils.image_io import read_named_rgb
 from u2seg.visualization.curves import Curves, curves_svg
 from u2seg.visualization.image_grid import save_image
+from u2seg.visualization.panoptic_drawing import LegendEntry, PanopticDrawing
 
 IMAGE_DIRECTORY = "images"
 TEMPLATE = "report.html.j2"
@@ -21,6 +22,7 @@ class _ImageFile(NamedTuple):
     name: str
     width: int
     height: int
+    legend: list[LegendEntry]
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,13 @@ class Row:
 
     Attributes:
         title: stands above it, for example the image's file name.
-        images: caption -> image: uint8 (H, W, 3) in RGB, or the path of an image file.
+        images: caption -> image: uint8 (H, W, 3) in RGB, the path of an image file, or a drawing, whose legend stands below it.
         columns: the row's width in images, where it is to be wider than what it holds.
         group: heading above the first of the rows that have it in common and follow each other.
     """
 
     title: str
-    images: Mapping[str, np.ndarray | str | Path]
+    images: Mapping[str, np.ndarray | str | Path | PanopticDrawing]
     columns: int = 1
     group: str = "Images"
 
@@ -148,10 +150,13 @@ def _save_images(directory: Path, index: int, row: Row) -> list[_ImageFile]:
     """Writes a row's images; returns their names, relative to the page, and sizes in pixels."""
     files = []
     for column, (caption, image) in enumerate(row.images.items()):
+        legend: list[LegendEntry] = []
+        if isinstance(image, PanopticDrawing):
+            image, legend = image.image_rgb, image.legend
         image_rgb = image if isinstance(image, np.ndarray) else read_named_rgb(image)
         name = f"{IMAGE_DIRECTORY}/{index:04d}-{column}.jpg"
         save_image(directory / name, image_rgb)
-        files.append(_ImageFile(caption, name, width=image_rgb.shape[1], height=image_rgb.shape[0]))
+        files.append(_ImageFile(caption, name, width=image_rgb.shape[1], height=image_rgb.shape[0], legend=legend))
     return files
 
 

@@ -18,7 +18,7 @@ from u2seg.utils.image_io import ImageReadError, read_image_rgb
 from u2seg.utils.manifest import Failure
 from u2seg.utils.progress import track
 from u2seg.visualization.html_report import Row, Table, write_report
-from u2seg.visualization.panoptic_drawing import contiguous_segments, draw_panoptic
+from u2seg.visualization.panoptic_drawing import PanopticDrawing, contiguous_segments, draw_for_page
 
 _PANOPTIC_JSON = "panoptic.json"
 _CROP_SIDE = 180  # pixels
@@ -140,7 +140,7 @@ def _rows(label_sets: Mapping[str, PanopticLabels], names: list[str], failures: 
         for caption, labels in label_sets.items()
     }
     for name in track(names, "page"):
-        images: dict[str, np.ndarray] = {}
+        images: dict[str, np.ndarray | PanopticDrawing] = {}
         for caption, labels in label_sets.items():
             annotation = by_name[caption].get(name)
             if annotation is None:
@@ -153,7 +153,7 @@ def _rows(label_sets: Mapping[str, PanopticLabels], names: list[str], failures: 
             images.setdefault("image", image_rgb)
             segments = contiguous_segments(annotation["segments_info"], labels.space)
             metadata = labels.space.metadata()
-            images[caption] = draw_panoptic(
+            images[caption] = draw_for_page(
                 image_rgb, panoptic_map, segments, metadata["thing_classes"], metadata["stuff_classes"]
             )
         if images:

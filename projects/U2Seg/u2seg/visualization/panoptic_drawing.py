@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -14,6 +15,34 @@ from u2seg.visualization.image_grid import check_image_rgb, load_font
 _THING_TINT = 0.50  # share of the color laid over the image
 _STUFF_TINT = 0.45
 _MAX_LEGEND_LINES = 8
+_MAX_PAGE_LEGEND = 24  # entries
+
+
+class LegendEntry(NamedTuple):
+    """One line of a legend.
+
+    Attributes:
+        color: sRGB color of the class; None where the line is about no class (void, "and 3 more").
+        is_thing: whether the class is one of things.
+        text: name, number of segments, share of the image.
+    """
+
+    color: Color | None
+    is_thing: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class PanopticDrawing:
+    """An image with its segments drawn over it, and its legend apart: for pages, which set the legend themselves.
+
+    Attributes:
+        image_rgb: uint8 (H', W', 3); as high and wide as the image, or a whole multiple of it.
+        legend: its classes, things first, by falling area.
+    """
+
+    image_rgb: np.ndarray
+    legend: list[LegendEntry]
 
 
 @dataclass(frozen=True)
@@ -78,6 +107,33 @@ def draw_panoptic(
     if names_on_segments:
         drawn = _write_names(drawn, panoptic_map, segments)
     return _add_legend(drawn, segments, num_pixels) if legend else drawn
+
+
+def draw_for_page(
+    image_rgb: np.ndarray,
+    panoptic_map: np.ndarray,
+    segments_info: Iterable[dict],
+    thing_names: Sequence[str],
+    stuff_names: Sequence[str],
+    *,
+    thing_colors: Sequence[Color] | None = None,
+    stuff_colors: Sequence[Color] | None = None,
+) -> PanopticDrawing:
+    """Returns what :func:`draw_panoptic` draws, with the legend apart; arguments and errors are the same."""
+    segments_info = list(segments_info)
+    drawn = draw_panoptic(
+        image_rgb,
+        panoptic_map,
+        segments_info,
+        thing_names,
+        stuff_names,
+        thing_colors=thing_colors,
+        stuff_colors=stuff_colors,
+        legend=False,
+    )
+    names, colors = {True: thing_names, False: stuff_names}, {True: thing_colors, False: stuff_colors}
+    segments = _segments(np.asarray(panoptic_map), segments_info, names, colors)
+    return PanopticDrawing(drawn, _at_most(_legend_entries(segments, np.asarray(panoptic_map).size), _MAX_PAGE_LEGEND))
 
 
 def class_color(is_thing: bool, category: int) -> Color:
@@ -219,9 +275,7 @@ def _add_legend(image_rgb: np.ndarray, segments: list[_Segment], num_pixels: int
     font, line, pad = load_font(size), round(1.6 * size), size // 2
     widest = max((font.getlength(text) for *_, text in entries), default=0)
     columns = max(1, int((width - 2 * pad) // (widest + 3 * size)))
-    capacity = columns * _MAX_LEGEND_LINES
-    if len(entries) > capacity:
-        entries = [*entries[: capacity - 1], (None, False, f"and {len(entries) - capacity + 1} more")]
+    entries = _at_most(entries, columns * _MAX_LEGEND_LINES)
     lines = -(-len(entries) // columns)
     canvas = Image.new("RGB", (width, height + lines * line + 2 * pad), (255, 255, 255))
     canvas.paste(Image.fromarray(image_rgb), (0, 0))
@@ -236,21 +290,28 @@ def _add_legend(image_rgb: np.ndarray, segments: list[_Segment], num_pixels: int
     return np.array(canvas)
 
 
-def _legend_entries(segments: list[_Segment], num_pixels: int) -> list[tuple[Color | None, bool, str]]:
-    """Returns (color, is thing, text) of each class, things first, by falling area; then what is unlabeled."""
+def _at_most(entries: list[LegendEntry], capacity: int) -> list[LegendEntry]:
+    """Returns the first entries; the last one says how many are missing."""
+    if len(entries) <= capacity:
+        return entries
+    return [*entries[: capacity - 1], LegendEntry(None, False, f"and {len(entries) - capacity + 1} more")]
+
+
+def _legend_entries(segments: list[_Segment], num_pixels: int) -> list[LegendEntry]:
+    """Returns an entry for each class, things first, by falling area; then one for what is unlabeled."""
     # By name and color, not by id: a label map can give several clusters one category.
     groups: dict[tuple[bool, str, Color], list[_Segment]] = {}
     for segment in segments:
         groups.setdefault((segment.is_thing, segment.name, segment.color), []).append(segment)
     ordered = sorted(groups.items(), key=lambda item: (not item[0][0], -sum(s.area for s in item[1]), item[0]))
-    entries: list[tuple[Color | None, bool, str]] = []
+    entries: list[LegendEntry] = []
     for (is_thing, name, color), members in ordered:
         times = f" x{len(members)}" if len(members) > 1 and is_thing else ""
         share = sum(s.area for s in members) / num_pixels
-        entries.append((color, is_thing, f"{name}{times} ({_percent(share)})"))
+        entries.append(LegendEntry(color, is_thing, f"{name}{times} ({_percent(share)})"))
     void = num_pixels - sum(segment.area for segment in segments)
     if void > 0:
-        entries.append((None, False, f"unlabeled ({_percent(void / num_pixels)})"))
+        entries.append(LegendEntry(None, False, f"unlabeled ({_percent(void / num_pixels)})"))
     return entries
 
 

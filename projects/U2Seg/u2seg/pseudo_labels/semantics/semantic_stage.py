@@ -12,6 +12,7 @@ from u2seg.pseudo_labels.image_source import open_source
 from u2seg.pseudo_labels.lost_images import report_lost_images
 from u2seg.pseudo_labels.semantics.learned.learned_providers import LEARNED_PROVIDERS, remove_trained_head
 from u2seg.pseudo_labels.semantics.patch_sample import remove_patch_samples
+from u2seg.pseudo_labels.semantics.region_kmeans import RegionKMeans
 from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_REGISTRY
 from u2seg.pseudo_labels.sharding import Worker
 from u2seg.structures.label_space import MAX_STUFF
@@ -82,12 +83,14 @@ def open_semantics(cfg: CfgNode, masks: Path, output: Path, *, clean: bool = Tru
         raise ValueError(
             f"SEMANTICS.NUM_CLUSTERS is {cfg.SEMANTICS.NUM_CLUSTERS}, but an 8-bit PNG holds at most {MAX_STUFF}"
         )
-    get_registered(SEMANTIC_PROVIDER_REGISTRY, cfg.SEMANTICS.PROVIDER, "SEMANTICS.PROVIDER")
+    provider = get_registered(SEMANTIC_PROVIDER_REGISTRY, cfg.SEMANTICS.PROVIDER, "SEMANTICS.PROVIDER")
     # A section that is named like another provider is that one's alone.
     others = {name for name, _ in SEMANTIC_PROVIDER_REGISTRY} - {cfg.SEMANTICS.PROVIDER}
     settings = {key.lower(): value for key, value in cfg.SEMANTICS.items() if key not in others}
     settings["centroids"] = cfg.SEMANTICS.CENTROIDS and short_file_digest(cfg.SEMANTICS.CENTROIDS)
     del settings["learned"]
+    if provider is not RegionKMeans:
+        del settings["regions"]
     if cfg.SEMANTICS.PROVIDER in LEARNED_PROVIDERS:
         # Neither how much is kept in memory nor how often a checkpoint is written changes a map by more than rounding.
         learned = {key.lower(): value for key, value in cfg.SEMANTICS.LEARNED.items() if key not in _NOT_IN_MANIFEST}

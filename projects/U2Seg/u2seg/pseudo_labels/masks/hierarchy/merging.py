@@ -55,6 +55,21 @@ class MergeTree:
             np.logical_or(members[first], members[second], out=members[node])
         return members
 
+    def partition(self, num_regions: int, count: int) -> np.ndarray:
+        """Returns the group of each superpixel when only the first merges are made, int64 (num_regions,), groups 0, 1, ... by first member.
+
+        Args:
+            num_regions: superpixels, S.
+            count: groups that are left, at least 1; of a tree with S superpixels or fewer, each is a group.
+        """
+        group = np.arange(num_regions + len(self.children))
+        made = self.children[: max(0, num_regions - count)]
+        # From the last merge to the first, so that a node's group is known before its children's.
+        for node, (first, second) in reversed(list(enumerate(made.tolist(), start=num_regions))):
+            group[first] = group[second] = group[node]
+        _, first_member, position = np.unique(group[:num_regions], return_index=True, return_inverse=True)
+        return np.argsort(np.argsort(first_member))[position]
+
     def sums(self, values: np.ndarray) -> np.ndarray:
         """Returns a quantity of each node, float64 (S + K,), from that of the superpixels, float64 (S,)."""
         sums = _grown(values, len(values) + len(self.children))

@@ -359,7 +359,10 @@ def test_a_worker_that_does_not_exist_is_refused(photos, tmp_path, capsys, worke
 
 def test_more_clusters_than_masks_is_a_clear_error(photos, tmp_path):
     cfg = setup_cfg("quick_schedules/scenes.yaml", [*OPTIONS, "CLUSTERS.NUM_CLUSTERS", "500"])
-    with pytest.raises(ValueError, match="fewer than the 500 clusters asked for"):
+    message = (
+        r"fewer than the 500 clusters asked for .* change what RecursiveCut reads.*: MASKS\.RECURSIVE, MASKS\.MIN_AREA"
+    )
+    with pytest.raises(ValueError, match=message):
         make_pseudo_labels(cfg, photos, tmp_path / "labels", max_failures=0.5)
 
 

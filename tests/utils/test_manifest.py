@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from detectron2.config import CfgNode
 from u2seg.utils.files import atomic_path, read_json, stream_json, write_json
 from u2seg.utils.manifest import (
     Failure,
@@ -12,10 +13,13 @@ from u2seg.utils.manifest import (
     check_stage,
     close_stage,
     is_complete,
+    keys_read_by,
     open_stage,
+    reads,
     report_failures,
     require_shards,
     settings_digest,
+    settings_of,
     shard_path,
     shard_slices,
 )
@@ -40,6 +44,33 @@ def test_other_settings_are_refused_by_name(tmp_path):
         open_stage(directory, "masks", {"tau": 0.15, "nested": {"a": 2}})
     with pytest.raises(StageMismatchError, match="stage: asked for 'clusters'"):
         open_stage(directory, "clusters", {"tau": 0.15, "nested": {"a": 1}})
+
+
+def test_a_setting_that_only_the_directory_has_does_not_count(tmp_path):
+    directory = open_stage(tmp_path / "s", "masks", {"MASKS": {"TAU": 0.15, "OLD": 1}, "OLD": 2})
+    (directory / "shard-000000.parquet").write_bytes(b"a result")
+    open_stage(directory, "masks", {"MASKS": {"TAU": 0.15}})
+    check_stage(directory, "masks", {"MASKS": {"TAU": 0.15}})
+    with pytest.raises(StageMismatchError, match=r"settings\.MASKS\.NEW: asked for 3, the directory has None"):
+        open_stage(directory, "masks", {"MASKS": {"TAU": 0.15, "NEW": 3}})
+
+
+def test_settings_of_keys_and_nodes():
+    cfg = CfgNode({"A": {"B": 1, "C": {"D": (2, 3), "E": "x"}, "F": 4}, "G": 5})
+    assert settings_of(cfg, ["A.B", "A.C", "G"]) == {"A": {"B": 1, "C": {"D": [2, 3], "E": "x"}}, "G": 5}
+    assert settings_of(cfg, ["A", "A.C.D"])["A"] == {"B": 1, "C": {"D": [2, 3], "E": "x"}, "F": 4}
+    with pytest.raises(KeyError, match="NOTHING"):
+        settings_of(cfg, ["A.NOTHING"])
+
+
+def test_a_declaration_is_not_inherited():
+    @reads("A.B", "A.C")
+    class Declared: ...
+
+    class Subclass(Declared): ...
+
+    assert keys_read_by(Declared) == ("A.B", "A.C")
+    assert keys_read_by(Subclass) is None
 
 
 def test_a_run_that_failed_before_its_first_result_binds_nobody(tmp_path):

@@ -1,10 +1,9 @@
 """Feature extractors behind one registry: a batch of images in, patch features out."""
 
-from u2seg.features.build import build_feature_extractor, build_voting_extractor
+from u2seg.features.build import build_feature_extractor, build_voting_extractor, feature_settings
 from u2seg.features.extractor import (
     FEATURE_EXTRACTOR_REGISTRY,
     FeatureExtractor,
-    feature_settings,
     resolve_device,
     stack_on,
 )

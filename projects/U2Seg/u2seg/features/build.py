@@ -5,7 +5,13 @@ from detectron2.config import CfgNode
 from u2seg.features.extractor import FEATURE_EXTRACTOR_REGISTRY, FeatureExtractor, resolve_device
 from u2seg.features.position_free import PositionFreeFeatures
 from u2seg.features.several_backbones import SeveralBackbones
+from u2seg.utils.manifest import keys_read_by, settings_of
 from u2seg.utils.registry import get_registered
+
+# Keys that every run reads, whatever its extractor.
+_KEYS = ("FEATURES.NAME", "FEATURES.IMAGE_SIZE", "FEATURES.POSITION_SHARE", "FEATURES.OTHERS")
+# Keys that say how the work is done, not what comes out.
+_NOT_IN_MANIFEST = ("BATCH_SIZE", "DEVICE")
 
 
 def build_feature_extractor(cfg: CfgNode) -> FeatureExtractor:
@@ -32,6 +38,22 @@ def build_voting_extractor(cfg: CfgNode) -> FeatureExtractor:
     if not cfg.FEATURES.OTHERS:
         return main
     return SeveralBackbones(main, [build_feature_extractor(other) for other in _other_configs(cfg)])
+
+
+def feature_settings(cfg: CfgNode) -> dict:
+    """Returns the settings below ``FEATURES`` on which features depend, for the manifests of stages.
+
+    They are those that the extractors in use declare with ``u2seg.utils.manifest.reads``; all where one declares nothing.
+
+    Raises:
+        KeyError, ValueError: as for :func:`build_voting_extractor`.
+    """
+    keys = list(_KEYS)
+    for own in (cfg, *_other_configs(cfg)):
+        declared = keys_read_by(get_registered(FEATURE_EXTRACTOR_REGISTRY, own.FEATURES.NAME, "FEATURES.NAME"))
+        keys += ("FEATURES",) if declared is None else declared
+    settings = settings_of(cfg, keys)["FEATURES"]
+    return {key: value for key, value in settings.items() if key not in _NOT_IN_MANIFEST}
 
 
 def _other_configs(cfg: CfgNode) -> list[CfgNode]:

@@ -1,11 +1,9 @@
 """The one interface of all feature extractors."""
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
 from PIL import Image
 from torch import Tensor, nn
 
@@ -66,12 +64,6 @@ class FeatureExtractor(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Returns one vector an image, float32 (B, D): a ViT's CLS token, or the mean over patches where there is none."""
         return self(images).mean(dim=(2, 3))
-
-
-def feature_settings(cfg: CfgNode) -> dict:
-    """Returns the settings on which features depend, for the manifests of stages: all of ``FEATURES`` but how the work is done."""
-    values = json.loads(json.dumps(cfg.FEATURES))
-    return {key: value for key, value in values.items() if key not in ("BATCH_SIZE", "DEVICE")}
 
 
 def resolve_device(name: str) -> torch.device:

@@ -8,9 +8,11 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
 from u2seg.features.extractor import FEATURE_EXTRACTOR_REGISTRY, FeatureExtractor
+from u2seg.utils.manifest import reads
 
 
 @FEATURE_EXTRACTOR_REGISTRY.register()
+@reads("FEATURES.IMAGE_SIZE", "FEATURES.HANDMADE")
 class HandmadeDescriptor(FeatureExtractor):
     """CIELAB color, its local contrast, and a histogram of gradient orientations."""
 
@@ -54,6 +56,7 @@ class HandmadeDescriptor(FeatureExtractor):
 
 
 @FEATURE_EXTRACTOR_REGISTRY.register()
+@reads("FEATURES.IMAGE_SIZE", "FEATURES.RAW_PIXELS")
 class RawPixels(FeatureExtractor):
     """The mean color of each patch and nothing else: a baseline."""
 

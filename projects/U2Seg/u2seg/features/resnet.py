@@ -7,12 +7,14 @@ from torch import Tensor, nn
 from u2seg.checkpoint.reading import read_weights
 from u2seg.config import setup_cfg
 from u2seg.features.extractor import FEATURE_EXTRACTOR_REGISTRY, FeatureExtractor
+from u2seg.utils.manifest import reads
 
 # What stands before "stem." and "res2." in checkpoints of pretraining, of an FPN detector, and of a bare backbone.
 BACKBONE_PREFIXES = ("backbone.bottom_up.", "backbone.", "bottom_up.", "")
 
 
 @FEATURE_EXTRACTOR_REGISTRY.register()
+@reads("FEATURES.IMAGE_SIZE", "FEATURES.RESNET")
 class ResNetFeatures(FeatureExtractor):
     """One stage of a ResNet as patch features, centered on each image's mean."""
 

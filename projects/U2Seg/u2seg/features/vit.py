@@ -19,6 +19,7 @@ from u2seg.features.vit_weights import (
     read_state_dict,
     to_timm_names,
 )
+from u2seg.utils.manifest import reads
 
 # Position of each facet among the three parts of the fused projection.
 _FACETS = {"query": 0, "key": 1, "value": 2}
@@ -30,6 +31,7 @@ _STD = (0.229, 0.224, 0.225)
 
 
 @FEATURE_EXTRACTOR_REGISTRY.register()
+@reads("FEATURES.IMAGE_SIZE", "FEATURES.VIT")
 class TimmViT(FeatureExtractor):
     """Keys, queries, values or tokens of one block of a vision transformer.
 

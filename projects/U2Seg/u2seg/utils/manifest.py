@@ -7,11 +7,13 @@ second call with equal settings goes on where the first stopped, and one with ot
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from detectron2.config import CfgNode
 
 from u2seg.utils.files import fill_directory, forget_directory, read_json, remove_partial_files, write_json
 from u2seg.utils.write_errors import vanished
@@ -19,6 +21,8 @@ from u2seg.version import __version__
 
 MANIFEST = "manifest.json"
 FAILURES = "failures.json"
+
+_Part = TypeVar("_Part")
 
 
 class StageMismatchError(ValueError):
@@ -41,8 +45,54 @@ class Failure:
     reason: str
 
 
+def reads(*keys: str) -> Callable[[_Part], _Part]:
+    """Declares the configuration keys that a registered class or function reads, for the manifests of the stages that use it.
+
+        @MASK_REFINEMENT_REGISTRY.register()
+        @reads("MASKS.GUIDED_FILTER")
+        def guided_filter(cfg): ...
+
+    Args:
+        keys: full names; the name of a node stands for all keys below it. Keys that say how the work is done, not what comes out,
+            are left out: devices, batch sizes, numbers of threads.
+    """
+
+    def declare(part: _Part) -> _Part:
+        part.config_keys = keys  # type: ignore[attr-defined]
+        return part
+
+    return declare
+
+
+def keys_read_by(part: object) -> tuple[str, ...] | None:
+    """Returns what :func:`reads` declares of a class or function itself; None where nothing is declared, as for a subclass."""
+    return vars(part).get("config_keys")
+
+
+def settings_of(cfg: CfgNode, keys: Iterable[str]) -> dict:
+    """Returns the values of configuration keys and nodes, nested as in the configuration, with lists for tuples.
+
+    Args:
+        cfg: the configuration.
+        keys: full names, such as ``MASKS.TAU`` or ``MASKS.CRF``.
+
+    Raises:
+        KeyError: the configuration has no such key.
+    """
+    values: dict = {}
+    for key in keys:
+        *sections, last = key.split(".")
+        source, target = cfg, values
+        for section in sections:
+            source, target = source[section], target.setdefault(section, {})
+        target[last] = json.loads(json.dumps(source[last]))
+    return values
+
+
 def open_stage(directory: str | Path, stage: str, settings: dict, *, clean: bool = True) -> Path:
     """Creates a stage's directory, or checks that the one which is there was made with the same settings.
+
+    A setting that only the directory has does not count: an earlier version recorded keys of parts that were not in use.
 
     Args:
         directory: the stage's directory.
@@ -62,8 +112,7 @@ def open_stage(directory: str | Path, stage: str, settings: dict, *, clean: bool
     wanted = _manifest(stage, settings)
     path = directory / MANIFEST
     if path.is_file():
-        found = read_json(path)
-        differences = list(_differences(wanted, {key: found.get(key) for key in wanted}))
+        differences = list(_differences(wanted, read_json(path)))
         if differences and not _has_results(directory):  # a run that failed before its first result binds nobody
             write_json(path, wanted)
         elif differences:
@@ -98,9 +147,7 @@ def check_stage(directory: str | Path, stage: str, settings: dict) -> None:
     Raises:
         StageMismatchError: the manifest is not what :func:`open_stage` left for these settings.
     """
-    found = read_json(Path(directory) / MANIFEST)
-    wanted = _manifest(stage, settings)
-    if wanted != {key: found.get(key) for key in wanted}:
+    if any(_differences(_manifest(stage, settings), read_json(Path(directory) / MANIFEST))):
         raise StageMismatchError(
             f"another run with other settings took {directory} while this one worked; choose another output directory for one of them"
         )
@@ -250,8 +297,9 @@ def report_failures(directory: str | Path, failures: list[Failure], total: int, 
 
 
 def _differences(wanted: Any, found: Any, prefix: str = "") -> Iterator[str]:
+    """Yields a line for each wanted value that was not found."""
     if isinstance(wanted, dict) and isinstance(found, dict):
-        for key in sorted({*wanted, *found}):
+        for key in sorted(wanted):
             yield from _differences(wanted.get(key), found.get(key), f"{prefix}.{key}" if prefix else key)
     elif wanted != found:
         yield f"{prefix}: asked for {wanted!r}, the directory has {found!r}"

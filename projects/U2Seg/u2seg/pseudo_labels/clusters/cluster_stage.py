@@ -13,6 +13,7 @@ from u2seg.features import feature_settings, resolve_device
 from u2seg.pseudo_labels.clusters.mask_embeddings import MASK_EMBEDDING_REGISTRY
 from u2seg.pseudo_labels.image_source import open_source
 from u2seg.pseudo_labels.lost_images import report_lost_images
+from u2seg.pseudo_labels.masks.interfaces import generator_keys
 from u2seg.pseudo_labels.sharding import Worker
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path, read_json, short_file_digest, write_json
@@ -285,9 +286,11 @@ def _find_centroids(cfg: CfgNode, sample: np.ndarray) -> np.ndarray:
         )
         return np.zeros((settings.NUM_CLUSTERS, 1), np.float32)
     if len(sample) < settings.NUM_CLUSTERS:
+        keys = ", ".join(generator_keys(cfg))
+        remedy = f", or change what {cfg.MASKS.GENERATOR} reads, so that it finds more: {keys}" if keys else ""
         raise ValueError(
             f"{len(sample)} masks were found, fewer than the {settings.NUM_CLUSTERS} clusters asked for "
-            "(CLUSTERS.NUM_CLUSTERS). Give more images, ask for fewer clusters, or loosen MASKS.TAU and MASKS.MIN_AREA."
+            f"(CLUSTERS.NUM_CLUSTERS). Give more images, ask for fewer clusters{remedy}."
         )
     result = kmeans(
         sample,

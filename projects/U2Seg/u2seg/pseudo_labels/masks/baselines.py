@@ -10,9 +10,11 @@ from torch import Tensor
 from u2seg.pseudo_labels.masks.interfaces import MASK_GENERATOR_REGISTRY, MaskGenerator, PatchMasks
 from u2seg.pseudo_labels.masks.maskcut import count_corners
 from u2seg.utils.kmeans import assign, kmeans
+from u2seg.utils.manifest import reads
 
 
 @MASK_GENERATOR_REGISTRY.register()
+@reads()
 class WholeImage(MaskGenerator):
     """One mask, the whole image."""
 
@@ -26,6 +28,7 @@ class WholeImage(MaskGenerator):
 
 
 @MASK_GENERATOR_REGISTRY.register()
+@reads("MASKS.KMEANS_REGIONS", "MASKS.MIN_AREA", "MASKS.MAX_AREA", "MASKS.MAX_CORNERS", "CLUSTERS.SEED")
 class KMeansRegions(MaskGenerator):
     """k-means on an image's features; every connected region of one cluster that has an object's size is a mask."""
 

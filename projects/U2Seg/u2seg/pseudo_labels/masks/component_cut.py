@@ -16,21 +16,21 @@ eigensolver, until the residual of the whole vector is as small as float64 allow
 Source: the scalar equation is that of rank-one modifications, Golub and Van Loan, section 8.4.3; its use here is ours.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import lapack
 from scipy.optimize import brentq
 from threadpoolctl import ThreadpoolController
 
 FULL_BELOW = 96  # patches up to which a component is decomposed completely, which is faster there [ours]
 MAX_GROWTHS = 40  # inverse iterations after which a component is decomposed completely after all [ours]
-RELATIVE_TOLERANCE = 1e-7  # residual norm as a share of the eigen-gap [ours]
+RELATIVE_TOLERANCE = 1e-7  # error of the unit vector: residual norm as a share of the eigen-gap of S^-1 lambda [ours]
 ABSOLUTE_TOLERANCE = 1e-12  # residual norm that ends the iteration whatever the gap [ours]
 
 _MIN_GROWTHS = 3  # before convergence is believed
-_BLOCK_SIZE = 4  # directions that inverse iteration multiplies at once: D^1/2 1 and random ones
+_BLOCK_SIZE = 4  # directions that inverse iteration multiplies at once
 _LOG_SMALLEST = -200.0  # natural logarithm of the smallest distance to a pole, as a share of the interval
 _ORTHOGONAL = 1e-8  # overlap of unit vectors whose square float64 does not see
 _MAX_DIVISIONS = 12  # after which the root is bracketed
@@ -89,7 +89,7 @@ def _solve_by_components(joined: np.ndarray, eps: float) -> ComponentCut:
         elif len(nodes) <= FULL_BELOW:
             others.append(_full_part(nodes, _reduced_matrix(joined, nodes, degrees, eps), degrees))
         else:
-            others.append(_GrowingPart(nodes, _reduced_matrix(joined, nodes, degrees, eps), degrees))
+            others.append(_GrowingPart(nodes, _reduced_matrix(joined, nodes, degrees, eps), degrees, eps * n))
     cliques.add_unjoined(np.flatnonzero(counts == 0))
     cut_value, u, num_full = _solve([cliques.close(), *others], n)
     return ComponentCut(cut_value, u / np.sqrt(degrees), len(components) + int((counts == 0).sum()), num_full)
@@ -193,28 +193,41 @@ def _full_part(nodes: np.ndarray, matrix: np.ndarray, degrees: np.ndarray) -> _P
     return _Part(nodes, poles, vectors.T @ links, vectors, links)
 
 
-@dataclass
 class _GrowingPart:
-    """A large component: Ritz pairs of a Krylov space of the inverse, which grows until it is good enough."""
+    """A large component: Ritz pairs of a Krylov space of the inverse, which grows until it is good enough.
 
-    nodes: np.ndarray
-    matrix: np.ndarray
-    degrees: np.ndarray
-    num_growths: int = 0
-    is_full: bool = False
-    poles: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    weights: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    With S = D^-1/2 (D - (1 - eps) B) D^-1/2 and q = D^1/2 1, for which S q = eps n D^-1/2 1, the part's rows of the eigenvalue
+    equation are u - lambda S^-1 u = s / (eps n) q. So S^-1 alone is applied, from a Cholesky factor, and its Ritz values are 1 / p.
+    The small ones among the p, in which components resemble one another, have full relative precision, and since q and S q are in
+    the space, the known solution lambda = 0 stays exact.
 
-    def __post_init__(self) -> None:
-        self.degrees = self.degrees[self.nodes]
-        self.links = 1 / np.sqrt(self.degrees)
-        # The transposed view of a symmetric matrix has the memory layout that LAPACK wants, which spares it a slow copy.
-        self._factor = cho_factor(self.matrix.T, lower=True, check_finite=False)
-        self._basis = self._images = np.zeros((len(self.nodes), 0))
+    Attributes:
+        nodes: int64 (m,).
+        poles, weights: as in :class:`_Part`, of the space.
+        num_growths: inverse iterations so far.
+        is_full: whether the space is the whole one.
+    """
+
+    def __init__(self, nodes: np.ndarray, matrix: np.ndarray, degrees: np.ndarray, free: float):
+        """Takes the component and grows its first space.
+
+        Args:
+            nodes: int64 (m,).
+            matrix: float64 (m, m), D - (1 - eps) B of the component; is overwritten.
+            degrees: float64 (n,), of the whole graph.
+            free: eps n.
+        """
+        self.nodes = nodes
+        self.num_growths = 0
+        self.is_full = False
+        self._free = free
+        self._roots = np.sqrt(degrees[nodes])
+        # The transposed view of a symmetric matrix has the memory layout that LAPACK wants, which spares it a copy.
+        self._factor, _ = lapack.dpotrf(matrix.T, lower=True, clean=False, overwrite_a=True)
+        self._basis = self._solved = np.zeros((len(nodes), 0))
         self._projected = np.zeros((0, 0))
-        # D^1/2 1 is what the inverse makes of D^-1/2 1; with both, the equation's known solution lambda = 0 stays exact.
-        noise = np.random.default_rng(0).standard_normal((len(self.nodes), _BLOCK_SIZE - 1))
-        self._extend(np.column_stack([self.links, np.sqrt(self.degrees), noise]))
+        noise = np.random.default_rng(0).standard_normal((len(nodes), _BLOCK_SIZE - 2))
+        self._extend(np.column_stack([self._roots, 1 / self._roots, noise]))
         for _ in range(_MIN_GROWTHS):
             self._grow()
         self._find_pairs()
@@ -222,7 +235,18 @@ class _GrowingPart:
     def grow(self) -> None:
         """Adds the inverse's image of the newest directions; after ``MAX_GROWTHS`` decomposes the component completely."""
         self._grow()
-        self._find_pairs()
+        if not self.is_full:
+            self._find_pairs()
+
+    def combine(self, coefficients: np.ndarray) -> np.ndarray:
+        """Returns the part's entries of u, float64 (m,)."""
+        return self._basis @ (self._rotation @ coefficients)
+
+    def residual(self, coefficients: np.ndarray, cut_value: float, scale: float) -> float:
+        """Returns the norm of what is missing in this part's rows of the equation."""
+        inner = self._rotation @ coefficients
+        found = self._basis @ inner - cut_value * (self._solved @ inner)
+        return float(np.linalg.norm(found - scale / self._free * self._roots))
 
     def _grow(self) -> None:
         if self.is_full:
@@ -230,18 +254,8 @@ class _GrowingPart:
         self.num_growths += 1
         if self.num_growths > MAX_GROWTHS or self._basis.shape[1] + _BLOCK_SIZE > len(self.nodes):
             self._decompose()
-            return
-        root = np.sqrt(self.degrees)[:, None]
-        self._extend(
-            root * cho_solve((self._factor[0], True), root * self._basis[:, -_BLOCK_SIZE:], check_finite=False)
-        )
-
-    def combine(self, coefficients: np.ndarray) -> np.ndarray:
-        return self._basis @ (self._rotation @ coefficients)
-
-    def residual(self, coefficients: np.ndarray, cut_value: float, scale: float) -> float:
-        inner = self._rotation @ coefficients
-        return float(np.linalg.norm(self._images @ inner - cut_value * (self._basis @ inner) - scale * self.links))
+        else:
+            self._extend(self._solved[:, -_BLOCK_SIZE:])
 
     def _extend(self, block: np.ndarray) -> None:
         block, _ = np.linalg.qr(block - self._basis @ (self._basis.T @ block))
@@ -250,23 +264,26 @@ class _GrowingPart:
         block = block - self._basis @ overlap
         if np.abs(overlap).max(initial=0.0) > _ORTHOGONAL:
             block, _ = np.linalg.qr(block)
-        # Symmetric, so from the left, which BLAS does faster with few vectors.
-        images = self.links[:, None] * ((self.links[:, None] * block).T @ self.matrix).T
-        cross = self._basis.T @ images
-        self._projected = np.block([[self._projected, cross], [cross.T, block.T @ images]])
-        self._basis = np.hstack([self._basis, block])
-        self._images = np.hstack([self._images, images])
+        roots = self._roots[:, None]
+        solved, _ = lapack.dpotrs(self._factor, np.asfortranarray(roots * block), lower=True, overwrite_b=True)
+        solved *= roots
+        cross = self._basis.T @ solved
+        self._projected = np.block([[self._projected, cross], [cross.T, block.T @ solved]])
+        self._basis, self._solved = np.hstack([self._basis, block]), np.hstack([self._solved, solved])
 
     def _find_pairs(self) -> None:
         """Finds the Ritz pairs of the space."""
-        self.poles, self._rotation = np.linalg.eigh((self._projected + self._projected.T) / 2)
-        self.weights = (self.links @ self._basis) @ self._rotation
+        values, self._rotation = np.linalg.eigh((self._projected + self._projected.T) / 2)
+        self.poles = 1 / values
+        self.weights = self.poles * ((self._roots @ self._basis) @ self._rotation) / self._free
 
     def _decompose(self) -> None:
-        """Makes the space the whole one."""
+        """Makes the space the whole one, of eigenvectors."""
         self.is_full = True
-        self._projected = self._images = self.links[:, None] * self.matrix * self.links
-        self._basis = np.eye(len(self.nodes))
+        lower = np.tril(self._factor) / self._roots[:, None]
+        self.poles, self._basis = np.linalg.eigh(lower @ lower.T)
+        self._rotation = np.eye(len(self.nodes))
+        self.weights = (1 / self._roots) @ self._basis
 
 
 def _solve(parts: list, n: int) -> tuple[float, np.ndarray, int]:
@@ -279,7 +296,7 @@ def _solve(parts: list, n: int) -> tuple[float, np.ndarray, int]:
             return 1.0, np.zeros(n), 0
         cut_value, coefficients, scale, gap = _second_root(poles, weights)
         pieces = np.split(coefficients, bounds)
-        tolerance = max(RELATIVE_TOLERANCE * gap, ABSOLUTE_TOLERANCE)
+        tolerance = max(RELATIVE_TOLERANCE * gap / (cut_value + gap), ABSOLUTE_TOLERANCE)
         # Only components that are not good enough yet grow.
         rough = [
             part

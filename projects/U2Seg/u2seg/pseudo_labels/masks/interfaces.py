@@ -7,6 +7,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from u2seg.utils.manifest import keys_read_by
 from u2seg.utils.registry import NamedRegistry, get_registered
 
 MASK_GENERATOR_REGISTRY = NamedRegistry("MASK_GENERATOR")
@@ -69,6 +70,26 @@ class MaskGenerator:
                 "MASKS.GENERATOR VoteCut"
             )
         return self(views[0], images_rgb)
+
+
+def generator_keys(cfg: CfgNode) -> tuple[str, ...]:
+    """Returns the configuration keys and nodes that the generator in use reads; all of ``MASKS`` where it does not declare them.
+
+    Raises:
+        KeyError: no such generator; the message lists those that are registered.
+    """
+    keys = keys_read_by(get_registered(MASK_GENERATOR_REGISTRY, cfg.MASKS.GENERATOR, "MASKS.GENERATOR"))
+    return ("MASKS",) if keys is None else keys
+
+
+def refinement_keys(cfg: CfgNode) -> tuple[str, ...]:
+    """Returns the configuration keys and nodes that the refinement in use reads; all of ``MASKS`` where it does not declare them.
+
+    Raises:
+        KeyError: no such refinement; the message lists those that are registered.
+    """
+    keys = keys_read_by(get_registered(MASK_REFINEMENT_REGISTRY, cfg.MASKS.REFINEMENT, "MASKS.REFINEMENT"))
+    return ("MASKS",) if keys is None else keys
 
 
 def build_mask_generator(cfg: CfgNode) -> MaskGenerator:

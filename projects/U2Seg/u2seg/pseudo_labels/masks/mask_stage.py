@@ -1,6 +1,5 @@
 """The mask stage: from photos to Parquet shards of class-agnostic masks."""
 
-import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +12,7 @@ from detectron2.config import CfgNode
 from torch.utils.data import DataLoader, Dataset
 
 from u2seg.data.formats.mask_shards import summarize_shard, write_shard
-from u2seg.features import FeatureExtractor
+from u2seg.features import FeatureExtractor, feature_settings
 from u2seg.pseudo_labels.image_plan import (
     ImagePlan,
     automatic_shard_size,
@@ -24,6 +23,7 @@ from u2seg.pseudo_labels.image_plan import (
 )
 from u2seg.pseudo_labels.image_source import open_source
 from u2seg.pseudo_labels.masks.automatic import AutomaticMaskGenerator, CoarseMasks, PreparedImage, prepare_image
+from u2seg.pseudo_labels.masks.interfaces import generator_keys, refinement_keys
 from u2seg.pseudo_labels.semantics.patch_sample import PatchSample
 from u2seg.pseudo_labels.sharding import Worker
 from u2seg.structures import ImageMasks
@@ -42,14 +42,23 @@ from u2seg.utils.manifest import (
     reopen_stage,
     report_failures,
     require_shards,
+    settings_of,
     shard_path,
 )
 from u2seg.utils.progress import Progress
 
 Images = str | Path | ImageSource
 
+# Keys that every run reads, whatever its generator and refinement.
+_KEYS = (
+    "MASKS.GENERATOR",
+    "MASKS.REFINEMENT",
+    "MASKS.MIN_REFINED_IOU",
+    "MASKS.SCORE_TIMES_IOU",
+    "MASKS.ALLOW_OVERLAPS",
+)
 # Keys that say how the work is done, not what comes out; a run may go on with other ones.
-_NOT_IN_MANIFEST = {"FEATURES": ("BATCH_SIZE", "DEVICE"), "MASKS": ("NUM_WORKERS", "MAX_FAILURES", "NUM_THREADS")}
+_NOT_IN_MANIFEST = ("NUM_WORKERS", "MAX_FAILURES", "NUM_THREADS")
 
 
 def make_masks(cfg: CfgNode, images: Images, output: str | Path, *, max_failures: float | None = None) -> Path:
@@ -220,13 +229,12 @@ def _shard_size_rule(cfg: CfgNode) -> Callable[[int], int]:
 
 
 def _settings(cfg: CfgNode, plan: ImagePlan) -> dict:
-    # With the images' contents, so that another image under the same name is noticed.
-    settings: dict = {"IMAGES": {"count": plan.count, "digest": plan.digest}}
-    for section, left_out in _NOT_IN_MANIFEST.items():
-        values = json.loads(json.dumps(cfg[section]))
-        settings[section] = {key: value for key, value in values.items() if key not in left_out}
+    settings = settings_of(cfg, [*_KEYS, *generator_keys(cfg), *refinement_keys(cfg)])
+    for key in _NOT_IN_MANIFEST:
+        settings["MASKS"].pop(key, None)
     settings["MASKS"]["SHARD_SIZE"] = plan.shard_size
-    return settings
+    # With the images' contents, so that another image under the same name is noticed.
+    return {**settings, "FEATURES": feature_settings(cfg), "IMAGES": {"count": plan.count, "digest": plan.digest}}
 
 
 def _shards(output: Path, plan: ImagePlan) -> Iterator[Path]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from u2seg.pseudo_labels.masks.interfaces import MASK_GENERATOR_REGISTRY, MaskGenerator, PatchMasks
 from u2seg.pseudo_labels.masks.ncut import BinaryAffinity, second_eigenvectors
 from u2seg.structures import mask_iou
+from u2seg.utils.manifest import reads
 
 ROUNDING = 1e-9  # share of the largest magnitude below which entries of an eigenvector count as equal [ours]
 
@@ -105,7 +106,11 @@ class MaskCutSettings:
         return BinaryAffinity(prepare_features(features, self.center_features), self.tau)
 
 
+_SETTINGS_KEYS = tuple(f"MASKS.{field.name.upper()}" for field in fields(MaskCutSettings))
+
+
 @MASK_GENERATOR_REGISTRY.register()
+@reads(*_SETTINGS_KEYS, "MASKS.RULES")
 class MaskCut(MaskGenerator):
     """The rounds of MaskCut, batched over images.
 
@@ -248,6 +253,7 @@ def count_corners(mask: np.ndarray) -> int:
 
 
 @MASK_GENERATOR_REGISTRY.register()
+@reads(*_SETTINGS_KEYS)
 class StrictMaskCut(MaskGenerator):
     """MaskCut as its published code has it, for parity: slow, and one image at a time.
 

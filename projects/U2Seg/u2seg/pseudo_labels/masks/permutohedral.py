@@ -39,15 +39,15 @@ class PermutohedralLattice:
         """
         self.num_points, self.num_dims = features.shape
         self.device = features.device
-        quotients, ranks, weights = _simplices(features.T.contiguous())
-        keys, strides = _vertex_keys(quotients, ranks)
+        quotients, places, weights = _simplices(features.T.contiguous())
+        keys, strides = _vertex_keys(quotients, places)
         points, starts, unique, vertices = _group(keys)
         self.num_vertices = len(starts)
         # Each vertex's points, ordered by vertex: what splatting sums. One vertex more, which no point touches, is the zero that a
         # missing neighbor holds.
-        self._splat_points = points.flatten().to(torch.int32)
+        self._splat_points = torch.cat([row.to(torch.int32) for row in points])
         self._splat_starts = torch.cat([starts, starts.new_full((1,), keys.numel())]).to(torch.int32)
-        self._splat_weights = weights.gather(1, points).flatten()
+        self._splat_weights = torch.cat([own.index_select(0, row) for own, row in zip(weights, points)])
         # Each point's vertices, ordered by point: what slicing sums, times a factor by which the filter keeps its height in any
         # dimension (its authors' choice).
         self._slice_vertices = vertices.T.flatten()
@@ -65,7 +65,8 @@ class PermutohedralLattice:
         count = values.shape[1]
         if not count:
             return values.clone()
-        values = F.pad(values, (0, padded_columns(count) - count))
+        if padded_columns(count) > count:
+            values = F.pad(values, (0, padded_columns(count) - count))
         splatted = _sums_of_rows(values, self._splat_points, self._splat_starts, self._splat_weights)
         blocks = [self._blur(block.contiguous()) for block in splatted.split(COLUMNS, dim=1)]
         blurred = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
@@ -113,7 +114,8 @@ def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         quotients: int32 (d + 1, N), the simplex's remainder-0 vertex divided by d + 1.
-        ranks: int64 (d + 1, N), each coordinate's place, 0 first, in descending order of its distance from that vertex.
+        places: int64 (d + 1, N), rank * N + point: the coordinate's place in a flattened matrix (d + 1, N) whose rows are ordered by
+            descending distance from that vertex.
         weights: float32 (d + 1, N), barycentric weight of the vertices of remainder 0..d.
 
     Source: Adams et al., section 3.1.
@@ -126,32 +128,34 @@ def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     elevated[:d] = scaled.flip(0).cumsum(0).flip(0)
     elevated[1:] -= (index + 1)[:, None] * scaled
 
-    quotients = torch.round(elevated / (d + 1))
+    quotients = torch.div(elevated, d + 1).round_()
     excess = quotients.sum(0).to(torch.int8)
-    distance = elevated - quotients * (d + 1)
-    ranks = excess.expand(d + 1, num_points).clone()
+    distance = torch.add(elevated, quotients, alpha=-(d + 1))
+    # Each coordinate's place in descending order, ties in the order of the axes, later ones giving way to earlier ones.
+    ranks = excess + torch.arange(d + 1, dtype=torch.int8, device=features.device)[:, None]
     for first in range(d):
         for second in range(first + 1, d + 1):
-            is_nearer = (distance[first] < distance[second]).to(torch.int8)
+            is_nearer = torch.lt(distance[first], distance[second]).view(torch.int8)
             ranks[first] += is_nearer
-            ranks[second] += 1 - is_nearer
+            ranks[second] -= is_nearer
     # Rounding each coordinate alone may leave the hyperplane; the coordinates rounded furthest are moved back.
-    correction = (ranks < 0).to(torch.int8) - (ranks > d).to(torch.int8)
+    correction = (ranks < 0).view(torch.int8) - (ranks > d).view(torch.int8)
     ranks += (d + 1) * correction
     quotients += correction
 
-    distance = (elevated - quotients * (d + 1)) / (d + 1)
-    ranks = ranks.to(torch.int64)
-    ordered = torch.empty_like(distance).scatter_(0, ranks, distance)
+    distance = torch.add(elevated, quotients, alpha=-(d + 1)).div_(d + 1)
+    places = ranks.to(torch.int64).mul_(num_points).add_(torch.arange(num_points, device=features.device))
+    ordered = torch.empty_like(distance)
+    ordered.view(-1).scatter_(0, places.view(-1), distance.view(-1))
     weights = torch.empty_like(distance)
     weights[0] = 1 + ordered[d] - ordered[0]
     for remainder in range(1, d + 1):
         torch.sub(ordered[d - remainder], ordered[d - remainder + 1], out=weights[remainder])
-    return quotients.to(torch.int32), ranks, weights
+    return quotients.to(torch.int32), places, weights
 
 
-def _vertex_keys(quotients: Tensor, ranks: Tensor) -> tuple[Tensor, "_Strides"]:
-    """Returns one integer for each vertex of each simplex, int64 (d + 1, N) by remainder, and how it is packed.
+def _vertex_keys(quotients: Tensor, places: Tensor) -> tuple[Tensor, "_Strides"]:
+    """Returns one integer for each vertex of each simplex, int32 or int64 (d + 1, N) by remainder, and how it is packed.
 
     All coordinates of a vertex of remainder r leave r when divided by d + 1, and the last coordinate follows from the others: the
     key packs the first d quotients. Vertices of different remainders may have the same key.
@@ -166,12 +170,15 @@ def _vertex_keys(quotients: Tensor, ranks: Tensor) -> tuple[Tensor, "_Strides"]:
             "divide them by a larger standard deviation"
         )
     strides = [math.prod(extents[axis + 1 :]) for axis in range(d)]
-    columns = torch.tensor(strides, dtype=torch.int64, device=quotients.device)[:, None]
+    # Smaller integers where they do: sorting them takes half as long.
+    dtype = torch.int32 if math.prod(extents) < 2**31 else torch.int64
+    columns = torch.tensor(strides, dtype=dtype, device=quotients.device)[:, None]
     # Vertex k of the simplex is one quotient lower in the coordinates of rank above d - k.
-    by_rank = columns.new_zeros((d + 1, quotients.shape[1]))
-    by_rank.scatter_(0, ranks, torch.cat([columns, columns.new_zeros(1, 1)]).expand_as(by_rank))
+    by_axis = torch.cat([columns, columns.new_zeros(1, 1)]).expand(places.shape)
+    by_rank = torch.empty(places.shape, dtype=dtype, device=places.device)
+    by_rank.view(-1).scatter_(0, places.view(-1), by_axis.reshape(-1))
     keys = torch.empty_like(by_rank)
-    torch.sum((quotients[:d] - lowest[:, None]) * columns, 0, out=keys[0])
+    torch.sum((quotients[:d] - lowest[:, None].to(dtype)) * columns, 0, dtype=dtype, out=keys[0])
     for remainder in range(1, d + 1):
         torch.sub(keys[remainder - 1], by_rank[d + 1 - remainder], out=keys[remainder])
     return keys, _Strides(strides, math.prod(extents))
@@ -190,30 +197,33 @@ class _Strides:
     end: int
 
 
-def _group(keys: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _group(keys: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     """Groups the equal keys of each row.
 
     Args:
-        keys: int64 (R, N), not negative.
+        keys: int32 or int64 (R, N), not negative.
 
     Returns:
-        points: int64 (R, N), the positions in each row sorted by key, then by position.
-        starts: int64 (M,), where in ``points``, flattened, each distinct key's positions begin; row after row, keys ascending.
+        points: R times int64 (N,), the positions in a row sorted by key, then by position.
+        starts: int64 (M,), where in ``points``, one after the other, each distinct key's positions begin; keys ascend in each row.
         unique: int64 (M,), the distinct keys of each row.
         group_of: int32 (R, N), index into ``starts`` of each key.
     """
     num_rows, count = keys.shape
-    # Sorted row by row: torch sorts a vector of integers by their digits, a matrix by comparing, which takes four times as long.
-    digits = keys.to(torch.int32) if int(keys.max()) < 2**31 else keys
-    rows = [torch.sort(row, stable=True) for row in digits]
-    ordered, points = torch.stack([row.values for row in rows]), torch.stack([row.indices for row in rows])
-    is_first = torch.ones_like(ordered, dtype=torch.bool)
-    torch.ne(ordered[:, 1:], ordered[:, :-1], out=is_first[:, 1:])
-    is_first = is_first.flatten()
-    starts = torch.nonzero(is_first).flatten()
     group_of = torch.empty(keys.shape, dtype=torch.int32, device=keys.device)
-    group_of.scatter_(1, points, (is_first.cumsum(0, dtype=torch.int32) - 1).view(num_rows, count))
-    return points, starts, ordered.flatten().index_select(0, starts).to(torch.int64), group_of
+    points, starts, unique, num_groups = [], [], [], 0
+    for number, (row, groups) in enumerate(zip(keys, group_of)):
+        # One row at a time: torch sorts a vector of integers by their digits, a matrix by comparing, which takes four times as long.
+        ordered, positions = torch.sort(row, stable=True)
+        is_first = torch.ones_like(ordered, dtype=torch.bool)
+        torch.ne(ordered[1:], ordered[:-1], out=is_first[1:])
+        first = torch.nonzero(is_first).flatten()
+        groups.scatter_(0, positions, is_first.cumsum(0, dtype=torch.int32).add_(num_groups - 1))
+        points.append(positions)
+        starts.append(first + number * count)
+        unique.append(ordered.index_select(0, first).to(torch.int64))
+        num_groups += len(first)
+    return points, torch.cat(starts), torch.cat(unique), group_of
 
 
 def _neighbors(unique: Tensor, remainders: Tensor, strides: "_Strides") -> list[tuple[Tensor, Tensor]]:
@@ -228,26 +238,40 @@ def _neighbors(unique: Tensor, remainders: Tensor, strides: "_Strides") -> list[
         strides: of the keys.
     """
     count, d = len(unique), len(strides.by_axis)
-    numbers = torch.cat([unique + remainders * strides.end, unique.new_full((1,), -1)])  # row M: no vertex
+    numbers = unique + remainders * strides.end
+    if 2 * (d + 1) * strides.end < 2**31:
+        numbers, unique = numbers.to(torch.int32), unique.to(torch.int32)
     wraps = int(torch.searchsorted(remainders, d))  # from here on the remainder is d
-    itself = torch.arange(count, device=unique.device)
-    nothing = unique.new_full((1,), count)
     neighbors = []
     for stride in [*strides.by_axis, 0]:
-        wanted = numbers[:-1] + (strides.end - stride)
-        torch.add(unique[wraps:], sum(strides.by_axis) - stride, out=wanted[wraps:])
-        position = _search(numbers[:-1], wanted)
-        position.masked_fill_(numbers.index_select(0, position) != wanted, count)
-        after, before = torch.cat([position, nothing]), itself.new_full((count + 1,), count)
-        before.scatter_(0, after[:-1], itself)
-        # Where all those without a neighbor have written.
-        before[count] = count
+        # Ascending: the steps from remainder d, which end at remainder 0, come first.
+        wanted = torch.cat([unique[wraps:] + (sum(strides.by_axis) - stride), numbers[:wraps] + (strides.end - stride)])
+        after, before = unique.new_full((2, count + 1), count, dtype=torch.int64)
+        found, sought = _matches(numbers, wanted)
+        split = int(torch.searchsorted(sought, count - wraps))
+        sought[:split] += wraps
+        sought[split:] += wraps - count
+        after.scatter_(0, sought, found)
+        before.scatter_(0, found, sought)
         neighbors.append((after, before))
     return neighbors
 
 
-def _search(ascending: Tensor, wanted: Tensor) -> Tensor:
-    """Returns where each wanted number would be inserted, int64; NumPy's is faster on a CPU, for it starts at the last answer."""
-    if ascending.device.type == "cpu":
-        return torch.from_numpy(np.searchsorted(ascending.numpy(), wanted.numpy()))
-    return torch.searchsorted(ascending, wanted)
+def _matches(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the places of the numbers that two vectors have in common, int64, in the first and in the second.
+
+    Args:
+        first: integers (M,), ascending, not negative, below half of what their type holds.
+        second: likewise, (N,).
+    """
+    if first.device.type != "cpu":
+        places = torch.searchsorted(first, second).clamp_(max=len(first) - 1)
+        others = torch.nonzero(first.index_select(0, places) == second).flatten()
+        return places.index_select(0, others), others
+    # NumPy's stable sort finds two ascending stretches and merges them, faster than a search for each number. An odd number is one of
+    # the first vector; where the even number before it is one less, both have it.
+    merged = torch.cat([first * 2 + 1, second * 2]).numpy()
+    merged.sort(kind="stable")
+    equal = np.flatnonzero((merged[:-1] ^ 1) == merged[1:])
+    places = np.cumsum(merged & 1, dtype=np.int32)[equal].astype(np.int64)
+    return torch.from_numpy(places), torch.from_numpy(equal - places)

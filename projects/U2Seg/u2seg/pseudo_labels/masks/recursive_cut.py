@@ -12,6 +12,7 @@ from torch import Tensor
 from u2seg.pseudo_labels.masks.interfaces import MASK_GENERATOR_REGISTRY, MaskGenerator, PatchMasks
 from u2seg.pseudo_labels.masks.maskcut import count_corners
 from u2seg.pseudo_labels.masks.ncut import BinaryAffinity, exact_second_eigenvector, second_eigenvectors
+from u2seg.utils.manifest import reads
 
 MAX_SHARED = 0.2  # share of a candidate that better candidates may have taken already [ours]
 EXACT_BELOW = 1600  # patches up to which a region's graph is solved by components at once, which is faster there
@@ -44,6 +45,7 @@ class RecursiveCutSettings:
 
 
 @MASK_GENERATOR_REGISTRY.register()
+@reads("MASKS.RECURSIVE", "MASKS.MIN_AREA", "MASKS.MAX_AREA", "MASKS.MAX_CORNERS", "MASKS.EPS")
 class RecursiveCut(MaskGenerator):
     """Recursive two-way normalized cuts, for features that tell surfaces apart but know nothing of objects.
 

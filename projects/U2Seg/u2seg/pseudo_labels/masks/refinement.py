@@ -11,21 +11,25 @@ from PIL import Image
 from u2seg.features import resolve_device
 from u2seg.pseudo_labels.masks.dense_crf import CRFSettings, DenseCRF
 from u2seg.pseudo_labels.masks.interfaces import MASK_REFINEMENT_REGISTRY, MaskRefinement
+from u2seg.utils.manifest import reads
 
 
 @MASK_REFINEMENT_REGISTRY.register()
+@reads()
 def none(cfg: CfgNode) -> MaskRefinement:
     """Returns a refinement that leaves masks as they are."""
     return lambda image_rgb, masks: masks
 
 
 @MASK_REFINEMENT_REGISTRY.register()
+@reads("MASKS.CRF")
 def dense_crf(cfg: CfgNode) -> MaskRefinement:
     """Returns ``crf_masks`` with the settings of ``MASKS.CRF``, on ``FEATURES.DEVICE``."""
     return partial(crf_masks, settings=_crf_settings(cfg), device=resolve_device(cfg.FEATURES.DEVICE))
 
 
 @MASK_REFINEMENT_REGISTRY.register()
+@reads("MASKS.CRF")
 def dense_crf_on_crops(cfg: CfgNode) -> MaskRefinement:
     """Returns ``crf_masks_on_crops`` with the settings of ``MASKS.CRF``, on ``FEATURES.DEVICE``."""
     return partial(
@@ -112,6 +116,7 @@ def _box_iou(first: tuple[int, int, int, int], second: tuple[int, int, int, int]
 
 
 @MASK_REFINEMENT_REGISTRY.register()
+@reads("MASKS.GUIDED_FILTER")
 def guided_filter(cfg: CfgNode) -> MaskRefinement:
     """Returns ``guided_filter_masks`` with the settings of ``MASKS.GUIDED_FILTER``: cheap, follows edges nearby."""
     settings = cfg.MASKS.GUIDED_FILTER

@@ -12,6 +12,7 @@ from torch import Tensor
 from u2seg.pseudo_labels.masks.interfaces import MASK_GENERATOR_REGISTRY, MaskGenerator, PatchMasks
 from u2seg.pseudo_labels.masks.maskcut import count_corners, prepare_features
 from u2seg.pseudo_labels.masks.ncut import BinaryAffinity, second_eigenvectors
+from u2seg.utils.manifest import reads
 
 _KMEANS_ITERATIONS = 100  # a bound; one-dimensional k-means settles within a few dozen
 _PIVOT_ROUNDS = 5  # [CuVLER]
@@ -106,6 +107,7 @@ class VoteCutSettings:
 
 
 @MASK_GENERATOR_REGISTRY.register()
+@reads("MASKS.VOTE", "MASKS.MIN_AREA", "MASKS.MAX_AREA", "MASKS.CENTER_FEATURES", "MASKS.EPS")
 class VoteCut(MaskGenerator):
     """Consensus of the second eigenvectors of several graphs of one image.
 

@@ -14,6 +14,7 @@ from u2seg.pseudo_labels.masks.hierarchy.objectness import is_background, object
 from u2seg.pseudo_labels.masks.hierarchy.region_graph import RegionGraph, build_region_graph
 from u2seg.pseudo_labels.masks.hierarchy.superpixels import superpixels
 from u2seg.pseudo_labels.masks.interfaces import MASK_GENERATOR_REGISTRY, MaskGenerator, PatchMasks
+from u2seg.utils.manifest import reads
 
 _SHORTLIST = 800  # candidates that are compared with each other: their IoU with each other is what takes time
 
@@ -56,6 +57,7 @@ class RegionHierarchySettings:
 
 
 @MASK_GENERATOR_REGISTRY.register()
+@reads("MASKS.HIERARCHY", "MASKS.MIN_AREA", "MASKS.MAX_AREA")
 class RegionHierarchy(MaskGenerator):
     """Ranked regions of several hierarchies of one image's superpixels; they may be nested.
 

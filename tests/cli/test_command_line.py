@@ -103,7 +103,10 @@ def test_training_gets_its_flags_and_settings(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["train", "--config-file", "f.yaml", "--evalonly"], "unrecognized arguments: --evalonly"),
+        (
+            ["train", "--config-file", "f.yaml", "--evalonly"],
+            "unrecognized arguments: --evalonly; did you mean --eval-only?",
+        ),
         (["luss", "run", "--configs", "p", "--output", "o", "--stage-s=pretrain"], "unrecognized arguments: --stage-s"),
         (["train", "--config-file", "f.yaml", "SOLVER.MAX_ITER"], "KEY VALUE KEY VALUE ..., got 1 words: SOLVER.MAX_"),
         (["train", "--config-file", "f.yaml", "A", "1", "B"], "got 3 words: A 1 B"),

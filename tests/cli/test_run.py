@@ -97,8 +97,11 @@ def test_photos_alone_give_labels_a_model_predictions_and_a_page(scenes, tmp_pat
     assert len(list((output / "predictions" / "visualizations").iterdir())) == 6
     page = (output / "report" / "index.html").read_text()
     for expected in (
-        "The best of the",
-        "The worst of the",
+        "Most like its ground truth",
+        "Least like its ground truth",
+        "Predictions: ",
+        "are things, ",
+        "time for training and scoring",
         "The model by category",
         "names by matching",
         "knows clusters by number alone",

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from u2seg.config import setup_cfg
 from u2seg.engine.photo_run import run_plan
-from u2seg.engine.photo_run.new_config import new_config
+from u2seg.engine.photo_run.new_config import default_output, new_config
 from u2seg.engine.photo_run.run_budget import RunSize, num_iterations, plan_stages, stages_after_training
 from u2seg.engine.photo_run.run_estimates import RunCost
 from u2seg.engine.photo_run.run_features import choose_features
@@ -360,3 +360,13 @@ def test_a_new_configuration_names_the_photos_and_loads(photos, tmp_path, monkey
     assert cfg.MODEL.META_ARCHITECTURE == "PanopticFPN" and "7 photos" in (tmp_path / "my.yaml").read_text()
     with pytest.raises(FileNotFoundError):
         new_config("elsewhere")
+
+
+def test_a_run_goes_where_its_photos_are_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trip.2024").mkdir()
+    (tmp_path / "photos").symlink_to("trip.2024")
+    names = {"trip.2024": "trip.2024", "photos/": "photos", "trip.2024/a.jpg": "a", "list.txt": "list", "/": "photos"}
+    assert {given: str(default_output(given)) for given in names} == {k: f"output/{v}" for k, v in names.items()}
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.png")
+    assert 'OUTPUT_DIR: "output/photos/model"' in new_config("photos")

@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from types import ModuleType
 
@@ -134,7 +135,10 @@ def _take_overrides(args: argparse.Namespace, words: list[str], parser: argparse
     unknown = [word for word in words if word.startswith("--")]
     takes_overrides = hasattr(args, "opts")
     if unknown or (words and not takes_overrides):
-        parser.error(f"unrecognized arguments: {' '.join(unknown or words)}")
+        options = re.findall(r"--[\w-]+", parser.format_usage())
+        close = get_close_matches(unknown[0].partition("=")[0], options, n=1) if unknown else []
+        hint = f"; did you mean {close[0]}?" if close else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown or words)}{hint}")
     if takes_overrides:
         args.opts = words
         if len(words) % 2:

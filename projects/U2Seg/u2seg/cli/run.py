@@ -18,9 +18,11 @@ import time
 from pathlib import Path
 
 from u2seg.cli.arguments import add_overrides
+from u2seg.config import setup_cfg
 from u2seg.data.formats.label_directory import panoptic_directory
 from u2seg.engine.end_to_end import METRICS, RunCounts, RunDirectories, count_run, run_photos
 from u2seg.engine.end_to_end_report import write_run_report
+from u2seg.engine.photo_run.new_config import default_output
 from u2seg.engine.photo_run.run_budget import MAX_PREDICTED
 from u2seg.engine.photo_run.run_plan import (
     DEFAULT_MINUTES,
@@ -59,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Shows the plan, runs it, and says what came out."""
-    output = args.output or Path("output") / (Path(args.photos).resolve().stem or "photos")
+    output = args.output or default_output(args.photos)
     options = {
         "config_file": args.config_file,
         "opts": args.opts,
@@ -79,21 +81,50 @@ def run(args: argparse.Namespace) -> int:
     plan = make_plan(args.photos, output, **options)
     print(f"{format_plan(plan)}\n", flush=True)
     plan = run_photos(plan)
+    counts = count_run(plan)
     with quiet_screen(RunDirectories(output).log):
         page = write_run_report(
             str(plan.config_file),
             plan.photos.root,
             output,
             title=f"U2Seg on {args.photos}",
-            summary=f"{plan.features.description}.\n\nNo label was read before scoring.",
+            summary="\n\n".join(_page_summary(plan, counts)),
         )
-    _print_result(plan, count_run(plan), page)
+    _print_result(plan, counts, page)
     _print_better_features(args, plan)
     return 0
 
 
+def _page_summary(plan: RunPlan, counts: RunCounts) -> list[str]:
+    """Returns the paragraphs at the head of the page: features, counts, what is empty, how to read numbers and gaps."""
+    last, stuff = counts.clusters, setup_cfg(plan.config_file).SEMANTICS.NUM_CLUSTERS
+    no_scores = "" if plan.num_scored else " No ground truth was given, so nothing was scored."
+    return [
+        f"{plan.features.description}.",
+        f"{counts.images} photos. Labels: {_labels_count(counts)}. Predictions: {_predictions_count(plan, counts)}.{no_scores}",
+        *(f"{warning[0].upper()}{warning[1:]}." for warning in _warnings(plan, counts)),
+        f"Classes 1 to {last} are things, {last + 1} to {last + stuff} are stuff. Unlabeled pixels of a prediction belong to no thing "
+        "that is confident enough and to no stuff segment that is large enough.",
+    ]
+
+
+def _labels_count(counts: RunCounts) -> str:
+    return (
+        f"{counts.masks} masks in {counts.clusters} clusters: {counts.things} kept as things, {counts.dropped} dropped as hidden; "
+        f"{counts.stuff} stuff segments; {counts.without_things} photos without a thing"
+    )
+
+
+def _predictions_count(plan: RunPlan, counts: RunCounts) -> str:
+    threshold = setup_cfg(plan.config_file).MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH
+    return (
+        f"{counts.predicted_things} things of a score of {threshold:g} or more in {counts.predicted_images} photos; "
+        f"{counts.predicted_without_things} photos without a thing"
+    )
+
+
 def _announce_measuring() -> None:
-    print("The settings are fine. A few photos are labeled and trained on, to measure the time ...", flush=True)
+    print("The settings are valid. A few photos are labeled and trained on, to measure the time ...", flush=True)
 
 
 def _process_start() -> float:
@@ -131,14 +162,8 @@ def _print_result(plan: RunPlan, counts: RunCounts, page: Path) -> None:
         f", {counts.unreadable} could not be read ({output / 'labels' / 'failures.json'})" if counts.unreadable else ""
     )
     print(f"\nphotos       {counts.images} labeled{unread}")
-    print(
-        f"labels       {counts.masks} masks in {counts.clusters} clusters: {counts.things} kept as things, {counts.dropped} dropped as "
-        f"hidden; {counts.stuff} stuff segments; {counts.without_things} photos without a thing"
-    )
-    print(
-        f"predictions  {counts.predicted_things} things in {counts.predicted_images} photos; {counts.predicted_without_things} photos "
-        "without a thing"
-    )
+    print(f"labels       {_labels_count(counts)}")
+    print(f"predictions  {_predictions_count(plan, counts)}")
     for warning in _warnings(plan, counts):
         print(f"warning: {warning}", file=sys.stderr)
     if (output / METRICS).is_file():
@@ -168,8 +193,9 @@ def _warnings(plan: RunPlan, counts: RunCounts) -> list[str]:
         found.append(f"no things found in {counts.without_things} of {counts.images} photos")
     if counts.masks and not counts.predicted_things:
         found.append(
-            f"the model shows no thing in {counts.predicted_images} photos: it was trained too briefly. Give it --minutes "
-            f"{max(60, 4 * (plan.minutes or 0)):g}: it trains anew on the same labels"
+            f"the model shows no thing in {counts.predicted_images} photos: it was trained too briefly, so that all its scores are low "
+            f"(coco_results.json beside the predictions has them). Give it --minutes {max(60, 4 * (plan.minutes or 0)):g}: it trains "
+            "anew on the same labels"
         )
     if counts.images > MAX_PREDICTED:
         found.append(

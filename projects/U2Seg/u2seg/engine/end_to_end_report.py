@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 
 from u2seg.config import setup_cfg
-from u2seg.engine.end_to_end import CURVES, METRICS, STEPS, TIMES, RunDirectories
+from u2seg.engine.end_to_end import CURVES, METRICS, STEPS, TIMES, TRAINING, RunDirectories
 from u2seg.engine.photo_run.run_budget import PAGE_ROWS
 from u2seg.evaluation import format_table
 from u2seg.evaluation.matching.assignment import pair_counts
@@ -28,12 +28,12 @@ _MATCHED_NAMES = (
     f"ground truth afterwards (protocol {PROTOCOL}); a cluster that was matched to nothing keeps its number."
 )
 _AGREEMENT = (
-    "Agreement, by which the best and the worst image are chosen, says how well the segments of the {reference} are found again in the "
+    "Agreement, by which the first two images are chosen, says how well the segments of the {reference} are found again in the "
     "prediction, whatever their class; things and stuff count the same."
 )
 _NO_AGREEMENT = (
-    "The predictions agree with the {reference} equally little or much in all images, so none of them is shown first as the best or the "
-    "worst. If they are empty, the model needs more training."
+    "The predictions agree with the {reference} equally little or much in all images, so none of them is shown first. "
+    "If they are empty, the model needs more training."
 )
 SEEDS = "seeds"  # directory of runs that differ by their seed alone
 MAX_CONFUSION_ROWS = 30
@@ -101,7 +101,7 @@ def write_run_report(
         directories.report,
         title=title,
         summary=f"{summary}\n\n{agreement}",
-        facts={f"time for {step}": format_seconds(seconds) for step, seconds in _times(directories).items()},
+        facts=_times(directories, is_scored=bool(cfg.DATASETS.TEST)),
         tables=tables,
         heatmaps=heatmaps,
         curves=training_curves(directories.model / CURVES),
@@ -109,10 +109,12 @@ def write_run_report(
     )
 
 
-def _times(directories: RunDirectories) -> dict[str, float]:
-    """Returns the seconds that each step took, in the order of the steps."""
+def _times(directories: RunDirectories, *, is_scored: bool) -> dict[str, str]:
+    """Returns how long each step took, in the order of the steps."""
     times = read_json(directories.root / TIMES)
-    return {step: times[step] for step in (*(s for s in STEPS if s in times), *(s for s in times if s not in STEPS))}
+    steps = (*(step for step in STEPS if step in times), *(step for step in times if step not in STEPS))
+    named = {step: "training" if step == TRAINING and not is_scored else step for step in steps}
+    return {f"time for {named[step]}": format_seconds(times[step]) for step in steps}
 
 
 def comparison_rows(directories: RunDirectories, upper_bound: str | Path | None) -> dict[str, dict]:
@@ -277,15 +279,12 @@ def _best_and_worst(shown: Sequence[_Shown], reference: str) -> list[Row]:
     ranked = sorted(with_things if len(with_things) > 1 else shown, key=lambda item: -item.agreement)
     if len(ranked) < 2 or ranked[0].agreement == ranked[-1].agreement:
         return []
-    among = f"the {len(ranked)} images below"
-    if len(with_things) > 1:
-        among += f" whose {reference} has a thing"
     return [
         Row(
-            f"The {name} of {among}: agreement {item.agreement:.2f} of 1 ({item.row.title})",
+            f"{name} like its {reference}: {item.row.title} (agreement {item.agreement:.2f}; 1 is equal)",
             item.row.images,
         )
-        for name, item in (("best", ranked[0]), ("worst", ranked[-1]))
+        for name, item in (("Most", ranked[0]), ("Least", ranked[-1]))
     ]
 
 

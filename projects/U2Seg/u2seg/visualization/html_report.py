@@ -150,10 +150,9 @@ def _save_images(directory: Path, index: int, row: Row) -> list[_ImageFile]:
     """Writes a row's images; returns their names, relative to the page, and sizes in pixels."""
     files = []
     for column, (caption, image) in enumerate(row.images.items()):
-        legend: list[LegendEntry] = []
-        if isinstance(image, PanopticDrawing):
-            image, legend = image.image_rgb, image.legend
-        image_rgb = image if isinstance(image, np.ndarray) else read_named_rgb(image)
+        legend = image.legend if isinstance(image, PanopticDrawing) else []
+        pixels = image.image_rgb if isinstance(image, PanopticDrawing) else image
+        image_rgb = pixels if isinstance(pixels, np.ndarray) else read_named_rgb(pixels)
         name = f"{IMAGE_DIRECTORY}/{index:04d}-{column}.jpg"
         save_image(directory / name, image_rgb)
         files.append(_ImageFile(caption, name, width=image_rgb.shape[1], height=image_rgb.shape[0], legend=legend))

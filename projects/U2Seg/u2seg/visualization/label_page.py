@@ -23,7 +23,6 @@ from u2seg.visualization.panoptic_drawing import PanopticDrawing, contiguous_seg
 _PANOPTIC_JSON = "panoptic.json"
 _CROP_SIDE = 180  # pixels
 _CROPS = 8  # examples of one cluster
-GALLERY = "Clusters, the largest first"
 
 
 @dataclass(frozen=True)
@@ -197,6 +196,7 @@ def cluster_gallery(labels: PanopticLabels, clusters: int, failures: list[Failur
             if segment["category_id"] in labels.space.thing_contiguous_ids:
                 members[segment["category_id"]].append((annotation, segment))
     most_common = sorted(members, key=lambda category: (-len(members[category]), category))[:clusters]
+    group = f"Things: the {len(most_common)} largest of {len(members)} clusters"
     for category in most_common:
         examples = {}
         for number, (annotation, segment) in enumerate(evenly_spaced(members[category], _CROPS), start=1):
@@ -209,7 +209,7 @@ def cluster_gallery(labels: PanopticLabels, clusters: int, failures: list[Failur
         if examples:
             name = labels.space.thing_names[labels.space.thing_contiguous_ids[category]]
             title = f"Thing class {name}: {len(members[category])} segments"
-            yield Row(title, examples, columns=_CROPS, group=GALLERY)
+            yield Row(title, examples, columns=_CROPS, group=group)
 
 
 def _crop(image_rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """A short configuration file to start from, with comments."""
 
 import json
+import os
 from pathlib import Path
 
 from u2seg.utils.image_io import list_images
@@ -33,6 +34,16 @@ OUTPUT_DIR: {model}
 """
 
 
+def default_output(photos: str | Path) -> Path:
+    """Returns where a run on photos goes unless it is told: ``output/`` and the directory's name as it was given, links not followed.
+
+    Args:
+        photos: a directory, one photo, or a list of photos.
+    """
+    path = Path(os.path.abspath(photos))  # without the links, "." and ".." that Path.resolve() would follow
+    return Path("output") / ((path.name if path.is_dir() else path.stem) or "photos")
+
+
 def new_config(images: str | Path, output: str | Path | None = None) -> str:
     """Returns a short configuration file for a directory of photos, with comments.
 
@@ -44,7 +55,7 @@ def new_config(images: str | Path, output: str | Path | None = None) -> str:
         FileNotFoundError: no such directory, or no image in it.
     """
     count = len(list_images(images))
-    output = Path(output or Path("output") / Path(images).resolve().name)
+    output = Path(output) if output else default_output(images)
     quoted = {key: json.dumps(str(path)) for key, path in (("IMAGES", images), ("LABELS", output / "labels"))}
     return _NEW_CONFIG.format(
         count=count,

@@ -19,7 +19,8 @@ _CONNECT_SECONDS = 3.0
 _GPU_SIDE, _CPU_SIDE = 480, 320  # pixels of the square that a photo is resized to; MaskCut uses 480
 
 _OFFLINE_MEANING = (
-    "they know color and texture, not objects: a mask is a region of one look, and a cluster groups such regions"
+    "Hand-made features know color and texture, not objects: a mask is a region of one look, and a cluster groups such "
+    "regions"
 )
 _DINO_MEANING = (
     "self-supervised on ImageNet without labels: masks tend to follow objects, and clusters kinds of objects"
@@ -79,7 +80,7 @@ def choose_features(
     if (is_reachable or is_server_reachable)(url):
         return _dino(arch, on_gpu, f"{arch}; {size} MB will be downloaded once from {url}; {_DINO_MEANING}")
     return FeatureChoice(
-        f"HandmadeDescriptor, without weights, since DINO's are neither in the cache nor can {urlparse(url).hostname} be reached; "
+        f"HandmadeDescriptor, without weights. DINO's weights are not in the cache, and {urlparse(url).hostname} cannot be reached. "
         f"{_OFFLINE_MEANING}",
         better_url=url,
         better_megabytes=size,

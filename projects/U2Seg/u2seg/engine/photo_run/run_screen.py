@@ -50,8 +50,8 @@ def format_plan(plan: RunPlan) -> str:
         ),
         *_entry(
             "threads",
-            f"labels: {threads.decoding} decoding processes, {threads.refining} refining, {threads.numerical} numerical; training: "
-            f"{threads.loading} loading processes, {threads.training} numerical{_tried(plan)}",
+            f"labels {_threads(threads.refining * threads.numerical, threads.decoding)}; training "
+            f"{_threads(threads.training, threads.loading)}{_tried(plan)}",
         ),
         "",
         *_cost_table(plan),
@@ -81,7 +81,8 @@ def _cost_table(plan: RunPlan) -> list[str]:
         )
     if plan.minutes is not None and plan.is_free("SOLVER.MAX_ITER") and total > 1.05 * plan.minutes * 60:
         lines.append(
-            f"  {plan.minutes:g} minutes are too few: training gets a third of them, and the rest takes what it takes. Give more --minutes."
+            f"  This is more than {plan.minutes:g} minutes: the other stages take what they take, and training gets at least a third of the"
+            " minutes."
         )
     return lines
 
@@ -107,6 +108,12 @@ def plan_warnings(plan: RunPlan) -> list[str]:
             f"where they are more than {setup_cfg(plan.config_file).MASKS.MAX_FAILURES:.0%} of the photos (MASKS.MAX_FAILURES)"
         )
     return found
+
+
+def _threads(count: int, processes: int) -> str:
+    """Returns the threads that compute and, where there are such, the processes that read photos beside them."""
+    beside = f" and {processes} process{'es' if processes > 1 else ''} that read{'s' if processes == 1 else ''} photos"
+    return f"{count} thread{'s' if count > 1 else ''}{beside if processes else ''}"
 
 
 def _tried(plan: RunPlan) -> str:

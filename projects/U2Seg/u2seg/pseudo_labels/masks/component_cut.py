@@ -26,7 +26,7 @@ from threadpoolctl import ThreadpoolController
 
 FULL_BELOW = 96  # patches up to which a component is decomposed completely, which is faster there [ours]
 MAX_GROWTHS = 40  # inverse iterations after which a component is decomposed completely after all [ours]
-RELATIVE_TOLERANCE = 1e-7  # error of the unit vector: residual norm as a share of the eigen-gap of S^-1 lambda [ours]
+RELATIVE_TOLERANCE = 1e-7  # residual norm as a share of the eigen-gap: the error of the unit vector [ours]
 ABSOLUTE_TOLERANCE = 1e-12  # residual norm that ends the iteration whatever the gap [ours]
 
 _MIN_GROWTHS = 3  # before convergence is believed
@@ -216,6 +216,9 @@ class _GrowingPart:
             matrix: float64 (m, m), D - (1 - eps) B of the component; is overwritten.
             degrees: float64 (n,), of the whole graph.
             free: eps n.
+
+        Raises:
+            LinAlgError: eps is so small that the matrix is singular to float64.
         """
         self.nodes = nodes
         self.num_growths = 0
@@ -223,14 +226,19 @@ class _GrowingPart:
         self._free = free
         self._roots = np.sqrt(degrees[nodes])
         # The transposed view of a symmetric matrix has the memory layout that LAPACK wants, which spares it a copy.
-        self._factor, _ = lapack.dpotrf(matrix.T, lower=True, clean=False, overwrite_a=True)
+        self._factor, failed = lapack.dpotrf(matrix.T, lower=True, clean=False, overwrite_a=True)
+        if failed:
+            raise np.linalg.LinAlgError(
+                f"a patch graph is singular to 64-bit floats: patches that are not joined have weight {free / len(degrees):.1e}, which is "
+                "too small; set MASKS.EPS to 1e-10 or more"
+            )
         self._basis = self._solved = np.zeros((len(nodes), 0))
         self._projected = np.zeros((0, 0))
         noise = np.random.default_rng(0).standard_normal((len(nodes), _BLOCK_SIZE - 2))
         self._extend(np.column_stack([self._roots, 1 / self._roots, noise]))
-        for _ in range(_MIN_GROWTHS):
+        for _ in range(_MIN_GROWTHS - 1):
             self._grow()
-        self._find_pairs()
+        self.grow()
 
     def grow(self) -> None:
         """Adds the inverse's image of the newest directions; after ``MAX_GROWTHS`` decomposes the component completely."""
@@ -296,6 +304,7 @@ def _solve(parts: list, n: int) -> tuple[float, np.ndarray, int]:
             return 1.0, np.zeros(n), 0
         cut_value, coefficients, scale, gap = _second_root(poles, weights)
         pieces = np.split(coefficients, bounds)
+        # The residuals are those of u - lambda S^-1 u, whose eigenvalues are 0 and, for the next solution, 1 - lambda / (lambda + gap).
         tolerance = max(RELATIVE_TOLERANCE * gap / (cut_value + gap), ABSOLUTE_TOLERANCE)
         # Only components that are not good enough yet grow.
         rough = [

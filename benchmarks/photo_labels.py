@@ -41,9 +41,11 @@ BACKBONE = "LUSS/dense_contrast_photos_cpu.yaml"
 HANDMADE, LEARNED = "quick_schedules/coco_mini_handmade.yaml", "quick_schedules/coco_mini_learned.yaml"
 PROTOCOL = "hungarian"
 MODEL = "model"
+PATCH_STUFF = ["SEMANTICS.PROVIDER", "PatchKMeans", "SEMANTICS.NUM_CLUSTERS", 27]
 WHOLE_IMAGE = [
     *("MASKS.GENERATOR", "WholeImage", "MASKS.REFINEMENT", "none", "MASKS.MAX_AREA", 1.0, "MASKS.MAX_CORNERS", 5),
     *("SEMANTICS.SKIP_MASKED", False),  # no patch is left otherwise
+    *PATCH_STUFF,
 ]
 # Masks of pixels alone, which do not lie in each other.
 REGIONS = [
@@ -52,7 +54,6 @@ REGIONS = [
 ]
 # Of them, large ones at the image's border are left to stuff, whose maps follow contours too.
 OBJECTS = [*REGIONS, "MASKS.HIERARCHY.MAX_IMAGE_BORDER", 0.3]
-REGION_STUFF = ["SEMANTICS.PROVIDER", "RegionKMeans"]
 RANDOM = ["CLUSTERS.EMBEDDING", "random_vectors"]
 # Crops of masks at the size of the crops that the backbone was learned from.
 LEARNED_CROPS = ["CLUSTERS.EMBEDDING", "masked_crop", "FEATURES.IMAGE_SIZE", (96, 96)]
@@ -79,8 +80,8 @@ ROWS = {
     "regions": Row((HANDMADE, REGIONS), (HANDMADE, REGIONS), (HANDMADE, REGIONS)),
     "regions with random clusters": Row("regions", (HANDMADE, RANDOM), (HANDMADE, [])),
     "regions with learned things": Row("regions", (LEARNED, LEARNED_CROPS), (HANDMADE, [])),
-    "regions with learned things and stuff": Row("regions", (LEARNED, LEARNED_CROPS), (LEARNED, [])),
-    "objects and region stuff": Row((HANDMADE, OBJECTS), (LEARNED, LEARNED_CROPS), (LEARNED, REGION_STUFF)),
+    "regions with learned things and stuff": Row("regions", (LEARNED, LEARNED_CROPS), (LEARNED, PATCH_STUFF)),
+    "objects and region stuff": Row((HANDMADE, OBJECTS), (LEARNED, LEARNED_CROPS), (LEARNED, [])),
 }
 TAUGHT_BY = "objects and region stuff"  # the row whose labels the detector learns
 COLUMNS = ("PQ", "PQ_th", "PQ_st", "mIoU", "AR100")

@@ -18,13 +18,14 @@ from u2seg.pseudo_labels.semantics.learned.cause_training import (
     ContrastSettings,
     ProbeObjective,
     draw_places,
+    find_starts,
     take_places,
 )
 from u2seg.pseudo_labels.semantics.learned.cluster_probe import ClusterProbe
 from u2seg.pseudo_labels.semantics.learned.code_heads import CodeHead, ConceptDecoderHead
 from u2seg.pseudo_labels.semantics.learned.crops import CropFeatures, CropSet, batch_numbers, five_crop_box
 from u2seg.pseudo_labels.semantics.learned.head_training import HeadSchedule, train_head
-from u2seg.pseudo_labels.semantics.learned.learned_providers import build_stego
+from u2seg.pseudo_labels.semantics.learned.learned_providers import LearnedSemantics, build_stego
 from u2seg.pseudo_labels.semantics.learned.neighbors import nearest_neighbors
 from u2seg.pseudo_labels.semantics.learned.semantic_head import PixelClusters, PixelSettings, SemanticHead
 from u2seg.pseudo_labels.semantics.learned.stego_training import mean_correlation
@@ -166,7 +167,7 @@ def test_one_place_is_drawn_in_each_cell():
 
 def test_no_gradient_reaches_what_is_scored_in_causes_last_training():
     torch.manual_seed(0)
-    head, probe = CodeHead(4, 3, 0.1), ClusterProbe(5, 3, 3.0)
+    head, probe = CodeHead(4, 3, torch.nn.Dropout(0.1)), ClusterProbe(5, 3, 3.0)
     objective = ProbeObjective(head, probe, cell=1)
     objective.train()
     loss = objective(torch.randn(2, 4, 3, 3))["loss_modularity"]
@@ -176,10 +177,31 @@ def test_no_gradient_reaches_what_is_scored_in_causes_last_training():
     assert {name for name, _ in objective.named_parameters()} == {"probe.clusters"}
 
 
+def test_causes_clusters_start_at_the_groups_of_codes():
+    rng = np.random.default_rng(0)
+    # Features along three axes, of any length; the head passes them on.
+    maps = torch.eye(3)[torch.from_numpy(rng.integers(0, 3, (6, 4, 4)))].permute(0, 3, 1, 2) * 7
+    maps += torch.from_numpy(rng.normal(0, 0.05, maps.shape)).float()
+    head = CodeHead(3, 3, torch.nn.Identity())
+    for parameter in head.parameters():
+        parameter.data.zero_()
+    head.linear.weight.data[:, :, 0, 0] = torch.eye(3)
+    objective = ProbeObjective(head, ClusterProbe(3, 3, 3.0), cell=2)
+    starts = find_starts(make_cfg("CAUSE"), objective, lambda number: maps[number : number + 2], 5)
+    assert starts.shape == (3, 3)
+    np.testing.assert_allclose(starts[starts.argmax(axis=1).argsort()], np.eye(3), atol=0.05)
+    # From there the modularity is larger than with two centers in one group, where the third group has no center to attract.
+    losses = []
+    for centers in (starts, starts[[0, 0, 1]]):
+        objective.probe.clusters.data = torch.from_numpy(np.array(centers))
+        losses.append(objective(maps)["loss_modularity"].item())
+    assert losses[0] < losses[1]
+
+
 def test_the_average_follows_the_student_and_alone_stays_without_gradient():
     torch.manual_seed(0)
     settings = ContrastSettings.of_config(make_cfg("CAUSE"))
-    objective = ConceptObjective(CodeHead(4, settings.dim, 0.1), torch.randn(6, 4), settings)
+    objective = ConceptObjective(CodeHead(4, settings.dim, torch.nn.Dropout(0.1)), torch.randn(6, 4), settings)
     for _ in range(2):  # the second time the bank holds keys
         losses = objective(torch.randn(3, 4, 4, 4))
     assert losses["loss_bank"] > 0 and objective.bank.filled.sum() > 0
@@ -281,6 +303,36 @@ def test_an_image_that_was_lost_since_is_recorded_and_the_others_are_labeled(pro
         make_semantics(make_cfg(provider), images, masks, tmp_path / "untrained", max_failures=0.5)
 
 
+def test_an_image_that_is_lost_during_the_training_gives_way_to_the_next(photos, masks, tmp_path, caplog, monkeypatch):
+    images = tmp_path / "photos"
+    shutil.copytree(photos, images)
+    check = LearnedSemantics._find_readable
+
+    def check_then_lose(provider, records):
+        found = check(provider, records)
+        (images / "3.png").unlink()
+        (images / "1.png").write_bytes(b"damaged")
+        return found
+
+    monkeypatch.setattr(LearnedSemantics, "_find_readable", check_then_lose)
+    maps = maps_of(make_semantics(make_cfg("STEGO"), images, masks, tmp_path / "s", max_failures=0.5))
+    assert sorted(maps) == ["0.png", "2.png"] and np.load(tmp_path / "s" / "readable.npy").tolist() == [0, 1, 2, 3]
+    warnings = [record.message for record in caplog.records if "during the training" in record.message]
+    assert len(warnings) == 1 and warnings[0].startswith("2 of 4 images") and "The first: 1.png: " in warnings[0]
+
+    records = [ImageMasks(i, f"{i}.png", height=40, width=48) for i in range(4)]
+    extractor = build_feature_extractor(make_cfg("STEGO"))
+    features = CropFeatures(CropSet(images, records, 0.5), extractor, batch_size=4, cache_mib=0, num_threads=2)
+    found = features(np.array([7, 12, 18, 3]))
+    torch.testing.assert_close(found[0], found[1])  # the third crop of image 1 is that of image 2 now
+    torch.testing.assert_close(found[2], found[3])  # and after the last image comes the first
+    assert sorted(features.lost) == [1, 3]
+    for name in ("0.png", "2.png"):
+        (images / name).unlink()
+    with pytest.raises(ImageReadError, match=r"none of the 4 training images can be read any more: .*2\.png"):
+        features(np.array([10]))
+
+
 def test_of_too_many_images_a_seeded_sample_is_trained_on(photos, masks, tmp_path):
     def chosen(number, *opts):
         cfg = make_cfg("STEGO", "SEMANTICS.LEARNED.MAX_IMAGES", str(number), *opts)
@@ -301,7 +353,7 @@ def test_of_too_many_images_a_seeded_sample_is_trained_on(photos, masks, tmp_pat
 def test_log_probabilities_come_one_image_at_a_time():
     cfg = make_cfg("STEGO")
     extractor = build_feature_extractor(cfg)
-    head = SemanticHead(CodeHead(8, 8, 0.0), ClusterProbe(3, 8, 2.0), torch.zeros(8)).eval()
+    head = SemanticHead(CodeHead(8, 8, torch.nn.Dropout(0.0)), ClusterProbe(3, 8, 2.0), torch.zeros(8)).eval()
     found = PixelClusters(extractor, head, PixelSettings.of_config(cfg))([np.zeros((9, 7, 3), np.uint8)] * 2)
     first = next(found)
     assert first.shape == (3, 9, 7) and not first.requires_grad
@@ -352,7 +404,7 @@ def test_equal_colors_get_equal_clusters_and_different_ones_are_told_apart(photo
 def test_a_head_of_other_features_or_another_file_is_refused(tmp_path):
     cfg = make_cfg("STEGO")
     extractor = build_feature_extractor(cfg)
-    head = SemanticHead(CodeHead(5, 8, 0.0), ClusterProbe(3, 8, 2.0), torch.zeros(5))
+    head = SemanticHead(CodeHead(5, 8, torch.nn.Dropout(0.0)), ClusterProbe(3, 8, 2.0), torch.zeros(5))
     with pytest.raises(ValueError, match="trained on features of 5 channels, FEATURES gives 8"):
         PixelClusters(extractor, head, PixelSettings.of_config(cfg))
     torch.save({"model": {"backbone.weight": torch.zeros(2)}}, tmp_path / "other.pth")

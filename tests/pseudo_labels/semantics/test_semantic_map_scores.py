@@ -4,11 +4,17 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from u2seg.cli.main import main
+from u2seg.config import setup_cfg
 from u2seg.data.formats.coco_writer import PanopticWriter
 from u2seg.data.formats.semantic_shards import write_semantic_shard
 from u2seg.evaluation import score_semantic_maps
+from u2seg.evaluation.linear_probe import VOID, LabeledImages, score_linear_probe
+from u2seg.pseudo_labels.semantics.learned.cluster_probe import ClusterProbe
+from u2seg.pseudo_labels.semantics.learned.code_heads import CodeHead
+from u2seg.pseudo_labels.semantics.learned.semantic_head import SemanticHead, save_semantic_head
 from u2seg.utils.files import read_json
 from u2seg.utils.manifest import close_stage, open_stage
 
@@ -126,3 +132,49 @@ def test_cocostuff27_from_its_files_to_its_score(tmp_path, capsys):
     scored = read_json(tmp_path / "maps/metrics.json")["sem_seg"]["stego"]
     assert scored == {name: trained[name] for name in scored} and {"mIoU", "pACC"} <= scored.keys()
     assert scored["pACC"] > 40
+
+    both = f"--train-images {data}/val --images {data}/val"
+    for role in ("train", "gt"):
+        both += f" --{role}-json {data}/annotations/panoptic_val.json --{role}-root {data}/panoptic_val"
+    assert main(f"score linear-probe {weights} --config-file {config} {both} --iterations 1".split()) == 0
+    heading, values = capsys.readouterr().out.strip().splitlines()[-2:]
+    assert "4 images, linear probe trained on the ground truth of" in heading and "mIoU" in values
+
+
+def test_a_linear_probe_learns_from_ground_truth_what_clusters_do_not_tell(tmp_path):
+    writer = PanopticWriter(tmp_path, "val", [{"id": i, "name": f"c{i}", "isthing": 0} for i in (1, 2)])
+    ids = np.full((40, 48), 2, np.int32)
+    ids[:20] = 1
+    image = np.where(ids[:, :, None] == 1, (200, 30, 30), (30, 30, 200)).astype(np.uint8)
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        Image.fromarray(image).save(tmp_path / f"images/{name}.png")
+        writer.add(f"{name}.png", ids, [{"id": i, "category_id": i, "iscrowd": 0} for i in (1, 2)])
+    labeled = LabeledImages(tmp_path / "images", writer.close(), tmp_path / "panoptic_val")
+    opts = "FEATURES.IMAGE_SIZE (32,32) FEATURES.DEVICE cpu SEMANTICS.LEARNED.MAP_SIZE (32,32) SEMANTICS.PROVIDER STEGO"
+    cfg = setup_cfg("quick_schedules/scenes.yaml", [*opts.split(), "SEMANTICS.NUM_CLUSTERS", "3"])
+    torch.manual_seed(0)
+    head = SemanticHead(CodeHead(8, 8, torch.nn.Identity()), ClusterProbe(3, 8, 2.0), torch.zeros(8))
+    save_semantic_head(tmp_path / "head.pth", head.state_dict())
+    options = {"iterations": 40, "batch_size": 2, "base_lr": 0.05}
+    scores = score_linear_probe(cfg, tmp_path / "head.pth", labeled, labeled, **options)
+    assert scores["mIoU"] > 80
+    assert score_linear_probe(cfg, tmp_path / "head.pth", labeled, labeled, **options) == scores
+
+
+def test_a_linear_probe_takes_pairs_by_name_and_equal_classes(ground_truth, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("b.png", "a.png", "unlabeled.png"):
+        Image.fromarray(np.full((4, 6, 3), ord(name[0]), np.uint8)).save(images / name)
+    labeled = LabeledImages(images, *ground_truth)
+    assert len(labeled) == 2 and labeled.class_names == ("c1", "c2")
+    image, classes = labeled.read(1)
+    assert image[0, 0, 0] == ord("b") and classes[0, 0] == VOID and (classes.ravel()[1:] == 1).all()
+    other = LabeledImages(images, *ground_truth)
+    other.class_names = ("sky", "grass")
+    with pytest.raises(ValueError, match=r"classes that are scored, sky, grass, \.\.\., got c1, c2"):
+        score_linear_probe(setup_cfg("quick_schedules/scenes.yaml"), "head.pth", labeled, other)
+    (images / "a.png").unlink()
+    with pytest.raises(ValueError, match=r"1 of 2 are not there, for example \['a'\]"):
+        LabeledImages(images, *ground_truth)

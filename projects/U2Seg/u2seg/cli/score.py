@@ -11,17 +11,25 @@ Pseudo-labels or predictions in COCO's panoptic format against a ground truth in
 The semantic stage's maps alone, made on the images of the ground truth (protocol "stego" unless others are asked for):
 
     u2seg score semantics labels/semantics --gt-json GT.json --gt-root GT_PNGS
+
+A linear probe on the codes of a trained head of STEGO or CAUSE. It is trained on ground truth, so this is no unsupervised score:
+
+    u2seg score linear-probe labels/semantics/model_final.pth --config-file my.yaml \
+        --train-images TRAIN --train-json TRAIN.json --train-root TRAIN_PNGS --images VAL --gt-json VAL.json --gt-root VAL_PNGS
 """
 
 import argparse
 
+from u2seg.cli.arguments import add_config_arguments
+from u2seg.config import setup_cfg
 from u2seg.evaluation import score_panoptic_files, score_saved_tables, score_semantic_maps
+from u2seg.evaluation.linear_probe import LabeledImages, score_linear_probe
 from u2seg.utils.command_line import comma_separated
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
-    commands = parser.add_subparsers(dest="source", required=True, metavar="tables|files|semantics")
+    commands = parser.add_subparsers(dest="source", required=True, metavar="tables|files|semantics|linear-probe")
     tables = commands.add_parser("tables", help="score tables that an evaluation saved")
     tables.add_argument("tables", help="a tables.npz")
     files = commands.add_parser("files", help="score panoptic PNG + JSON against COCO panoptic ground truth")
@@ -29,7 +37,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "semantics", help="score the semantic stage's maps against COCO panoptic ground truth"
     )
     semantics.add_argument("semantics", help="directory of the semantic stage")
+    probe = commands.add_parser(
+        "linear-probe", help="score a linear classifier, trained on ground truth, of a head's codes"
+    )
+    probe.add_argument("weights", help="model_final.pth of the semantic stage")
+    add_config_arguments(probe)
+    probe.add_argument("--train-images", required=True, metavar="DIR", help="images on which the probe is trained")
+    probe.add_argument("--images", required=True, metavar="DIR", help="images on which it is scored")
+    probe.add_argument("--iterations", type=int, default=1000, metavar="N", help="of its training (default 1000)")
     for command, role, what in (
+        (probe, "train", "training images' ground truth"),
+        (probe, "gt", "ground truth"),
         (files, "gt", "ground truth"),
         (files, "predicted", "labels or predictions"),
         (semantics, "gt", "ground truth"),
@@ -59,6 +77,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table of scores."""
+    if args.source == "linear-probe":
+        train = LabeledImages(args.train_images, args.train_json, args.train_root)
+        scored = LabeledImages(args.images, args.gt_json, args.gt_root)
+        cfg = setup_cfg(args.config_file, args.opts)
+        scores = score_linear_probe(cfg, args.weights, train, scored, iterations=args.iterations)
+        print(f"{args.gt_json}: {len(scored)} images, linear probe trained on the ground truth of {args.train_json}")
+        print("  ".join(f"{name} {value:.1f}" for name, value in scores.items()))
+        return 0
     options = {
         "protocols": tuple(args.protocols) if args.protocols else None,
         "fit_on": args.fit_on,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
@@ -22,7 +23,12 @@ from u2seg.pseudo_labels.semantics.learned.crops import CropFeatures, batch_numb
 from u2seg.pseudo_labels.semantics.learned.head_training import HeadSchedule, train_head
 from u2seg.pseudo_labels.semantics.learned.losses.concept_contrast import ConceptBank, concept_contrast
 from u2seg.pseudo_labels.semantics.learned.losses.modularity import modularity_loss, nearest_codeword
+from u2seg.pseudo_labels.semantics.learned.neighbors import kept_array
 from u2seg.pseudo_labels.semantics.learned.semantic_head import SemanticHead
+from u2seg.utils.kmeans import kmeans, l2_normalize
+
+STARTS = "starts.npy"  # float32 (K, D): where the cluster centers of the third training start
+_START_BATCHES = 64  # from whose codes they are found
 
 
 def train_cause(cfg: CfgNode, features: CropFeatures, output: Path) -> SemanticHead:
@@ -55,7 +61,7 @@ def train_cause(cfg: CfgNode, features: CropFeatures, output: Path) -> SemanticH
     if settings.HEAD == "TR":
         head = ConceptDecoderHead(words, features.shape[1:], settings.DIM, settings.DROPOUT)
     else:
-        head = CodeHead(channels, settings.DIM, settings.DROPOUT)
+        head = CodeHead(channels, settings.DIM, nn.Dropout(settings.DROPOUT))
     contrast = ConceptObjective(head, words, ContrastSettings.of_config(cfg)).to(features.device)
     train_head(
         contrast,
@@ -78,6 +84,8 @@ def train_cause(cfg: CfgNode, features: CropFeatures, output: Path) -> SemanticH
 
     probe = ClusterProbe(cfg.SEMANTICS.NUM_CLUSTERS, settings.DIM, settings.LOGIT_SCALE)
     objective = ProbeObjective(contrast.average, probe, settings.CELL).to(features.device)
+    starts = kept_array(output / "probe" / STARTS, lambda: find_starts(cfg, objective, batches(3), per_epoch))
+    probe.clusters.data.copy_(torch.from_numpy(np.array(starts)))
     halving = settings.PROBE_STEP_EPOCHS * per_epoch
     train_head(
         objective,
@@ -214,9 +222,41 @@ class ProbeObjective(nn.Module):
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Returns ``loss_modularity`` for features, float32 (B, C, rows, columns)."""
-        with torch.no_grad():
-            codes = self._head[0](features)
-        return {"loss_modularity": modularity_loss(draw_cells(codes, self._cell), self.probe.clusters)}
+        return {"loss_modularity": modularity_loss(self.draw_codes(features), self.probe.clusters)}
+
+    @torch.no_grad()
+    def draw_codes(self, features: Tensor) -> Tensor:
+        """Returns the code of one random token of each cell, float32 (B, cells, D), of features (B, C, rows, columns)."""
+        return draw_cells(self._head[0](features), self._cell)
+
+
+def find_starts(
+    cfg: CfgNode, objective: ProbeObjective, batch_of: Callable[[int], Tensor], per_epoch: int
+) -> np.ndarray:
+    """Returns where the cluster centers start, float32 (K, D): the k-means centers of a sample of codes of length one.
+
+    The released code starts them at random near zero. A center that is the nearest to no token gets no gradient of the modularity, and
+    two that share a concept stay together: of random starts most ended with such clusters and with a smaller modularity than this one.
+
+    Args:
+        cfg: reads ``SEMANTICS``.
+        objective: of the third training, whose head is trained.
+        batch_of: returns the features of an iteration.
+        per_epoch: iterations in an epoch; the sample is taken from so many batches at most.
+    """
+    torch.manual_seed(cfg.SEMANTICS.SEED)  # which tokens are drawn
+    drawn = [
+        objective.draw_codes(batch_of(number)).flatten(0, 1).cpu() for number in range(min(per_epoch, _START_BATCHES))
+    ]
+    vectors = l2_normalize(torch.cat(drawn).numpy())
+    result = kmeans(
+        vectors,
+        len(objective.probe.clusters),
+        num_iterations=cfg.SEMANTICS.NUM_ITERATIONS,
+        num_restarts=cfg.SEMANTICS.NUM_RESTARTS,
+        seed=cfg.SEMANTICS.SEED,
+    )
+    return result.centroids
 
 
 def draw_places(maps: Tensor, cell: int) -> Tensor:

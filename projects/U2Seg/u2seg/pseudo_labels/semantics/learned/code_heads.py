@@ -10,18 +10,18 @@ from u2seg.pseudo_labels.semantics.learned.losses.modularity import nearest_code
 class CodeHead(nn.Module):
     """A linear and a nonlinear branch of 1 x 1 convolutions, summed: STEGO's head, and CAUSE's MLP.
 
-    Each branch drops whole channels of its input on its own while training.
+    Each branch drops parts of its input on its own while training: STEGO whole channels, CAUSE single values.
 
     Source: STEGO, section 3.3, and its released code; CAUSE's released code.
     """
 
-    def __init__(self, num_channels: int, dim: int, dropout: float):
+    def __init__(self, num_channels: int, dim: int, dropout: nn.Module):
         """Builds both branches.
 
         Args:
             num_channels: C of the features.
             dim: D of the codes.
-            dropout: share of the channels that each branch loses.
+            dropout: of the features, called once for each branch.
         """
         super().__init__()
         self.linear = nn.Conv2d(num_channels, dim, 1)
@@ -36,8 +36,7 @@ class CodeHead(nn.Module):
         Args:
             features: float32 (B, C, rows, columns).
         """
-        dropped = [F.dropout2d(features, self.dropout, self.training) for _ in range(2)]
-        return self.linear(dropped[0]) + self.nonlinear(dropped[1])
+        return self.linear(self.dropout(features)) + self.nonlinear(self.dropout(features))
 
 
 class ConceptDecoderHead(nn.Module):
@@ -65,7 +64,7 @@ class ConceptDecoderHead(nn.Module):
         self.register_buffer("grid", torch.tensor(grid_size))
         self.query_position = nn.Parameter(torch.randn(grid_size[0] * grid_size[1], 1, channels))
         self.decoder = ConceptDecoder(channels, feedforward, dropout)
-        self.branches = CodeHead(channels, dim, dropout)
+        self.branches = CodeHead(channels, dim, nn.Dropout(dropout))
 
     def forward(self, features: Tensor) -> Tensor:
         """Returns codes, float32 (B, D, rows, columns).

@@ -1,5 +1,6 @@
 """Five crops of each image, cut when they are needed, and their features."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from u2seg.data.formats.mask_shards import ListedImage
 from u2seg.features import FeatureExtractor, stack_on
-from u2seg.utils.image_io import ImageSource, read_listed_image
+from u2seg.utils.image_io import ImageReadError, ImageSource, read_listed_image
 from u2seg.utils.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 FIVE = 5  # top left, top right, bottom left, bottom right, center
 
@@ -63,7 +66,11 @@ class CropSet:
         return 1 if self.ratio == 1 else FIVE
 
     def read(self, number: int) -> np.ndarray:
-        """Returns the square center of a crop, uint8 (side, side, 3)."""
+        """Returns the square center of a crop, uint8 (side, side, 3).
+
+        Raises:
+            ImageReadError: its image was damaged or removed.
+        """
         record = self.records[number // self.per_image]
         size = (record.height, record.width)
         image_rgb = read_listed_image(self.images, record.file_name, size)
@@ -99,6 +106,7 @@ class CropFeatures:
             num_threads: that read and resize images.
         """
         self.crops = crops
+        self.lost: dict[int, str] = {}
         self._extractor = extractor
         self._batch_size = batch_size
         self.device = next((b.device for b in [*extractor.parameters(), *extractor.buffers()]), torch.device("cpu"))
@@ -146,13 +154,36 @@ class CropFeatures:
                 bar.update(len(features))
                 yield start, features
 
+    def warn_of_lost_images(self) -> None:
+        """Says how many images were lost, if any."""
+        if self.lost:
+            first = min(self.lost)
+            logger.warning(
+                f"{len(self.lost)} of {len(self.crops.records)} images could not be read during the training; for each the next image "
+                f"was taken. The first: {self.crops.records[first].file_name}: {self.lost[first]}"
+            )
+
     @torch.no_grad()
     def _compute(self, numbers: np.ndarray, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        def prepare(number: int) -> Tensor:
-            return self._extractor.preprocess(self.crops.read(number))
-
-        images = list(self._pool.map(prepare, map(int, numbers)))
+        images = list(self._pool.map(self._prepared, map(int, numbers)))
         return compute(stack_on(images, self.device)).float()
+
+    def _prepared(self, number: int) -> Tensor:
+        """Returns a crop as the extractor takes it; of the next image that can be read where its own cannot.
+
+        Raises:
+            ImageReadError: no image can be read.
+        """
+        for step in range(0, len(self), self.crops.per_image):
+            current = (number + step) % len(self)
+            try:
+                return self._extractor.preprocess(self.crops.read(current))
+            except ImageReadError as error:
+                self.lost[current // self.crops.per_image] = str(error)
+        raise ImageReadError(
+            f"none of the {len(self.crops.records)} training images can be read any more: {self.lost[number // self.crops.per_image]}. "
+            "Put them back and go on"
+        )
 
 
 def batch_numbers(iteration: int, count: int, batch_size: int, seed: int) -> np.ndarray:

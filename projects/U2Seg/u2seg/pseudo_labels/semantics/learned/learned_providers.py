@@ -108,7 +108,9 @@ class LearnedSemantics:
         )
         if learned.CENTER:
             features.center = torch.from_numpy(kept_array(self._output / MEANS, features.means).mean(axis=0))
-        return self._train(self._cfg, features, self._output)
+        head = self._train(self._cfg, features, self._output)
+        features.warn_of_lost_images()
+        return head
 
     def _training_images(self) -> list[ListedImage]:
         """Returns the images that the mask stage could read, or a sample of them, in order."""

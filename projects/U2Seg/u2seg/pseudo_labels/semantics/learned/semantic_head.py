@@ -106,7 +106,7 @@ def _head_of(weights: Mapping[str, Tensor], path: str | Path) -> nn.Module:
         raise CheckpointError(f"{path} holds clusters, but no head: expected head.linear.weight")
     dim, num_channels = weights[f"{prefix}linear.weight"].shape[:2]
     if prefix == "head.":
-        return CodeHead(num_channels, dim, dropout=0.0)
+        return CodeHead(num_channels, dim, dropout=nn.Identity())
     needed = [f"head.{name}" for name in ("codebook", "grid", "decoder.linear1.weight")]
     absent = [name for name in needed if name not in weights]
     if absent:
@@ -184,14 +184,23 @@ class PixelClusters:
 
         Source: STEGO's released code: mean code of an image and its mirror image, bilinear, log-softmax, CRF.
         """
+        for image, code in zip(images_rgb, self.codes(images_rgb)):
+            log_probabilities = self._model.probe.log_probabilities(code[None], image.shape[:2])[0]
+            if self._settings.crf is not None:
+                crf = DenseCRF(image, self._settings.crf, device=str(code.device))
+                log_probabilities = crf.marginals(log_probabilities).clamp_min(1e-30).log()
+            yield log_probabilities
+
+    @torch.no_grad()
+    def codes(self, images_rgb: list[np.ndarray]) -> Tensor:
+        """Returns the codes of images, where wanted their mean with the mirror image's, float32 (B, D, rows, columns).
+
+        Args:
+            images_rgb: uint8 (H, W, 3) of any sizes.
+        """
         device = self._model.probe.clusters.device
         inputs = torch.stack([self._extractor.preprocess(image) for image in images_rgb]).to(device)
         codes = self._model.codes(self._extractor(inputs))
         if self._settings.mirror:
             codes = (codes + self._model.codes(self._extractor(inputs.flip(3))).flip(3)) / 2
-        for image, code in zip(images_rgb, codes):
-            log_probabilities = self._model.probe.log_probabilities(code[None], image.shape[:2])[0]
-            if self._settings.crf is not None:
-                crf = DenseCRF(image, self._settings.crf, device=str(device))
-                log_probabilities = crf.marginals(log_probabilities).clamp_min(1e-30).log()
-            yield log_probabilities
+        return codes

@@ -82,7 +82,7 @@ def train_stego(cfg: CfgNode, features: CropFeatures, output: Path) -> SemanticH
     _warn_of_collapse(mean_correlation(batch_of(0)[0]), settings.NEGATIVE_SHIFT)
     torch.manual_seed(seed)  # the random weights
     model = SemanticHead(
-        CodeHead(features.shape[0], settings.DIM, settings.DROPOUT),
+        CodeHead(features.shape[0], settings.DIM, nn.Dropout2d(settings.DROPOUT)),
         ClusterProbe(cfg.SEMANTICS.NUM_CLUSTERS, settings.DIM, settings.LOGIT_SCALE),
         features.center,
     ).to(features.device)

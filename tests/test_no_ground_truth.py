@@ -15,7 +15,7 @@ from u2seg.pseudo_labels.pipeline import make_pseudo_labels
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     """Scenes with ground truth for the training images too, which the demo's do not have."""
-    return render_scenes(tmp_path_factory.mktemp("data") / "scenes", "--train", "8", "--val", "2", "--annotate-train")
+    return render_scenes(tmp_path_factory.mktemp("data") / "scenes", 8, 2, annotate_train=True)
 
 
 @pytest.fixture

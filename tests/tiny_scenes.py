@@ -1,10 +1,9 @@
 """A few rendered scenes, and settings with which their labels are made in seconds."""
 
-import subprocess
-import sys
 from pathlib import Path
 
-RENDER = Path(__file__).parent.parent / "datasets" / "prepare_scenes.py"
+from u2seg.data.benchmarks.scenes import prepare_scenes
+
 CONFIG = "quick_schedules/scenes.yaml"
 FEW_CLUSTERS = [
     *("MASKS.NUM_WORKERS", "0", "CLUSTERS.NUM_CLUSTERS", "3", "CLUSTERS.NUM_RESTARTS", "1"),
@@ -12,8 +11,6 @@ FEW_CLUSTERS = [
 ]
 
 
-def render_scenes(root: Path, *options: str) -> Path:
-    """Runs ``datasets/prepare_scenes.py`` and returns the directory that it filled."""
-    command = [sys.executable, str(RENDER), "--output", str(root), *options]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    return root
+def render_scenes(root: Path, train: int, val: int, *, annotate_train: bool = False) -> Path:
+    """Renders ``train`` and ``val`` scenes and returns the directory that holds them."""
+    return prepare_scenes(root, train, val, seed=0, annotate_train=annotate_train)

@@ -46,7 +46,7 @@ def _labels_in_this_process(monkeypatch):
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    return render_scenes(tmp_path_factory.mktemp("data") / "scenes", "--train", "1", "--val", "6")
+    return render_scenes(tmp_path_factory.mktemp("data") / "scenes", 1, 6)
 
 
 def test_check_shows_the_plan_and_writes_nothing(scenes, tmp_path, capsys, monkeypatch):

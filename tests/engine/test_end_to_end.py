@@ -13,7 +13,7 @@ TINY = [*FEW_CLUSTERS, "MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "1", "SOLVER.IM
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     # A directory whose name is a number stays a directory.
-    return render_scenes(tmp_path_factory.mktemp("data") / "2024", "--train", "4", "--val", "3")
+    return render_scenes(tmp_path_factory.mktemp("data") / "2024", 4, 3)
 
 
 def test_photos_without_any_ground_truth_give_labels_a_model_and_a_page(scenes, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """What a run finds, chooses and refuses before it works."""
 
 import json
+import multiprocessing
 import os
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from u2seg.config import setup_cfg
-from u2seg.engine.photo_run import run_plan
+from u2seg.engine.photo_run import run_plan, run_threads
 from u2seg.engine.photo_run.new_config import default_output, new_config
 from u2seg.engine.photo_run.run_budget import RunSize, num_iterations, plan_stages, stages_after_training
 from u2seg.engine.photo_run.run_estimates import RunCost
@@ -113,11 +114,16 @@ def test_workers_and_threads_never_exceed_the_cores(cores, network):
     assert threads.refining >= 1 and threads.numerical >= 1 and threads.training >= 1
 
 
-def test_a_process_of_its_own_keeps_to_its_threads_and_hands_errors_on():
+def test_a_process_of_its_own_keeps_to_its_threads_and_hands_errors_on(monkeypatch):
+    # A new interpreter, in which libraries are loaded anew, is asked for. Here a fork stands in for it, which imports nothing.
+    asked = []
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(run_threads.multiprocessing, "get_context", lambda method: asked.append(method) or fork)
     with pytest.raises(ValueError, match="3 threads"):
         run_in_process(3, exec, "import os; raise ValueError(os.environ['OPENBLAS_NUM_THREADS'] + ' threads')")
     with pytest.raises(ChildProcessError, match="Run the same command again"):
         run_in_process(1, os._exit, 9)
+    assert asked == ["spawn", "spawn"] and os.environ.get("OPENBLAS_NUM_THREADS") != "3"
 
 
 def test_there_are_never_more_clusters_than_masks():

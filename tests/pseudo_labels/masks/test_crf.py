@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_images import synthetic_photo
 from u2seg.pseudo_labels.masks import MASKCUT_CRF, STEGO_CRF, CRFSettings, DenseCRF
-from u2seg.pseudo_labels.masks.permutohedral import PermutohedralLattice
+from u2seg.pseudo_labels.masks.permutohedral import PermutohedralLattice, _matches_by_merging, _matches_by_search
 
 
 def random_image(height, width, seed=0):
@@ -110,12 +110,22 @@ def slow_filter(points, values):
 @given(dims=st.integers(1, 5), count=st.integers(1, 40), columns=st.integers(1, 9), seed=st.integers(0, 10**6))
 @settings(max_examples=40, deadline=None)
 def test_lattice_equals_a_slow_one(dims, count, columns, seed):
-    # Within half a standard deviation to several: vertices with all their neighbors, and with none.
+    # Within half a standard deviation to hundreds: vertices with all their neighbors and with none, keys of 32 and of 64 bits.
     rng = np.random.default_rng(seed)
-    points = rng.normal(0, rng.choice([0.5, 2, 8]), (count, dims)).astype(np.float32)
+    points = rng.normal(0, rng.choice([0.5, 2, 8, 300]), (count, dims)).astype(np.float32)
     values = rng.normal(0, 1, (count, columns)).astype(np.float32)
     got = PermutohedralLattice(torch.from_numpy(points)).filter(torch.from_numpy(values)).numpy()
     assert np.abs(got - slow_filter(points, values)).max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_numbers_in_common_are_found_by_merging_and_by_search(dtype):
+    numbers = torch.tensor([0, 3, 4, 9, 12, torch.iinfo(dtype).max // 2 - 1], dtype=dtype)
+    wanted = torch.tensor([0, 1, 4, 5, 12, 13, torch.iinfo(dtype).max // 2 - 1], dtype=dtype)
+    for matches in (_matches_by_merging, _matches_by_search):
+        first, second = matches(numbers, wanted)
+        assert first.tolist() == [0, 2, 4, 5] and second.tolist() == [0, 2, 4, 6]
+        assert [places.tolist() for places in matches(numbers[:1], wanted[1:])] == [[], []]
 
 
 def test_marginals_move_to_the_edge_of_the_image():

@@ -272,3 +272,11 @@ def test_gpu_equals_cpu():
     assert torch.allclose(on_cpu.cut_values, on_gpu.cut_values.cpu(), atol=1e-6)
     for index in range(4):
         assert_same_vector(on_cpu.vectors[index].numpy(), on_gpu.vectors[index].cpu().numpy(), 1e-4)
+
+
+def test_links_too_weak_for_floats_have_a_clear_error():
+    points = np.random.default_rng(0).random((200, 2))
+    joined = np.linalg.norm(points[:, None] - points, axis=2) < 0.3
+    assert 0 < solve_by_components(joined, 1e-10).cut_value < 1
+    with pytest.raises(ValueError, match=r"eps \(MASKS\.EPS\) is 1e-16, lost in rounding beside \d+ links"):
+        solve_by_components(joined, 1e-16)

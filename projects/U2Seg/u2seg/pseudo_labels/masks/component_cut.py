@@ -26,7 +26,7 @@ from threadpoolctl import ThreadpoolController
 
 FULL_BELOW = 96  # patches up to which a component is decomposed completely, which is faster there [ours]
 MAX_GROWTHS = 40  # inverse iterations after which a component is decomposed completely after all [ours]
-RELATIVE_TOLERANCE = 1e-7  # error of the unit vector: residual norm as a share of the eigen-gap of S^-1 lambda [ours]
+RELATIVE_TOLERANCE = 1e-7  # residual norm as a share of the eigen-gap: the error of the unit vector [ours]
 ABSOLUTE_TOLERANCE = 1e-12  # residual norm that ends the iteration whatever the gap [ours]
 
 _MIN_GROWTHS = 3  # before convergence is believed
@@ -35,6 +35,7 @@ _LOG_SMALLEST = -200.0  # natural logarithm of the smallest distance to a pole, 
 _ORTHOGONAL = 1e-8  # overlap of unit vectors whose square float64 does not see
 _MAX_DIVISIONS = 12  # after which the root is bracketed
 _SAME = 4e-16  # relative difference of a number from itself, rounded
+_WEAKEST = 1e-13  # eps n as a share of the largest degree, below which Cholesky factors drown in rounding
 _FLOOR = 1e-30  # of g: a direction without any weight keeps its eigenvalue, as the limit of a small weight
 
 
@@ -68,6 +69,9 @@ def solve_by_components(joined: np.ndarray, eps: float) -> ComponentCut:
         joined: bool or 0/1 integers (n, n), symmetric: the binary graph; patches that are removed have empty rows.
         eps: weight of patches that are not joined, above 0.
 
+    Raises:
+        ValueError: ``eps`` is so small that float64 does not see it beside the links.
+
     Source: CutLER, section 3.1; Shi and Malik, TPAMI 2000, section 2.
     """
     # Several threads wait for one another on matrices so small: on two cores, 200 scenes took 131 s with two threads and 43 s with one.
@@ -80,6 +84,10 @@ def _solve_by_components(joined: np.ndarray, eps: float) -> ComponentCut:
     n = len(joined)
     counts = joined.sum(axis=1, dtype=np.int64)
     degrees = (1 - eps) * counts + eps * n
+    if eps * n < _WEAKEST * degrees.max(initial=0.0):
+        raise ValueError(
+            f"eps (MASKS.EPS) is {eps}, lost in rounding beside {counts.max()} links of weight 1; set it to 1e-10 or more"
+        )
     components = connected_components(joined, counts)
     cliques = _Cliques(degrees, eps)
     others: list[_Part | _GrowingPart] = []
@@ -228,9 +236,9 @@ class _GrowingPart:
         self._projected = np.zeros((0, 0))
         noise = np.random.default_rng(0).standard_normal((len(nodes), _BLOCK_SIZE - 2))
         self._extend(np.column_stack([self._roots, 1 / self._roots, noise]))
-        for _ in range(_MIN_GROWTHS):
+        for _ in range(_MIN_GROWTHS - 1):
             self._grow()
-        self._find_pairs()
+        self.grow()
 
     def grow(self) -> None:
         """Adds the inverse's image of the newest directions; after ``MAX_GROWTHS`` decomposes the component completely."""
@@ -296,6 +304,7 @@ def _solve(parts: list, n: int) -> tuple[float, np.ndarray, int]:
             return 1.0, np.zeros(n), 0
         cut_value, coefficients, scale, gap = _second_root(poles, weights)
         pieces = np.split(coefficients, bounds)
+        # The residuals are those of u - lambda S^-1 u, whose eigenvalues are 0 and, for the next solution, 1 - lambda / (lambda + gap).
         tolerance = max(RELATIVE_TOLERANCE * gap / (cut_value + gap), ABSOLUTE_TOLERANCE)
         # Only components that are not good enough yet grow.
         rough = [

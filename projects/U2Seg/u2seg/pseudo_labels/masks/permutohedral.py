@@ -35,7 +35,7 @@ class PermutohedralLattice:
             features: float32 (N, d), the points' positions in units of the Gaussian's standard deviation.
 
         Raises:
-            ValueError: the points spread so far that lattice keys do not fit 63 bits.
+            ValueError: the points spread so far that lattice keys do not fit 62 bits.
         """
         self.num_points, self.num_dims = features.shape
         self.device = features.device
@@ -131,7 +131,7 @@ def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     quotients = torch.div(elevated, d + 1).round_()
     excess = quotients.sum(0).to(torch.int8)
     distance = torch.add(elevated, quotients, alpha=-(d + 1))
-    # Each coordinate's place in descending order, ties in the order of the axes, later ones giving way to earlier ones.
+    # Each coordinate's rank in descending order; of equal ones the first axis comes first.
     ranks = excess + torch.arange(d + 1, dtype=torch.int8, device=features.device)[:, None]
     for first in range(d):
         for second in range(first + 1, d + 1):
@@ -164,9 +164,9 @@ def _vertex_keys(quotients: Tensor, places: Tensor) -> tuple[Tensor, "_Strides"]
     # Vertices lie at most one below a quotient, and their neighbors one further out on either side.
     lowest = quotients[:d].amin(dim=1).to(torch.int64) - 2
     extents = (quotients[:d].amax(dim=1).to(torch.int64) + 2 - lowest + 1).tolist()
-    if math.prod(extents) * (d + 1) >= 2**63:
+    if math.prod(extents) * (d + 1) >= 2**62:
         raise ValueError(
-            f"features span {math.prod(extents):.1e} lattice cells, more than 63-bit keys can number; "
+            f"features span {math.prod(extents):.1e} lattice cells, more than 62-bit keys can number; "
             "divide them by a larger standard deviation"
         )
     strides = [math.prod(extents[axis + 1 :]) for axis in range(d)]
@@ -242,12 +242,13 @@ def _neighbors(unique: Tensor, remainders: Tensor, strides: "_Strides") -> list[
     if 2 * (d + 1) * strides.end < 2**31:
         numbers, unique = numbers.to(torch.int32), unique.to(torch.int32)
     wraps = int(torch.searchsorted(remainders, d))  # from here on the remainder is d
+    matches = _matches_by_merging if unique.device.type == "cpu" else _matches_by_search
     neighbors = []
     for stride in [*strides.by_axis, 0]:
         # Ascending: the steps from remainder d, which end at remainder 0, come first.
         wanted = torch.cat([unique[wraps:] + (sum(strides.by_axis) - stride), numbers[:wraps] + (strides.end - stride)])
         after, before = unique.new_full((2, count + 1), count, dtype=torch.int64)
-        found, sought = _matches(numbers, wanted)
+        found, sought = matches(numbers, wanted)
         split = int(torch.searchsorted(sought, count - wraps))
         sought[:split] += wraps
         sought[split:] += wraps - count
@@ -257,21 +258,24 @@ def _neighbors(unique: Tensor, remainders: Tensor, strides: "_Strides") -> list[
     return neighbors
 
 
-def _matches(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the places of the numbers that two vectors have in common, int64, in the first and in the second.
+def _matches_by_merging(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the places of the numbers that two vectors have in common, int64, in the first and in the second; on a CPU.
 
     Args:
         first: integers (M,), ascending, not negative, below half of what their type holds.
         second: likewise, (N,).
     """
-    if first.device.type != "cpu":
-        places = torch.searchsorted(first, second).clamp_(max=len(first) - 1)
-        others = torch.nonzero(first.index_select(0, places) == second).flatten()
-        return places.index_select(0, others), others
-    # NumPy's stable sort finds two ascending stretches and merges them, faster than a search for each number. An odd number is one of
-    # the first vector; where the even number before it is one less, both have it.
+    # NumPy's stable sort finds the two ascending stretches and merges them, faster than a search for each number. An odd number is
+    # one of the first vector; where the even number before it is one less, both have it.
     merged = torch.cat([first * 2 + 1, second * 2]).numpy()
     merged.sort(kind="stable")
     equal = np.flatnonzero((merged[:-1] ^ 1) == merged[1:])
     places = np.cumsum(merged & 1, dtype=np.int32)[equal].astype(np.int64)
     return torch.from_numpy(places), torch.from_numpy(equal - places)
+
+
+def _matches_by_search(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns what :func:`_matches_by_merging` returns, on any device."""
+    places = torch.searchsorted(first, second).clamp_(max=len(first) - 1)
+    others = torch.nonzero(first.index_select(0, places) == second).flatten()
+    return places.index_select(0, others), others

@@ -245,6 +245,7 @@ class TestFeatures:
         torch.save({"patch_embed.proj.weight": torch.zeros(width, 3, patch, patch)}, tmp_path / "w.pth")
         settings = self.choose("FEATURES.VIT.WEIGHTS", str(tmp_path / "w.pth")).settings
         assert (settings["FEATURES.VIT.ARCH"], settings["MASKS.GENERATOR"]) == (arch, "MaskCut")
+        assert settings["SEMANTICS.PROVIDER"] == "PatchKMeans"
 
     def test_a_wrong_file_is_refused(self, tmp_path):
         with pytest.raises(WeightsError, match="no such file"):

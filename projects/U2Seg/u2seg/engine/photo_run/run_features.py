@@ -101,6 +101,7 @@ def _dino(arch: str, on_gpu: bool, description: str) -> FeatureChoice:
         "MASKS.REFINEMENT": "dense_crf",
         "MASKS.CRF.BILATERAL_SXY": 50.0 * side / 480,
         "CLUSTERS.NORMALIZE": True,
+        "SEMANTICS.PROVIDER": "PatchKMeans",
     }
     return FeatureChoice(description, settings, network=True)
 

@@ -84,6 +84,7 @@ SCHEDULE = [
 ]
 METHODS = {"k-means": "PatchKMeans", "STEGO": "STEGO", "CAUSE": "CAUSE"}
 PROTOCOL = "hungarian"  # of the labels
+SECONDS = "seconds.json"  # of the semantic stage
 MARGIN = 10.0  # mIoU points
 
 
@@ -240,7 +241,6 @@ def score_labels(root: Path, data: LabelData, method: str, seed: int, opts: list
     things = make_things(root, data, schedule)
     options = [*schedule, "SEMANTICS.PROVIDER", METHODS[method]]
     learned: list[str] = []
-    scores: dict = {}
     tables = None
     for split in ("train", "val"):
         labels = root / method / split
@@ -251,7 +251,8 @@ def score_labels(root: Path, data: LabelData, method: str, seed: int, opts: list
         cfg = setup_cfg(data.config, [*options, *learned, *clusters_of(things, split)])
         start = time.process_time()
         make_pseudo_labels(cfg, data.images[split], labels, stages=["semantics"])
-        scores.setdefault("seconds", time.process_time() - start)
+        if not (labels / SECONDS).is_file():
+            write_json(labels / SECONDS, time.process_time() - start)
         make_pseudo_labels(cfg, data.images[split], labels, stages=["panoptic"])
         learned = learned or learned_from(method, labels / "semantics")
         if split in data.gt:
@@ -262,7 +263,8 @@ def score_labels(root: Path, data: LabelData, method: str, seed: int, opts: list
     score_semantic_maps(*data.gt["val"], root / method / "val/semantics", root / method / "map_scores")
     maps = read_json(root / method / "map_scores" / METRICS)["sem_seg"]["stego"]
     stuff = read_json(root / method / "val/panoptic_scores" / METRICS)["panoptic_seg"][PROTOCOL]["PQ_st"]
-    write_json(found, {"mIoU": maps["mIoU"], "pACC": maps["pACC"], "PQ_st": stuff, **scores})
+    seconds = read_json(root / method / "train" / SECONDS)
+    write_json(found, {"mIoU": maps["mIoU"], "pACC": maps["pACC"], "PQ_st": stuff, "seconds": seconds})
     return read_json(found)
 
 

@@ -45,3 +45,6 @@ fi
 # An oracle for the tests; its own pins would pull numpy back below 2.
 install --no-deps panopticapi-lite==0.2.0
 install --no-deps --no-build-isolation -e .
+# Neither uv nor a Python with PYTHONDONTWRITEBYTECODE leaves bytecode, and without it `import u2seg` takes twice as long. A few files of
+# libraries are for other Pythons and do not compile.
+"$PY" -m compileall -q -j 0 "$("$PY" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')" >/dev/null 2>&1 || true

@@ -7,7 +7,6 @@ In every matrix rows are clusters and columns are categories; every result is an
 from collections.abc import Callable
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from u2seg.evaluation.tables.segment_tables import SegmentTables
 
@@ -30,10 +29,22 @@ def hungarian(counts: np.ndarray) -> np.ndarray:
     Source: Kuhn 1955; as cluster evaluation uses it since Xie et al., ICML 2016.
     """
     matched = np.full(counts.shape[0], NO_CATEGORY, np.int64)
-    rows, columns = linear_sum_assignment(counts, maximize=True)
+    rows, columns = largest_sum_pairs(counts)
     common = counts[rows, columns] > 0
     matched[rows[common]] = columns[common]
     return matched
+
+
+def largest_sum_pairs(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the rows and the columns of the one-to-one pairs with the largest sum, as many as the shorter side has.
+
+    Args:
+        counts: (rows, columns).
+    """
+    # Here, and not above: every import of u2seg would pay for it with a third of a second.
+    from scipy.optimize import linear_sum_assignment
+
+    return linear_sum_assignment(counts, maximize=True)
 
 
 def best_category(counts: np.ndarray) -> np.ndarray:

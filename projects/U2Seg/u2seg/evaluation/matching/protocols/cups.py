@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from u2seg.evaluation.matching.assignment import (
     NO_CATEGORY,
     canonical_clusters,
     hungarian_then_best,
     in_canonical_order,
+    largest_sum_pairs,
 )
 from u2seg.evaluation.matching.label_map import LabelMap, SemanticMap
 from u2seg.evaluation.matching.protocols.base import Protocol
@@ -114,6 +114,6 @@ def assigned_then_best(counts: np.ndarray) -> np.ndarray:
     if not counts.shape[1]:
         return np.full(counts.shape[0], NO_CATEGORY, np.int64)
     matched = counts.argmax(axis=1).astype(np.int64)
-    rows, columns = linear_sum_assignment(counts, maximize=True)
+    rows, columns = largest_sum_pairs(counts)
     matched[rows] = columns
     return matched

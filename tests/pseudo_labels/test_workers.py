@@ -145,7 +145,7 @@ def test_of_more_images_than_samples_only_a_share_is_looked_at(photos, cfg, tmp_
 
 def test_a_run_with_other_settings_beside_it_is_noticed_before_a_shard_is_written(photos, cfg, tmp_path, monkeypatch):
     output = tmp_path / "labels"
-    other = setup_cfg(CONFIG, [*OPTIONS, "MASKS.TAU", "0.3"])
+    other = setup_cfg(CONFIG, [*OPTIONS, "MASKS.MIN_AREA", "0.02"])
     refine = mask_stage._refine
 
     def interfere(*args):

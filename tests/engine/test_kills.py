@@ -110,8 +110,7 @@ def kill_at(number):
         save(data, file, *args, **kwargs)
 
     torch.save = half
-    # What precedes a replace, fsync and chmod, leaves nothing else behind than a kill before the replace does.
-    for name in ("replace", "unlink", "mkdir"):
+    for name in ("replace", "fsync", "unlink", "chmod", "mkdir"):
         setattr(os, name, counted(getattr(os, name)))
     tempfile.mkstemp = counted(tempfile.mkstemp)
     builtins.open, io.open = counted(builtins.open, writes), counted(io.open, writes)

@@ -1,7 +1,6 @@
 """What a run finds, chooses and refuses before it works."""
 
 import json
-import multiprocessing
 import os
 from dataclasses import replace
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from u2seg.config import setup_cfg
-from u2seg.engine.photo_run import run_plan, run_threads
+from u2seg.engine.photo_run import run_plan
 from u2seg.engine.photo_run.new_config import default_output, new_config
 from u2seg.engine.photo_run.run_budget import RunSize, num_iterations, plan_stages, stages_after_training
 from u2seg.engine.photo_run.run_estimates import RunCost
@@ -19,7 +18,6 @@ from u2seg.engine.photo_run.run_photos import find_photos, select_ground_truth
 from u2seg.engine.photo_run.run_plan import (
     feature_size,
     free_keys,
-    iterations_done,
     make_plan,
     num_thing_clusters,
     scaled_settings,
@@ -114,16 +112,11 @@ def test_workers_and_threads_never_exceed_the_cores(cores, network):
     assert threads.refining >= 1 and threads.numerical >= 1 and threads.training >= 1
 
 
-def test_a_process_of_its_own_keeps_to_its_threads_and_hands_errors_on(monkeypatch):
-    # A new interpreter, in which libraries are loaded anew, is asked for. Here a fork stands in for it, which imports nothing.
-    asked = []
-    fork = multiprocessing.get_context("fork")
-    monkeypatch.setattr(run_threads.multiprocessing, "get_context", lambda method: asked.append(method) or fork)
+def test_a_process_of_its_own_keeps_to_its_threads_and_hands_errors_on():
     with pytest.raises(ValueError, match="3 threads"):
         run_in_process(3, exec, "import os; raise ValueError(os.environ['OPENBLAS_NUM_THREADS'] + ' threads')")
     with pytest.raises(ChildProcessError, match="Run the same command again"):
         run_in_process(1, os._exit, 9)
-    assert asked == ["spawn", "spawn"] and os.environ.get("OPENBLAS_NUM_THREADS") != "3"
 
 
 def test_there_are_never_more_clusters_than_masks():
@@ -170,17 +163,15 @@ def test_the_stages_of_a_run_add_up_to_its_minutes():
 
 
 @pytest.mark.parametrize(
-    ("mark", "seconds", "basis"),
+    ("done", "has_model", "seconds", "basis"),
     [
-        (None, 3.5, "7 iterations; a few were timed"),
-        ("model_0000004.pth", 1.0, "2 of 7 iterations; a few were timed"),
-        ("model_final.pth", 0.0, "done"),
+        (0, False, 3.5, "7 iterations; a few were timed"),
+        (5, False, 1.0, "2 of 7 iterations; a few were timed"),
+        (7, True, 0.0, "done"),
     ],
 )
-def test_what_an_earlier_call_has_trained_is_not_planned_again(tmp_path, mark, seconds, basis):
-    if mark:
-        (tmp_path / "last_checkpoint").write_text(mark)
-    size = RunSize(60, 0, minutes=None, max_iter=7, has_labels=True, iterations_done=iterations_done(tmp_path))
+def test_what_an_earlier_call_has_trained_is_not_planned_again(done, has_model, seconds, basis):
+    size = RunSize(60, 0, minutes=None, max_iter=7, has_labels=True, has_model=has_model, iterations_done=done)
     training = plan_stages(COST, size, 20, 3)[2]
     assert (training.seconds, training.basis) == (seconds, basis)
 

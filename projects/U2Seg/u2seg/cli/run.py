@@ -97,14 +97,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _page_summary(plan: RunPlan, counts: RunCounts) -> list[str]:
     """Returns the paragraphs at the head of the page: features, counts, what is empty, how to read numbers and gaps."""
-    last, stuff = counts.clusters, setup_cfg(plan.config_file).SEMANTICS.NUM_CLUSTERS
-    no_scores = "" if plan.num_scored else " No ground truth was given, so nothing was scored."
+    is_scored = bool(setup_cfg(plan.config_file).DATASETS.TEST)
+    no_scores = "" if is_scored else " No ground truth was given, so nothing was scored."
+    # Things come first, and scores replace the numbers of clusters by the names that were matched.
+    last = counts.clusters + counts.stuff_clusters
+    numbers = f"Classes 1 to {counts.clusters} are things, {counts.clusters + 1} to {last} are stuff, unless they have names. "
     return [
         f"{plan.features.description}.",
         f"{counts.images} photos. Labels: {_labels_count(counts)}. Predictions: {_predictions_count(plan, counts)}.{no_scores}",
         *(f"{warning[0].upper()}{warning[1:]}." for warning in _warnings(plan, counts)),
-        f"Classes 1 to {last} are things, {last + 1} to {last + stuff} are stuff. Unlabeled pixels of a prediction belong to no thing "
-        "that is confident enough and to no stuff segment that is large enough.",
+        f"{numbers}Unlabeled pixels of a prediction belong to no thing that is confident enough and to no stuff segment that is large "
+        "enough.",
     ]
 
 

@@ -142,7 +142,8 @@ class RunCounts:
         dropped: masks that the labels lost to others in front of them.
         stuff: stuff segments in the labels.
         without_things: photos whose labels have no thing.
-        clusters: K.
+        clusters: K, thing classes of the labels.
+        stuff_clusters: S, their stuff classes.
         predicted_things: thing segments in the model's panoptic maps.
         predicted_without_things: photos in which the model shows none.
         predicted_images: photos on which it was run.
@@ -156,6 +157,7 @@ class RunCounts:
     stuff: int
     without_things: int
     clusters: int
+    stuff_clusters: int
     predicted_things: int
     predicted_without_things: int
     predicted_images: int
@@ -277,6 +279,7 @@ def count_run(plan: RunPlan) -> RunCounts:
         stuff=panoptic["segments"] - panoptic["instances"],
         without_things=things.count(0),
         clusters=sum(bool(category["isthing"]) for category in labels["categories"]),
+        stuff_clusters=sum(not category["isthing"] for category in labels["categories"]),
         predicted_things=sum(predicted_things),
         predicted_without_things=predicted_things.count(0),
         predicted_images=len(predicted_things),

@@ -42,7 +42,8 @@ class RunSize:
         minutes: wanted in all; None: ``max_iter`` says how long training is.
         max_iter: iterations of training; counts where ``minutes`` is None.
         has_labels: whether the labels are finished.
-        iterations_done: of the training, by an earlier call; None: the training is finished.
+        has_model: whether the training is finished.
+        iterations_done: of the training, by an earlier call.
     """
 
     num_photos: int
@@ -50,7 +51,8 @@ class RunSize:
     minutes: float | None
     max_iter: int
     has_labels: bool
-    iterations_done: int | None = 0
+    has_model: bool = False
+    iterations_done: int = 0
 
     @property
     def num_predicted(self) -> int:
@@ -87,18 +89,16 @@ def plan_stages(cost: RunCost, size: RunSize, spent_seconds: float, own_memory: 
         spent = spent_seconds + labels.seconds
         iterations = num_iterations(size.minutes, spent, cost.iteration, sum(stage.seconds for stage in after))
         after.append(Stage("spare", size.minutes * 60 * SPARE_SHARE, 0, 0, "guessed, for what is not measured"))
-    return [start, labels, _training_stage(cost, iterations, size.iterations_done, own_memory), *after]
+    return [start, labels, _training_stage(cost, size, iterations, own_memory), *after]
 
 
-def _training_stage(cost: RunCost, iterations: int, done: int | None, own_memory: int) -> Stage:
-    if done is None:
+def _training_stage(cost: RunCost, size: RunSize, iterations: int, own_memory: int) -> Stage:
+    if size.has_model:
         return Stage("training", 0.0, own_memory, 0, "done")
-    left = max(iterations - done, 0)
-    number = f"{left} of {iterations}" if done else f"{iterations}"
-    disk = 2 * cost.checkpoint_bytes
-    return Stage(
-        "training", left * cost.iteration, cost.training_memory, disk, f"{number} iterations; a few were timed"
-    )
+    left = max(iterations - size.iterations_done, 0)
+    number = f"{left} of {iterations}" if size.iterations_done else f"{iterations}"
+    basis = f"{number} iterations; a few were timed"
+    return Stage("training", left * cost.iteration, cost.training_memory, 2 * cost.checkpoint_bytes, basis)
 
 
 def stages_after_training(cost: RunCost, size: RunSize) -> list[Stage]:

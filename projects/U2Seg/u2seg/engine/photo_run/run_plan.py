@@ -29,7 +29,7 @@ from u2seg.engine.photo_run.run_estimates import (
 from u2seg.engine.photo_run.run_features import FeatureChoice, choose_features
 from u2seg.engine.photo_run.run_photos import Machine, Photos, find_machine, find_photos, select_ground_truth
 from u2seg.engine.photo_run.run_threads import Threads, divide_cores, run_in_process, training_threads
-from u2seg.engine.training_record import FINAL, training_settings
+from u2seg.engine.training_record import FINAL, iterations_done, training_settings
 from u2seg.pseudo_labels.clusters.cluster_names import merged_clusters
 from u2seg.pseudo_labels.pipeline import STAGES
 from u2seg.utils.files import did_you_mean, read_json, write_json
@@ -108,14 +108,15 @@ class RunPlan:
     @property
     def size(self) -> RunSize:
         """How much there is to do."""
-        minutes = self.minutes if self.is_free("SOLVER.MAX_ITER") else None
+        cfg = setup_cfg(self.config_file)
         return RunSize(
             len(self.photos.names),
             self.num_scored,
-            minutes,
-            setup_cfg(self.config_file).SOLVER.MAX_ITER,
+            self.minutes if self.is_free("SOLVER.MAX_ITER") else None,
+            cfg.SOLVER.MAX_ITER,
             self.has_labels,
-            0 if self.trains_anew else iterations_done(self.output / "model"),
+            has_model=not self.trains_anew and (Path(cfg.OUTPUT_DIR) / f"{FINAL}.pth").is_file(),
+            iterations_done=0 if self.trains_anew else iterations_done(cfg),
         )
 
     @property
@@ -490,15 +491,6 @@ def _with_costs(plan: RunPlan, training_set: str) -> RunPlan:
             f"{format_bytes(cost.checkpoint_bytes)}; free some space or choose another --output"
         )
     return plan
-
-
-def iterations_done(model: Path) -> int | None:
-    """Returns how many iterations the last checkpoint of a training has behind it; 0 without one, None for a finished training."""
-    mark = model / "last_checkpoint"
-    if not mark.is_file():
-        return 0
-    name = Path(mark.read_text().strip()).stem
-    return None if name == FINAL else int(name.rpartition("_")[2]) + 1
 
 
 # --- values ----------------------------------------------------------------------------------------------------------------------

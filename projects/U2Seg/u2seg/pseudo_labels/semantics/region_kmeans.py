@@ -23,6 +23,7 @@ from u2seg.pseudo_labels.semantics.semantic_providers import (
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.image_io import ImageSource
 from u2seg.utils.kmeans import assign
+from u2seg.utils.manifest import reads
 
 # The superpixels and, of the hierarchies of RegionHierarchy, the one whose large regions follow stuff best [ours].
 _SIGMAS, _WINDOW = (1.0, 2.0), 9
@@ -66,6 +67,7 @@ class ImageRegions:
 
 
 @SEMANTIC_PROVIDER_REGISTRY.register()
+@reads("SEMANTICS.REGIONS")
 class RegionKMeans(PatchKMeans):
     """k-means on regions: a region gets the cluster whose centroid is nearest to its descriptor, so that maps follow contours.
 
@@ -95,9 +97,9 @@ class RegionKMeans(PatchKMeans):
         maps = {}
         for record, regions in self._regions(records):
             clusters, _ = assign(regions.vectors, centroids)
-            at_patches = clusters.astype(np.uint8)[regions.labels]
+            small = clusters.astype(np.uint8)[regions.labels]  # at the size at which features are computed
             size = (record.width, record.height)
-            maps[record.file_name] = cv2.resize(at_patches, size, interpolation=cv2.INTER_NEAREST_EXACT)
+            maps[record.file_name] = cv2.resize(small, size, interpolation=cv2.INTER_NEAREST_EXACT)
         return maps
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path, read_json
 from u2seg.utils.image_io import ImageReadError, ImageSource, read_listed_image, read_stored_array
 from u2seg.utils.kmeans import CENTROIDS, kmeans
-from u2seg.utils.manifest import MANIFEST, unless_done
+from u2seg.utils.manifest import MANIFEST, reads, unless_done
 from u2seg.utils.registry import NamedRegistry
 
 SEMANTIC_PROVIDER_REGISTRY = NamedRegistry("SEMANTIC_PROVIDER")
@@ -28,11 +28,12 @@ Providers of semantic maps. Called as NAME(cfg, images, masks, output), where im
 ``fit()`` prepares, and may be called again after a kill; ``label(records)`` returns {file name: uint8 (H, W) of 0-based cluster ids,
 255 unknown} for the images among records that can still be read. A provider that learns from a sample may have
 ``sample(shard, records)``: workers call it for their shards before one of them calls ``fit()``. ``needs_sample()`` says whether that
-is to be done.
+is to be done. ``u2seg.utils.manifest.reads`` declares the sections below ``SEMANTICS`` that a provider reads; without it, all count.
 """
 
 
 @SEMANTIC_PROVIDER_REGISTRY.register()
+@reads()
 class PatchKMeans:
     """k-means on patch features; a patch gets the cluster whose centroid is nearest, pixels a vote of the patches around.
 
@@ -123,6 +124,7 @@ class PatchKMeans:
 
 
 @SEMANTIC_PROVIDER_REGISTRY.register()
+@reads()
 class DirectoryOfMaps:
     """Maps that somebody else made: 8-bit PNGs under ``SEMANTICS.DIRECTORY``, named like the images; 0-based ids, 255 unknown."""
 

@@ -10,9 +10,9 @@ from u2seg.data.formats.semantic_shards import semantic_shard_names, write_seman
 from u2seg.features import feature_settings
 from u2seg.pseudo_labels.image_source import open_source
 from u2seg.pseudo_labels.lost_images import report_lost_images
-from u2seg.pseudo_labels.semantics.learned.learned_providers import LEARNED_PROVIDERS, remove_trained_head
+from u2seg.pseudo_labels.semantics import region_kmeans as _region_kmeans  # noqa: F401 - registers the provider
+from u2seg.pseudo_labels.semantics.learned.learned_providers import remove_trained_head
 from u2seg.pseudo_labels.semantics.patch_sample import remove_patch_samples
-from u2seg.pseudo_labels.semantics.region_kmeans import RegionKMeans
 from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_REGISTRY
 from u2seg.pseudo_labels.sharding import Worker
 from u2seg.structures.label_space import MAX_STUFF
@@ -25,6 +25,7 @@ from u2seg.utils.manifest import (
     check_stage,
     close_stage,
     is_complete,
+    keys_read_by,
     open_stage,
     require_shards,
     settings_digest,
@@ -84,14 +85,15 @@ def open_semantics(cfg: CfgNode, masks: Path, output: Path, *, clean: bool = Tru
             f"SEMANTICS.NUM_CLUSTERS is {cfg.SEMANTICS.NUM_CLUSTERS}, but an 8-bit PNG holds at most {MAX_STUFF}"
         )
     provider = get_registered(SEMANTIC_PROVIDER_REGISTRY, cfg.SEMANTICS.PROVIDER, "SEMANTICS.PROVIDER")
-    # A section that is named like another provider is that one's alone.
-    others = {name for name, _ in SEMANTIC_PROVIDER_REGISTRY} - {cfg.SEMANTICS.PROVIDER}
-    settings = {key.lower(): value for key, value in cfg.SEMANTICS.items() if key not in others}
+    # Single keys are every provider's, sections those of the providers that declare them.
+    declared = keys_read_by(provider)
+    settings = {
+        key.lower(): value
+        for key, value in cfg.SEMANTICS.items()
+        if not isinstance(value, CfgNode) or declared is None or f"SEMANTICS.{key}" in declared
+    }
     settings["centroids"] = cfg.SEMANTICS.CENTROIDS and short_file_digest(cfg.SEMANTICS.CENTROIDS)
-    del settings["learned"]
-    if provider is not RegionKMeans:
-        del settings["regions"]
-    if cfg.SEMANTICS.PROVIDER in LEARNED_PROVIDERS:
+    if "learned" in settings:
         # Neither how much is kept in memory nor how often a checkpoint is written changes a map by more than rounding.
         learned = {key.lower(): value for key, value in cfg.SEMANTICS.LEARNED.items() if key not in _NOT_IN_MANIFEST}
         weights = learned["weights"] and short_file_digest(local_file(learned["weights"]))

@@ -31,13 +31,11 @@ from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_R
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import read_json
 from u2seg.utils.image_io import ImageReadError, ImageSource
-from u2seg.utils.manifest import MANIFEST
+from u2seg.utils.manifest import MANIFEST, reads
 from u2seg.utils.progress import Progress
 
 # Takes configuration, features and output directory; returns a trained head.
 Train = Callable[[CfgNode, CropFeatures, Path], SemanticHead]
-# Names in the registry of the providers that read SEMANTICS.LEARNED.
-LEARNED_PROVIDERS = ("STEGO", "CAUSE")
 READABLE = "readable.npy"  # int64: which of the images that were chosen for it a head was trained on
 
 
@@ -155,12 +153,14 @@ def remove_trained_head(directory: Path) -> None:
 
 
 @SEMANTIC_PROVIDER_REGISTRY.register("STEGO")
+@reads("SEMANTICS.LEARNED", "SEMANTICS.STEGO")
 def build_stego(cfg: CfgNode, images: ImageSource, masks: Path, output: Path) -> LearnedSemantics:
     """Returns STEGO's head, which agrees where features agree; see ``SEMANTICS.STEGO``."""
     return LearnedSemantics(cfg, images, masks, output, provider="STEGO", train=train_stego)
 
 
 @SEMANTIC_PROVIDER_REGISTRY.register("CAUSE")
+@reads("SEMANTICS.LEARNED", "SEMANTICS.CAUSE")
 def build_cause(cfg: CfgNode, images: ImageSource, masks: Path, output: Path) -> LearnedSemantics:
     """Returns CAUSE's head, trained without its published code's leak of labels; see ``SEMANTICS.CAUSE``."""
     return LearnedSemantics(cfg, images, masks, output, provider="CAUSE", train=train_cause)

@@ -6,7 +6,8 @@
 Trains the backbone on PHOTOS if --backbone has none yet (an hour on one core; a training that has begun goes on with --train-backbone,
 else its last checkpoint is used). Then makes labels of COCO_MINI's training photos and of --num-photos of PHOTOS, labels the validation
 photos with the clusters of the training photos, and trains a detector, which starts from the backbone. Killed and started again, it goes
-on where it was, and makes no row twice. ``--only NAME,...`` makes some of the rows.
+on where it was, and makes no row twice. ``--only NAME,...`` makes some of the rows. ``--seeds 0,1,2`` makes all rows for each seed of the
+clusters and of the training; the backbone is one, and masks depend on no seed. Scores are then means, with the lowest and the highest.
 
 Scores are those of protocol ``hungarian`` on the validation photos, with label maps fitted on the annotated training photos, with
 95 % intervals (bootstrap over images, label maps held fixed). The second table has label maps fitted on the scored photos, as the
@@ -19,6 +20,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 import torch
 from detectron2.config import CfgNode
@@ -120,15 +122,16 @@ def link_photos(args: argparse.Namespace) -> Path:
     return root
 
 
-def label_row(name: str, args: argparse.Namespace) -> dict:
+def label_row(name: str, seed: str, args: argparse.Namespace) -> dict:
     """Returns the scores of one row of labels: of the training photos, then of the validation photos with the same clusters."""
-    root = _directory(args, name)
-    centroids: dict[str, list] = {"clusters": [], "semantics": []}
+    root = _directory(args, name, seed)
+    centroids: dict[str, list] = {stage: [f"{stage.upper()}.SEED", seed] for stage in ("clusters", "semantics")}
     for split, images in (("train", link_photos(args)), ("val", args.coco / "val2017")):
         labels = root / split
-        make_stages(ROWS[name], args, images, labels, centroids)
+        made = _masks_of(name, seed, split, args)
+        make_stages(ROWS[name], args, images, labels, centroids, made)
         for stage in centroids:
-            centroids[stage] = [f"{stage.upper()}.CENTROIDS", str(labels / stage / CENTROIDS)]
+            centroids[stage] += [f"{stage.upper()}.CENTROIDS", str(labels / stage / CENTROIDS)]
         score_panoptic_files(
             args.coco / f"annotations/panoptic_{split}2017.json",
             args.coco / f"panoptic_{split}2017",
@@ -142,39 +145,57 @@ def label_row(name: str, args: argparse.Namespace) -> dict:
     return {**scores, "masks": {metric: quality[metric] for metric in ("AP", "AR10", "AR100")}}
 
 
-def make_stages(row: Row, args: argparse.Namespace, images: Path, labels: Path, centroids: dict[str, list]) -> None:
-    """Makes the labels of one split; ``centroids`` are the settings of each stage that name an earlier split's clusters."""
+def _masks_of(name: str, seed: str, split: str, args: argparse.Namespace) -> Path | None:
+    """Returns where the masks of a row were made already, by another row or for the first seed; None: nowhere."""
+    masks = ROWS[name].masks
+    if isinstance(masks, str):
+        return _directory(args, masks, args.seeds[0]) / split / "masks"
+    return _directory(args, name, args.seeds[0]) / split / "masks" if seed != args.seeds[0] else None
+
+
+def make_stages(
+    row: Row, args: argparse.Namespace, images: Path, labels: Path, stage_opts: dict[str, list], made: Path | None
+) -> None:
+    """Makes the labels of one split.
+
+    Args:
+        row: what to make.
+        args: of the command line.
+        images: of the split.
+        labels: directory to fill.
+        stage_opts: settings of single stages: the seed, and an earlier split's clusters.
+        made: finished masks to copy; None: they are made.
+    """
 
     def cfg_of(setting: tuple[str, list], stage: str) -> CfgNode:
         config, opts = setting
         learned = ["FEATURES.RESNET.WEIGHTS", str(backbone_weights(args))] if config == LEARNED else []
-        return setup_cfg(config, [*learned, *opts, *centroids.get(stage, []), *args.opts])
+        return setup_cfg(config, [*learned, *opts, *stage_opts.get(stage, []), *args.opts])
 
-    if isinstance(row.masks, str):
-        if not (labels / "masks").is_dir():
-            partial = labels / "masks.part"
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(_directory(args, row.masks) / labels.name / "masks", partial)
-            partial.rename(labels / "masks")
-    else:
+    if made is None:
         make_pseudo_labels(cfg_of(row.masks, "masks"), images, labels, stages=["masks"])
+    elif not (labels / "masks").is_dir():
+        partial = labels / "masks.part"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(made, partial)
+        partial.rename(labels / "masks")
     make_pseudo_labels(cfg_of(row.clusters, "clusters"), images, labels, stages=["clusters"])
     make_pseudo_labels(cfg_of(row.semantics, "semantics"), images, labels, stages=["semantics"])
     make_pseudo_labels(cfg_of(row.clusters, "panoptic"), images, labels, stages=["panoptic"])
 
 
-def model_row(args: argparse.Namespace) -> dict:
+def model_row(seed: str, args: argparse.Namespace) -> dict:
     """Returns the scores of a detector that starts from the backbone and learns the labels of the row ``TAUGHT_BY``."""
     backbone_weights(args)
-    labels = _directory(args, TAUGHT_BY) / "train"
+    labels = _directory(args, TAUGHT_BY, seed) / "train"
     datasets = {"coco_mini_train.ROOT": labels, "coco_mini_train.IMAGES": link_photos(args)}
     datasets.update({f"{name}.ROOT": args.coco for name in ("coco_mini_fit", "coco_mini_val")})
-    opts = ["MODEL.WEIGHTS", str(args.output / "backbone.pth"), "SOLVER.MAX_ITER", str(args.iterations)]
+    opts = ["MODEL.WEIGHTS", str(args.output / "backbone.pth"), "SEED", seed, "SOLVER.MAX_ITER", str(args.iterations)]
     opts += [word for key, value in datasets.items() for word in (f"DATASETS.BY_PATH.{key}", str(value))]
-    output = args.output / MODEL
-    train_model(LEARNED, output, opts, 0, args.output / "log.txt")
+    output = _directory(args, MODEL, seed)
+    train_model(LEARNED, output, opts, 0, output.with_name("log.txt"))
     tables = [output / "inference" / name / TABLES for name in ("coco_mini_fit", "coco_mini_val")]
-    return _both_fits(*tables, args.output / "model_scores", args)
+    return _both_fits(*tables, output.with_name("model_scores"), args)
 
 
 def _both_fits(fit: Path, scored: Path, output: Path, args: argparse.Namespace) -> dict:
@@ -194,21 +215,22 @@ def _both_fits(fit: Path, scored: Path, output: Path, args: argparse.Namespace) 
     return found
 
 
-def _directory(args: argparse.Namespace, row: str) -> Path:
-    return args.output / row.replace(" ", "_")
+def _directory(args: argparse.Namespace, row: str, seed: str) -> Path:
+    return args.output / f"seed_{seed}" / row.replace(" ", "_")
 
 
-def print_table(results: dict[str, dict], fit: str) -> None:
-    """Prints one table in Markdown; numbers in per cent, intervals in brackets."""
+def print_table(results: dict[str, list[dict]], fit: str) -> None:
+    """Prints one table in Markdown, in percent: one seed with 95 % intervals, or the mean of several with the lowest and the highest."""
     print(
         f"\nProtocol {PROTOCOL}, label maps {fit}\n\n| labels | {' | '.join(COLUMNS)} |\n|{' --- |' * (len(COLUMNS) + 1)}"
     )
-    for name, scores in results.items():
-        row = scores[fit]
-        cells = [f"{row[c]:.2f}" for c in COLUMNS]
-        for column in ("PQ", "AR100"):
-            low, high = row[f"{column} interval"]
-            cells[COLUMNS.index(column)] += f" [{low:.2f}, {high:.2f}]"
+    for name, seeds in results.items():
+        rows = [scores[fit] for scores in seeds]
+        cells = []
+        for column in COLUMNS:
+            values = [row[column] for row in rows]
+            interval = rows[0].get(f"{column} interval") if len(rows) == 1 else (min(values), max(values))
+            cells.append(f"{mean(values):.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""))
         print(f"| {name} | {' | '.join(cells)} |")
 
 
@@ -223,19 +245,21 @@ def main() -> int:
     parser.add_argument("--num-photos", type=int, default=400, help="of PHOTOS to label, beside COCO's")
     parser.add_argument("--iterations", type=int, default=600, help="of the detector")
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples of the scored photos")
+    parser.add_argument("--seeds", type=comma_separated(), default=["0"], help="of clusters and detector (default 0)")
     parser.add_argument("--only", type=comma_separated(), default=[], help="names of rows")
     parser.add_argument("opts", nargs="*", help="configuration of all rows of labels, KEY VALUE ...")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    results = {}
-    for name in (*ROWS, MODEL):
-        if args.only and name not in args.only:
-            continue
-        path = _directory(args, name).with_suffix(".json")
-        if not path.is_file():
-            write_json(path, model_row(args) if name == MODEL else label_row(name, args))
-        results[name] = read_json(path)
-        print(name, results[name], flush=True)
+    results: dict[str, list[dict]] = {}
+    for seed in args.seeds:
+        for name in (*ROWS, MODEL):
+            if args.only and name not in args.only:
+                continue
+            path = _directory(args, name, seed).with_suffix(".json")
+            if not path.is_file():
+                write_json(path, model_row(seed, args) if name == MODEL else label_row(name, seed, args))
+            results.setdefault(name, []).append(read_json(path))
+            print(f"seed {seed}: {name}", results[name][-1], flush=True)
     for fit in ("fitted on training photos", "fitted on the scored photos"):
         print_table(results, fit)
     return 0

@@ -22,10 +22,11 @@ from u2seg.data.formats.coco_panoptic import read_panoptic_png
 from u2seg.evaluation.matching.label_map import LabelMap, save_label_map
 from u2seg.evaluation.tables.segment_tables import TableSpace
 from u2seg.modeling import complete_config
-from u2seg.predictor import Predictor, find_images, predict_files, style_from_label_map
+from u2seg.predictor import Predictor, find_images, predict_files
 from u2seg.structures.label_space import LabelSpace
 from u2seg.utils.files import write_json
 from u2seg.visualization import cluster_color
+from u2seg.visualization.class_style import style_from_label_map
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "quick_schedules/Base-Scenes-R18-FPN.yaml"

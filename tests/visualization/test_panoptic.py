@@ -1,11 +1,16 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from u2seg.structures.label_space import LabelSpace
-from u2seg.visualization import cluster_color, contiguous_segments, draw_panoptic
+from u2seg.visualization import ClassStyle, cluster_color, contiguous_segments, draw_panoptic
 from u2seg.visualization.panoptic_drawing import LegendEntry, _legend_entries, _Segment, draw_for_page
 
-THINGS = ["1", "2", "3"]
-STUFF = ["things", "4", "5"]
+STYLE = ClassStyle.of_names(["1", "2", "3"], ["things", "4", "5"])
+
+
+def numbered(num_things):
+    return ClassStyle.of_names([str(i) for i in range(1, num_things + 1)], ["things"])
 
 
 def scene():
@@ -21,10 +26,8 @@ def scene():
     return image, panoptic, segments
 
 
-def plain(image, panoptic, segments, **options):
-    return draw_panoptic(
-        image, panoptic, segments, THINGS, STUFF, names_on_segments=False, legend=False, min_side=0, **options
-    )
+def plain(image, panoptic, segments, style=STYLE):
+    return draw_panoptic(image, panoptic, segments, style, names_on_segments=False, legend=False, min_side=0)
 
 
 def test_tints_are_mixtures_and_void_stays():
@@ -40,11 +43,12 @@ def test_tints_are_mixtures_and_void_stays():
 
 def test_other_colors_on_request():
     image, panoptic, segments = scene()
-    colors = {
-        "thing_colors": [(0, 0, 0), (0, 0, 0), (255, 0, 0)],
-        "stuff_colors": [(0, 0, 0), (0, 0, 255), (0, 0, 0)],
-    }
-    drawn = plain(image, panoptic, segments, **colors)
+    style = replace(
+        STYLE,
+        thing_colors=[(0, 0, 0), (0, 0, 0), (255, 0, 0)],
+        stuff_colors=[(0, 0, 0), (0, 0, 255), (0, 0, 0)],
+    )
+    drawn = plain(image, panoptic, segments, style)
     assert drawn[20, 10].tolist() == [178, 50, 50]  # half of 100 and half of 255, to even: 177.5
     assert drawn[20, 50].tolist() == [55, 55, 170]  # 0.55 * 100 and 0.45 * 255 = 114.75
 
@@ -67,34 +71,33 @@ def test_touching_things_of_one_cluster_are_parted():
 
 def test_names_and_legend_leave_the_image_size():
     image, panoptic, segments = scene()
-    drawn = draw_panoptic(image, panoptic, segments, THINGS, STUFF, min_side=160)
+    drawn = draw_panoptic(image, panoptic, segments, STYLE, min_side=160)
     assert drawn.dtype == np.uint8
     assert drawn.shape[0] > 160 and drawn.shape[1:] == (240, 3)  # four times 40 x 60, and the legend below
-    no_legend = draw_panoptic(image, panoptic, segments, THINGS, STUFF, min_side=160, legend=False)
+    no_legend = draw_panoptic(image, panoptic, segments, STYLE, min_side=160, legend=False)
     assert no_legend.shape == (160, 240, 3)
     assert (drawn[:160] == no_legend).all()
-    no_names = draw_panoptic(
-        image, panoptic, segments, THINGS, STUFF, min_side=160, legend=False, names_on_segments=False
-    )
+    no_names = draw_panoptic(image, panoptic, segments, STYLE, min_side=160, legend=False, names_on_segments=False)
     assert (no_names[:, :80] != no_legend[:, :80]).any(), "the thing's name should stand on it"
 
 
 def test_for_a_page_the_legend_is_text_and_the_image_keeps_its_shape():
     image, panoptic, segments = scene()
-    drawing = draw_for_page(image, panoptic, iter(segments), THINGS, STUFF, thing_colors=[(1, 2, 3)] * 3)
-    without = draw_panoptic(image, panoptic, segments, THINGS, STUFF, thing_colors=[(1, 2, 3)] * 3, legend=False)
+    style = replace(STYLE, thing_colors=[(1, 2, 3)] * 3)
+    drawing = draw_for_page(image, panoptic, iter(segments), style)
+    without = draw_panoptic(image, panoptic, segments, style, legend=False)
     assert (drawing.image_rgb == without).all() and drawing.image_rgb.shape == (320, 480, 3)
     assert drawing.legend[0][:2] == ((1, 2, 3), True) and drawing.legend[0].text == "3 (33%)"
     many = np.arange(1, 31).reshape(5, 6)
     things = [{"id": i, "isthing": True, "category_id": i - 1} for i in range(1, 31)]
-    legend = draw_for_page(np.zeros((5, 6, 3), np.uint8), many, things, [str(i) for i in range(1, 31)], STUFF).legend
+    legend = draw_for_page(np.zeros((5, 6, 3), np.uint8), many, things, numbered(30)).legend
     assert len(legend) == 24 and legend[-1] == LegendEntry(None, False, "and 7 more")
 
 
 def test_does_not_change_its_arguments():
     image, panoptic, segments = scene()
     before = image.copy(), panoptic.copy()
-    draw_panoptic(image, panoptic, segments, THINGS, STUFF)
+    draw_panoptic(image, panoptic, segments, STYLE)
     assert (image == before[0]).all() and (panoptic == before[1]).all()
 
 
@@ -102,7 +105,7 @@ def test_does_not_change_its_arguments():
 def test_tiny_images(shape):
     image = np.zeros((*shape, 3), np.uint8)
     segments = [{"id": 1, "isthing": True, "category_id": 0}]
-    drawn = draw_panoptic(image, np.ones(shape, np.uint8), segments, THINGS, STUFF, min_side=20)
+    drawn = draw_panoptic(image, np.ones(shape, np.uint8), segments, STYLE, min_side=20)
     assert drawn.shape[1] >= shape[1]
 
 
@@ -136,7 +139,7 @@ def test_many_segments_fill_a_legend_that_stays_bounded():
     panoptic = np.arange(1, 801).reshape(20, 40).repeat(10, axis=0).repeat(10, axis=1)
     image = np.zeros((200, 400, 3), np.uint8)
     segments = [{"id": i, "isthing": True, "category_id": i - 1} for i in range(1, 801)]
-    drawn = draw_panoptic(image, panoptic, segments, [str(i) for i in range(1, 801)], ["things"], min_side=0)
+    drawn = draw_panoptic(image, panoptic, segments, numbered(800), min_side=0)
     assert drawn.shape[0] < 2 * 200
 
 
@@ -160,7 +163,7 @@ def test_bad_arguments(change, message):
     image, panoptic, segments = scene()
     arguments = {"image_rgb": image, "panoptic_map": panoptic, "segments_info": segments, **change}
     with pytest.raises(ValueError, match=message):
-        draw_panoptic(**arguments, thing_names=THINGS, stuff_names=STUFF)
+        draw_panoptic(**arguments, style=STYLE)
 
 
 def test_contiguous_segments():

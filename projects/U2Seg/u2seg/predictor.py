@@ -31,9 +31,8 @@ from u2seg.utils.image_io import ImageReadError, image_ids, list_images, png_nam
 from u2seg.utils.manifest import FAILURES, MANIFEST, Failure
 from u2seg.utils.progress import Progress
 from u2seg.version import __version__
-from u2seg.visualization import cluster_color, draw_panoptic, save_image
-from u2seg.visualization.colors import Color
-from u2seg.visualization.panoptic_drawing import class_color
+from u2seg.visualization import draw_panoptic, save_image
+from u2seg.visualization.class_style import ClassStyle, style_from_label_map
 
 VISUALIZATIONS, PANOPTIC, INSTANCES = "visualizations", "panoptic", "instances"
 
@@ -55,21 +54,6 @@ class Prediction:
     segments_info: list[dict]
     instances: object
     semantic_map: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class ClassStyle:
-    """What classes are called and how they are colored in images, by contiguous id; stuff's entry 0 is "things".
-
-    Attributes:
-        thing_names, stuff_names: K and S + 1 names.
-        thing_colors, stuff_colors: as many sRGB colors.
-    """
-
-    thing_names: list[str]
-    stuff_names: list[str]
-    thing_colors: list[Color]
-    stuff_colors: list[Color]
 
 
 class Predictor:
@@ -104,7 +88,11 @@ class Predictor:
         self.model = build_model(self.cfg).eval()
         load_weights(self.model, self.cfg, self.cfg.MODEL.WEIGHTS)
         self.label_space = _label_space(self.cfg)
-        self.style = style_from_label_map(label_map, self.label_space) if label_map else style_of(self.label_space)
+        self.style = (
+            style_from_label_map(label_map, self.label_space)
+            if label_map
+            else ClassStyle.of_label_space(self.label_space)
+        )
         self.digest = _digest(self.cfg, label_map, self.style)
 
     @torch.no_grad()
@@ -137,16 +125,7 @@ class Predictor:
             panoptic_map: int (H, W), segment ids.
             segments_info: ``id``, ``isthing``, ``category_id`` (contiguous) and, optionally, ``score`` of each segment.
         """
-        style = self.style
-        return draw_panoptic(
-            image_rgb,
-            panoptic_map,
-            segments_info,
-            style.thing_names,
-            style.stuff_names,
-            thing_colors=style.thing_colors,
-            stuff_colors=style.stuff_colors,
-        )
+        return draw_panoptic(image_rgb, panoptic_map, segments_info, self.style)
 
     def _combine(self, output: dict) -> tuple[torch.Tensor, list[dict]]:
         """Returns the panoptic map of a model without a semantic head, by the rule of those that have one: things and void."""
@@ -311,54 +290,6 @@ def coco_results(prediction: Prediction, image_id: int, space: LabelSpace) -> li
 
     rows = instances_to_coco_json(prediction.instances, image_id)
     return [{**row, "category_id": space.thing_dataset_id(row["category_id"])} for row in rows]
-
-
-def style_of(space: LabelSpace) -> ClassStyle:
-    """Returns the names that a label space has and the fixed colors of its ids."""
-    names = list(space.thing_names), ["things", *space.stuff_names]
-    return ClassStyle(*names, *([class_color(k == 0, i) for i in range(len(names[k]))] for k in (0, 1)))
-
-
-def style_from_label_map(path: str | Path, space: LabelSpace) -> ClassStyle:
-    """Returns names and colors of the categories that a saved label map assigns to clusters, as a ground truth is drawn.
-
-    A cluster without a category keeps its own name, and has a color that no category has.
-
-    Args:
-        path: JSON file that :func:`u2seg.evaluation.matching.label_map.save_label_map` wrote.
-        space: the clusters.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is no label map, or one for other counts of clusters.
-    """
-    values = read_json(path)
-    wanted = {"thing_clusters", "stuff_clusters", "categories"}
-    if not isinstance(values, dict) or not wanted <= values.keys():
-        raise ValueError(f"{path} is no label map: expected a JSON object with {', '.join(sorted(wanted))}")
-    counts = len(values["thing_clusters"]), len(values["stuff_clusters"])
-    if counts != (space.num_things, space.num_stuff):
-        raise ValueError(
-            f"{path} maps {counts[0]} thing and {counts[1]} stuff clusters, the model has {space.num_things} and "
-            f"{space.num_stuff}; use a label map that was fitted for this model"
-        )
-    categories = values["categories"]
-    num_things = len(categories["thing_names"])
-    # By joint category: things, then stuff, whose contiguous ids begin at 1.
-    names = [*categories["thing_names"], *categories["stuff_names"]]
-    colors = [class_color(i < num_things, i if i < num_things else i - num_things + 1) for i in range(len(names))]
-
-    def restyled(own: Sequence[str], joint: Sequence[int], kind: str) -> tuple[list[str], list[Color]]:
-        # Far from the ids that categories have, so that no unmatched cluster looks like a category.
-        strangers = [cluster_color(kind, 1000 + cluster) for cluster in range(len(own))]
-        return (
-            [names[j] if j >= 0 else name for j, name in zip(joint, own)],
-            [colors[j] if j >= 0 else stranger for j, stranger in zip(joint, strangers)],
-        )
-
-    things, thing_colors = restyled(space.thing_names, values["thing_clusters"], "thing")
-    stuff, stuff_colors = restyled(space.stuff_names, values["stuff_clusters"], "stuff")
-    return ClassStyle(things, ["things", *stuff], thing_colors, [class_color(False, 0), *stuff_colors])
 
 
 def _digest(cfg: CfgNode, label_map: str | Path | None, style: ClassStyle) -> str:

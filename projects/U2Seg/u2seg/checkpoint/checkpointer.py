@@ -1,6 +1,7 @@
 """Checkpoints that are written whole or not at all, never with weights that are not finite, and read without running code."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,32 @@ from detectron2.checkpoint import DetectionCheckpointer
 
 from u2seg.checkpoint.reading import CheckpointError, non_finite_names, read_checkpoint, refuse_non_finite
 from u2seg.utils.files import atomic_path, confined_path
+
+# Beside the checkpoints of a run, as Detectron2 has it: the name of the one that ``--resume`` goes on from.
+LAST_CHECKPOINT = "last_checkpoint"
+
+
+def last_checkpoint(run_directory: str | Path) -> Path | None:
+    """Returns the checkpoint that a run goes on from; None where it has none yet. Whether the file is there is not looked up.
+
+    Raises:
+        u2seg.utils.files.UnsafeNameError: the run names a file outside its directory.
+    """
+    mark = Path(run_directory) / LAST_CHECKPOINT
+    if not mark.is_file():
+        return None
+    return confined_path(run_directory, mark.read_text(encoding="utf-8").strip(), mark)
+
+
+def iterations_behind(checkpoint: Path) -> int | None:
+    """Returns how many iterations a checkpoint has behind it, by its name; None for a name without a number.
+
+    Example:
+        >>> iterations_behind(Path("model_0000239.pth"))
+        240
+    """
+    number = re.fullmatch(r"model_(\d+)\.pth", checkpoint.name)
+    return int(number[1]) + 1 if number else None
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
@@ -50,15 +77,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return super().load(path, *args, **kwargs)
 
     def get_checkpoint_file(self) -> str:
-        """Returns the path of the checkpoint that ``last_checkpoint`` names; empty where there is no such file.
-
-        Raises:
-            u2seg.utils.files.UnsafeNameError: it names a file outside the run's directory.
-        """
-        mark = Path(self.save_dir) / "last_checkpoint"
-        if not mark.is_file():
-            return ""
-        return str(confined_path(self.save_dir, mark.read_text(encoding="utf-8").strip(), mark))
+        """Returns what :func:`last_checkpoint` does, as text; empty where there is none."""
+        return str(last_checkpoint(self.save_dir) or "")
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         """Returns a checkpoint as Detectron2's ``load`` takes it; the base class calls it with a local path.
@@ -82,7 +102,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Names the checkpoint that ``--resume`` goes on from."""
-        with atomic_path(Path(self.save_dir) / "last_checkpoint") as temporary:
+        with atomic_path(Path(self.save_dir) / LAST_CHECKPOINT) as temporary:
             temporary.write_text(last_filename_basename)
 
 

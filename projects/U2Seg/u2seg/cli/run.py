@@ -120,9 +120,10 @@ def _labels_count(counts: RunCounts) -> str:
 
 def _predictions_count(plan: RunPlan, counts: RunCounts) -> str:
     threshold = setup_cfg(plan.config_file).MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH
+    best = f", the highest {counts.best_score:.2f}" if counts.detections else ""
     return (
         f"{counts.predicted_things} things of a score of {threshold:g} or more in {counts.predicted_images} photos; "
-        f"{counts.predicted_without_things} photos without a thing"
+        f"{counts.predicted_without_things} photos without a thing; {counts.detections} detections of any score{best}"
     )
 
 

@@ -147,6 +147,8 @@ class RunCounts:
         predicted_things: thing segments in the model's panoptic maps.
         predicted_without_things: photos in which the model shows none.
         predicted_images: photos on which it was run.
+        detections: of the model, confident or not.
+        best_score: of a detection, 0..1; 0 without one.
     """
 
     images: int
@@ -161,6 +163,8 @@ class RunCounts:
     predicted_things: int
     predicted_without_things: int
     predicted_images: int
+    detections: int
+    best_score: float
 
 
 def run_photos(plan: RunPlan) -> RunPlan:
@@ -269,6 +273,7 @@ def count_run(plan: RunPlan) -> RunCounts:
     masks, panoptic = (_stage_counts(directories.labels, stage) for stage in ("masks", "panoptic"))
     labels = read_json(find_panoptic_json(directories.labels))
     predicted = read_json(directories.predictions / "panoptic.json")
+    scores = [detection["score"] for detection in read_json(directories.predictions / "coco_results.json")]
     things, predicted_things = (_things_by_image(content) for content in (labels, predicted))
     return RunCounts(
         images=panoptic["images"],
@@ -283,6 +288,8 @@ def count_run(plan: RunPlan) -> RunCounts:
         predicted_things=sum(predicted_things),
         predicted_without_things=predicted_things.count(0),
         predicted_images=len(predicted_things),
+        detections=len(scores),
+        best_score=max(scores, default=0.0),
     )
 
 

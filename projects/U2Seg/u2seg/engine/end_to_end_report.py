@@ -17,6 +17,7 @@ from u2seg.predictor import Prediction, Predictor
 from u2seg.structures.label_space import LabelSpace
 from u2seg.utils.files import read_json
 from u2seg.utils.progress import Progress, format_seconds
+from u2seg.visualization.class_style import ClassStyle
 from u2seg.visualization.curves import training_curves
 from u2seg.visualization.html_report import Heatmap, Row, Table, write_report
 from u2seg.visualization.label_page import PanopticLabels, cluster_gallery, evenly_spaced, load_panoptic_labels
@@ -326,7 +327,7 @@ def _test_row(annotation: dict, gt: PanopticLabels, predictor: Predictor, direct
         images["pseudo-label, names by matching"] = _draw_labels(labels, label_of[name], predictor)
     prediction = predictor(image_rgb)
     images["prediction, names by matching"] = _draw_prediction(image_rgb, prediction, predictor)
-    images["ground truth"] = _draw(image_rgb, gt_map, annotation, gt)
+    images["ground truth"] = _draw(image_rgb, gt_map, annotation, gt, ClassStyle.of_label_space(gt.space))
     return _shown(Row(f"test image {name}", images), (gt_map, _thing_ids(annotation, gt)), prediction)
 
 
@@ -348,31 +349,15 @@ def _panoptic_gt(test_set: str) -> PanopticLabels | None:
 def _draw_labels(labels: PanopticLabels, annotation: dict, predictor: Predictor) -> PanopticDrawing:
     """Returns an image with its pseudo-labels, clusters named and colored as the predictor does."""
     image_rgb, panoptic_map = labels.read_named(annotation)
-    segments = contiguous_segments(annotation["segments_info"], labels.space)
-    return _draw_segments(image_rgb, panoptic_map, segments, predictor)
+    return _draw(image_rgb, panoptic_map, annotation, labels, predictor.style)
 
 
 def _draw_prediction(image_rgb: np.ndarray, prediction: Prediction, predictor: Predictor) -> PanopticDrawing:
-    return _draw_segments(image_rgb, prediction.panoptic_map, prediction.segments_info, predictor)
+    return draw_for_page(image_rgb, prediction.panoptic_map, prediction.segments_info, predictor.style)
 
 
-def _draw_segments(
-    image_rgb: np.ndarray, panoptic_map: np.ndarray, segments: list[dict], predictor: Predictor
+def _draw(
+    image_rgb: np.ndarray, panoptic_map: np.ndarray, annotation: dict, labels: PanopticLabels, style: ClassStyle
 ) -> PanopticDrawing:
-    style = predictor.style
-    return draw_for_page(
-        image_rgb,
-        panoptic_map,
-        segments,
-        style.thing_names,
-        style.stuff_names,
-        thing_colors=style.thing_colors,
-        stuff_colors=style.stuff_colors,
-    )
-
-
-def _draw(image_rgb: np.ndarray, panoptic_map: np.ndarray, annotation: dict, labels: PanopticLabels) -> PanopticDrawing:
     segments = contiguous_segments(annotation["segments_info"], labels.space)
-    return draw_for_page(
-        image_rgb, panoptic_map, segments, labels.space.thing_names, ["things", *labels.space.stuff_names]
-    )
+    return draw_for_page(image_rgb, panoptic_map, segments, style)

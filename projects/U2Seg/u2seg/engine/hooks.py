@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from u2seg.data import build_mapper
 from u2seg.utils.files import atomic_path
 from u2seg.utils.image_io import png_names
 from u2seg.utils.registry import NamedRegistry
+
+if TYPE_CHECKING:
+    from u2seg.visualization import ClassStyle
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +124,7 @@ class VisualizationHook(HookBase):
 
         if self._samples is None:
             self._samples = self._load()
-        things, stuff = self._names()
+        style = self._style()
         model = self.trainer.model
         was_training = model.training
         model.eval()
@@ -128,7 +132,7 @@ class VisualizationHook(HookBase):
             with torch.no_grad():
                 for sample in self._samples:
                     panoptic_map, segments = model([sample])[0]["panoptic_seg"]
-                    image = draw_panoptic(_rgb(sample, self._cfg), panoptic_map.cpu().numpy(), segments, things, stuff)
+                    image = draw_panoptic(_rgb(sample, self._cfg), panoptic_map.cpu().numpy(), segments, style)
                     self._save(sample, image)
         finally:
             model.train(was_training)
@@ -144,10 +148,12 @@ class VisualizationHook(HookBase):
         mapper = build_mapper(self._cfg, False)
         return [mapper(record) for record in DatasetCatalog.get(self._dataset())[: self._cfg.TEST.NUM_SAMPLES]]
 
-    def _names(self) -> tuple[list[str], list[str]]:
+    def _style(self) -> "ClassStyle":
+        from u2seg.visualization import ClassStyle
+
         # Clusters, not categories: what the model predicts is numbered by its training set.
         metadata = MetadataCatalog.get(self._cfg.DATASETS.TRAIN[0])
-        return metadata.get("thing_classes", []), metadata.get("stuff_classes", [])
+        return ClassStyle.of_names(metadata.get("thing_classes", []), metadata.get("stuff_classes", []))
 
     def _dataset(self) -> str:
         return (*self._cfg.DATASETS.TEST, *self._cfg.DATASETS.TRAIN)[0]

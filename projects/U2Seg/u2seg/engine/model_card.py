@@ -1,9 +1,9 @@
 """The model card of a training: data, recipe, scores and limits, from the files of its directory."""
 
 import json
-import re
 from pathlib import Path
 
+from u2seg.checkpoint.checkpointer import iterations_behind, last_checkpoint
 from u2seg.config.config_file import read_config_file
 from u2seg.evaluation.score_table import format_table
 from u2seg.utils.files import read_json
@@ -105,9 +105,9 @@ def _iterations(planned: int, run: Path) -> str:
     """Returns how long a training took, or how far its last checkpoint had come."""
     if (run / _TRAINING).is_file() and read_json(run / _TRAINING).get("finished"):
         return str(planned)
-    mark = run / "last_checkpoint"
-    number = re.fullmatch(r"model_(\d+)\.pth", mark.read_text(encoding="utf-8").strip()) if mark.is_file() else None
-    done = f"{int(number[1]) + 1} of {planned}" if number else f"{planned} planned"
+    checkpoint = last_checkpoint(run)
+    iterations = iterations_behind(checkpoint) if checkpoint else None
+    done = f"{iterations} of {planned}" if iterations else f"{planned} planned"
     return f"{done}; this training has not finished"
 
 

@@ -7,6 +7,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from u2seg.checkpoint.checkpointer import LAST_CHECKPOINT, last_checkpoint
 from u2seg.checkpoint.reading import CheckpointError, read_checkpoint, read_weights
 from u2seg.config.config_file import read_config_file
 from u2seg.engine.model_card import is_detector, model_card
@@ -84,10 +85,9 @@ def trained_weights(run_directory: str | Path) -> dict[str, Tensor]:
     for name in (AVERAGED, f"{FINAL}.pth"):
         if (run / name).is_file():
             return read_weights(run / name)
-    mark = run / "last_checkpoint"
-    if not mark.is_file():
-        raise FileNotFoundError(f"{run} holds no checkpoint: expected {AVERAGED}, {FINAL}.pth or last_checkpoint")
-    last = run / mark.read_text(encoding="utf-8").strip()
+    last = last_checkpoint(run)
+    if last is None:
+        raise FileNotFoundError(f"{run} holds no checkpoint: expected {AVERAGED}, {FINAL}.pth or {LAST_CHECKPOINT}")
     averaged = read_checkpoint(last).get("ema")
     if averaged is None:
         return read_weights(last)

@@ -27,6 +27,7 @@ from u2seg.engine.log_writers import build_log_writers
 from u2seg.engine.training_step import TrainingStep, resolve_precision
 from u2seg.evaluation import EVALUATOR_REGISTRY
 from u2seg.modeling import build_model, checkpoint_residual_blocks
+from u2seg.modeling.stable_order import StableOrder
 from u2seg.solver.build import build_optimizer
 from u2seg.utils.files import fill_directory, remove_partial_files, write_json
 from u2seg.utils.progress import Progress
@@ -35,6 +36,12 @@ from u2seg.utils.write_errors import clear_write_errors
 from u2seg.version import __version__
 
 logger = logging.getLogger(__name__)
+
+
+def _log_period(max_iter: int) -> int:
+    """Returns the iterations between two lines of the log: Detectron2's 20, fewer where the curves would have too few points."""
+    # Not below 4: Detectron2 knows the time of an iteration from the third on, and fails without it where a training is interrupted.
+    return min(20, max(4, max_iter // 20))
 
 
 class U2SegTrainer(DefaultTrainer):
@@ -119,7 +126,7 @@ class U2SegTrainer(DefaultTrainer):
             VisualizationHook(cfg) if cfg.TEST.SAMPLE_PERIOD > 0 and main else None,
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._score) if cfg.DATASETS.TEST else None,
             *(get_registered(HOOK_REGISTRY, name, "HOOKS")(cfg, self) for name in cfg.HOOKS),
-            hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
+            hooks.PeriodicWriter(self.build_writers(), period=_log_period(self.max_iter)) if main else None,
         ]
         return [hook for hook in found if hook is not None]
 
@@ -217,7 +224,8 @@ class U2SegTrainer(DefaultTrainer):
         for index, name in enumerate(cfg.DATASETS.TEST):
             evaluator = cls.build_evaluator(cfg, name) if evaluators is None else evaluators[index]
             loader = cls.build_test_loader(cfg, name)
-            scores = inference_on_dataset(model, _CountedBatches(loader), evaluator)
+            with StableOrder():  # as the predictor has it: one model, one output
+                scores = inference_on_dataset(model, _CountedBatches(loader), evaluator)
             results[name] = scores or {}
         return next(iter(results.values())) if len(results) == 1 else results
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from u2seg.checkpoint.checkpointer import iterations_behind, last_checkpoint
 from u2seg.utils.files import read_json, write_json
 from u2seg.version import __version__
 
@@ -96,12 +97,12 @@ def _readable(value: object) -> str:
 
 def iterations_done(cfg: CfgNode) -> int:
     """Returns how many iterations the last checkpoint in ``OUTPUT_DIR`` has behind it; 0 where there is none."""
-    mark = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
-    name = mark.read_text(encoding="utf-8").strip() if mark.is_file() else ""
-    if name == f"{FINAL}.pth":
+    checkpoint = last_checkpoint(cfg.OUTPUT_DIR)
+    if checkpoint is None:
+        return 0
+    if checkpoint.name == f"{FINAL}.pth":
         return int(_record(cfg).get("settings", {}).get("SOLVER.MAX_ITER", cfg.SOLVER.MAX_ITER))
-    number = re.fullmatch(r"model_(\d+)\.pth", name)
-    return int(number[1]) + 1 if number else 0
+    return iterations_behind(checkpoint) or 0
 
 
 def refuse_other_training(cfg: CfgNode) -> None:

@@ -14,6 +14,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 
+from u2seg.checkpoint.checkpointer import last_checkpoint
 from u2seg.data.datasets.registration import require_dataset_files
 from u2seg.evaluation.matching.label_map import save_label_map
 from u2seg.evaluation.registries import EVALUATOR_REGISTRY
@@ -388,9 +389,8 @@ def weights_record(cfg: CfgNode) -> dict[str, str | None]:
     An evaluator does not see the model: after ``--eval-only`` the first were scored, at the end of a training the second.
     """
     record = {"weights": cfg.MODEL.WEIGHTS, "weights_sha256": _digest(cfg.MODEL.WEIGHTS)}
-    pointer = Path(cfg.OUTPUT_DIR) / "last_checkpoint"  # Detectron2 writes its name there
-    if pointer.is_file():
-        newest = pointer.parent / pointer.read_text().strip()
+    newest = last_checkpoint(cfg.OUTPUT_DIR)
+    if newest is not None:
         record |= {"last_checkpoint": str(newest), "last_checkpoint_sha256": _digest(newest)}
     return record
 

@@ -17,6 +17,7 @@ from u2seg.utils.files import confined_name, read_json
 from u2seg.utils.image_io import ImageReadError, read_image_rgb
 from u2seg.utils.manifest import Failure
 from u2seg.utils.progress import track
+from u2seg.visualization.class_style import ClassStyle
 from u2seg.visualization.html_report import Row, Table, write_report
 from u2seg.visualization.panoptic_drawing import PanopticDrawing, contiguous_segments, draw_for_page
 
@@ -109,7 +110,7 @@ def show_labels(
         output: directory; the page is its ``index.html``.
         title: the page's heading.
         limit: images shown, evenly spaced over all.
-        clusters: thing clusters of which examples are shown, the most frequent first.
+        clusters: thing clusters, and stuff clusters, of which examples are shown, the most frequent first.
 
     Returns:
         The page's path, and the images that could not be shown, with the reason.
@@ -130,7 +131,8 @@ def show_labels(
         tables=[_counts(label_sets)],
         rows=chain(cluster_gallery(first, clusters, failures), _rows(label_sets, names, failures)),
     )
-    return page, failures
+    # An image can be met several times: as an example of each of its classes, and in its row.
+    return page, list(dict.fromkeys(failures))
 
 
 def _rows(label_sets: Mapping[str, PanopticLabels], names: list[str], failures: list[Failure]) -> Iterator[Row]:
@@ -151,10 +153,8 @@ def _rows(label_sets: Mapping[str, PanopticLabels], names: list[str], failures: 
                 continue
             images.setdefault("image", image_rgb)
             segments = contiguous_segments(annotation["segments_info"], labels.space)
-            metadata = labels.space.metadata()
-            images[caption] = draw_for_page(
-                image_rgb, panoptic_map, segments, metadata["thing_classes"], metadata["stuff_classes"]
-            )
+            style = ClassStyle.of_label_space(labels.space)
+            images[caption] = draw_for_page(image_rgb, panoptic_map, segments, style)
         if images:
             yield Row(name, images)
 
@@ -183,33 +183,47 @@ def _count(labels: PanopticLabels) -> dict[str, object]:
 
 
 def cluster_gallery(labels: PanopticLabels, clusters: int, failures: list[Failure]) -> Iterator[Row]:
-    """Yields a row of examples for each of the most common thing classes, the largest first.
+    """Yields a row of examples for each of the most common classes: those of things, then those of stuff, the largest first.
 
     Args:
         labels: the labels.
-        clusters: at most so many classes.
+        clusters: at most so many classes of things, and as many of stuff.
         failures: images that cannot be read are added to it.
     """
-    members = defaultdict(list)
+    space = labels.space
+    members: dict[int, list[tuple[dict, dict]]] = defaultdict(list)
     for annotation in labels.annotations:
         for segment in annotation["segments_info"]:
-            if segment["category_id"] in labels.space.thing_contiguous_ids:
-                members[segment["category_id"]].append((annotation, segment))
-    most_common = sorted(members, key=lambda category: (-len(members[category]), category))[:clusters]
-    group = f"Things: the {len(most_common)} largest of {len(members)} clusters"
-    for category in most_common:
-        examples = {}
-        for number, (annotation, segment) in enumerate(evenly_spaced(members[category], _CROPS), start=1):
-            try:
-                image_rgb, panoptic_map = labels.read(annotation)
-            except ImageReadError as error:
-                failures.append(Failure(labels.file_names[annotation["image_id"]], str(error)))
-                continue
-            examples[f"{number}"] = _crop(image_rgb, panoptic_map == segment["id"])
-        if examples:
-            name = labels.space.thing_names[labels.space.thing_contiguous_ids[category]]
-            title = f"Thing class {name}: {len(members[category])} segments"
-            yield Row(title, examples, columns=_CROPS, group=group)
+            members[segment["category_id"]].append((annotation, segment))
+    for kind, ids, names in (
+        ("thing", space.thing_contiguous_ids, space.thing_names),
+        ("stuff", space.stuff_dataset_ids, space.stuff_names),
+    ):
+        used = [category for category in ids if members[category]]
+        most_common = sorted(used, key=lambda category: (-len(members[category]), category))[:clusters]
+        group = f"{'Things' if kind == 'thing' else 'Stuff'}: the {len(most_common)} largest of {len(used)} clusters"
+        name_of = dict(zip(ids, names))
+        for category in most_common:
+            examples = _examples(labels, members[category], failures)
+            if examples:
+                count = len(members[category])
+                title = f"{kind.capitalize()} class {name_of[category]}: {count} segment{'s' if count > 1 else ''}"
+                yield Row(title, examples, columns=_CROPS, group=group)
+
+
+def _examples(
+    labels: PanopticLabels, members: list[tuple[dict, dict]], failures: list[Failure]
+) -> dict[str, np.ndarray]:
+    """Returns crops around some segments of a class, by their number, evenly spaced over ``members``: (annotation, segment) each."""
+    examples = {}
+    for number, (annotation, segment) in enumerate(evenly_spaced(members, _CROPS), start=1):
+        try:
+            image_rgb, panoptic_map = labels.read(annotation)
+        except ImageReadError as error:
+            failures.append(Failure(labels.file_names[annotation["image_id"]], str(error)))
+            continue
+        examples[f"{number}"] = _crop(image_rgb, panoptic_map == segment["id"])
+    return examples
 
 
 def _crop(image_rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from u2seg.structures.label_space import LabelSpace
-from u2seg.visualization.colors import Color, cluster_color, text_color
+from u2seg.visualization.class_style import ClassStyle
+from u2seg.visualization.colors import Color, text_color
 from u2seg.visualization.image_grid import check_image_rgb, load_font
 
 _THING_TINT = 0.50  # share of the color laid over the image
@@ -62,11 +63,8 @@ def draw_panoptic(
     image_rgb: np.ndarray,
     panoptic_map: np.ndarray,
     segments_info: Iterable[dict],
-    thing_names: Sequence[str],
-    stuff_names: Sequence[str],
+    style: ClassStyle,
     *,
-    thing_colors: Sequence[Color] | None = None,
-    stuff_colors: Sequence[Color] | None = None,
     names_on_segments: bool = True,
     legend: bool = True,
     min_side: int = 320,
@@ -82,10 +80,7 @@ def draw_panoptic(
         panoptic_map: integers (H, W), the segment id of each pixel; 0, and ids that ``segments_info`` lacks, are void.
         segments_info: dicts with ``id``, ``isthing``, ``category_id`` (contiguous id: things 0..K-1, stuff 1..S) and, optionally,
             ``score`` (0..1): what Detectron2's panoptic heads return, and what :func:`contiguous_segments` makes of COCO's.
-        thing_names: names by contiguous id, K of them (``MetadataCatalog`` ``thing_classes``).
-        stuff_names: names by contiguous id, S + 1 of them, entry 0 being "things" (``stuff_classes``).
-        thing_colors: sRGB colors by contiguous id; None: the fixed color of each cluster.
-        stuff_colors: the same for stuff, S + 1 of them.
+        style: names and colors of the classes.
         names_on_segments: write the names (and scores) on the segments where they fit.
         legend: add the list of names, counts and area shares below the image.
         min_side: pixels; an image whose shorter side is below is enlarged by the least whole factor that reaches it.
@@ -99,8 +94,7 @@ def draw_panoptic(
         raise ValueError(
             f"panoptic_map must have shape {image_rgb.shape[:2]} to match the image, got {panoptic_map.shape}"
         )
-    names, colors = {True: thing_names, False: stuff_names}, {True: thing_colors, False: stuff_colors}
-    segments = _segments(panoptic_map, segments_info, names, colors)
+    segments = _segments(panoptic_map, segments_info, style)
     num_pixels = panoptic_map.size
     image_rgb, panoptic_map = _enlarge(image_rgb, panoptic_map, min_side)
     drawn = _outline_things(_tint(image_rgb, panoptic_map, segments), panoptic_map, segments)
@@ -110,35 +104,13 @@ def draw_panoptic(
 
 
 def draw_for_page(
-    image_rgb: np.ndarray,
-    panoptic_map: np.ndarray,
-    segments_info: Iterable[dict],
-    thing_names: Sequence[str],
-    stuff_names: Sequence[str],
-    *,
-    thing_colors: Sequence[Color] | None = None,
-    stuff_colors: Sequence[Color] | None = None,
+    image_rgb: np.ndarray, panoptic_map: np.ndarray, segments_info: Iterable[dict], style: ClassStyle
 ) -> PanopticDrawing:
     """Returns what :func:`draw_panoptic` draws, with the legend apart; arguments and errors are the same."""
     segments_info = list(segments_info)
-    drawn = draw_panoptic(
-        image_rgb,
-        panoptic_map,
-        segments_info,
-        thing_names,
-        stuff_names,
-        thing_colors=thing_colors,
-        stuff_colors=stuff_colors,
-        legend=False,
-    )
-    names, colors = {True: thing_names, False: stuff_names}, {True: thing_colors, False: stuff_colors}
-    segments = _segments(np.asarray(panoptic_map), segments_info, names, colors)
+    drawn = draw_panoptic(image_rgb, panoptic_map, segments_info, style, legend=False)
+    segments = _segments(np.asarray(panoptic_map), segments_info, style)
     return PanopticDrawing(drawn, _at_most(_legend_entries(segments, np.asarray(panoptic_map).size), _MAX_PAGE_LEGEND))
-
-
-def class_color(is_thing: bool, category: int) -> Color:
-    """Returns the fixed color of a class by its contiguous id; stuff cluster 0 has contiguous id 1."""
-    return cluster_color("thing", category) if is_thing else cluster_color("stuff", max(category - 1, 0))
 
 
 def contiguous_segments(segments_info: Iterable[dict], label_space: LabelSpace) -> list[dict]:
@@ -158,26 +130,24 @@ def contiguous_segments(segments_info: Iterable[dict], label_space: LabelSpace) 
     return converted
 
 
-def _segments(
-    panoptic_map: np.ndarray, segments_info: Iterable[Mapping], names: dict[bool, Sequence[str]], colors: dict
-) -> list[_Segment]:
-    """Returns the segments that own pixels, in the order given; names and colors are looked up by "is thing"."""
+def _segments(panoptic_map: np.ndarray, segments_info: Iterable[Mapping], style: ClassStyle) -> list[_Segment]:
+    """Returns the segments that own pixels, in the order given."""
     ids, counts = np.unique(panoptic_map, return_counts=True)
     areas = dict(zip(ids.tolist(), counts.tolist()))
     segments = []
     for info in segments_info:
         is_thing, category = bool(info["isthing"]), int(info["category_id"])
-        known = names[is_thing]
-        if not 0 <= category < len(known):
+        names = style.thing_names if is_thing else style.stuff_names
+        colors = style.thing_colors if is_thing else style.stuff_colors
+        if not 0 <= category < len(names):
             kind = "thing" if is_thing else "stuff"
             raise ValueError(
-                f"segment {info['id']} has {kind} category_id {category}, expected a contiguous id in 0..{len(known) - 1}"
+                f"segment {info['id']} has {kind} category_id {category}, expected a contiguous id in 0..{len(names) - 1}"
             )
         if info["id"] == 0 or info["id"] not in areas:
             continue
-        color = class_color(is_thing, category) if colors[is_thing] is None else colors[is_thing][category]
         score, area = info.get("score"), areas[info["id"]]
-        segments.append(_Segment(info["id"], is_thing, category, str(known[category]), score, color, area))
+        segments.append(_Segment(info["id"], is_thing, category, str(names[category]), score, colors[category], area))
     return segments
 
 

@@ -6,6 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase, TrainerBase
 from detectron2.utils import comm
 
+from u2seg.checkpoint.checkpointer import last_checkpoint
 from u2seg.engine.hooks import HOOK_REGISTRY
 from u2seg.utils.progress import Progress
 
@@ -43,10 +44,9 @@ class KeepLastCheckpoint(HookBase):
 
     def after_step(self) -> None:
         """Deletes; runs after the checkpointer."""
-        pointer = self._directory / "last_checkpoint"
-        if not comm.is_main_process() or not pointer.is_file():
+        last = last_checkpoint(self._directory)
+        if not comm.is_main_process() or last is None:
             return
-        last = pointer.read_text().strip()
         for path in self._directory.glob("model_[0-9]*.pth"):
-            if path.name != last:
+            if path.name != last.name:
                 path.unlink()

@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -131,7 +132,8 @@ class SegmentTables:
     head_pixels: np.ndarray
     head_boundary: np.ndarray
     panoptic_boundary: np.ndarray
-    record: dict = field(default_factory=dict)
+    # A dict. Under its own type, mypy would refuse the blocks where they are given as ** of a dict of arrays.
+    record: Any = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:

@@ -48,8 +48,9 @@ class LussEvaluator(DatasetEvaluator):
         submission: bool,
         protocol: str,
         provenance: dict | None = None,
+        submission_names: Mapping[str, str] | None = None,
     ):
-        """Takes what to compare with, and how.
+        """Describes what to compare with, and how.
 
         Args:
             gt_files: image file -> id map of its ground truth; empty for a test split, whose ground truth is hidden.
@@ -62,6 +63,7 @@ class LussEvaluator(DatasetEvaluator):
             submission: whether to write the predictions.
             protocol: how the model was trained, for the record.
             provenance: more values for the record: dataset, fitting split, checkpoint.
+            submission_names: image file -> path of its PNG in a submission; others are named by directory and file.
 
         Raises:
             ValueError: names that repeat, or a hidden ground truth without a matching that can be had without it.
@@ -92,16 +94,17 @@ class LussEvaluator(DatasetEvaluator):
         self.submission = submission
         self.protocol = protocol
         self.provenance = provenance or {}
+        self.submission_names = submission_names or {}
         self.reset()
 
     @classmethod
     def from_config(cls, cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None) -> dict[str, Any]:
         """Returns the constructor's arguments for a registered dataset."""
-        gt = {
-            record["file_name"]: record["sem_seg_file_name"]
-            for record in DatasetCatalog.get(dataset_name)
-            if "sem_seg_file_name" in record
-        }
+        records = DatasetCatalog.get(dataset_name)
+        gt_files, submission_names = (
+            {record["file_name"]: record[key] for record in records if key in record}
+            for key in ("sem_seg_file_name", "submission_name")
+        )
         settings = cfg.TEST.LUSS
         first, last, count = settings.SWEEP
         record = {
@@ -110,7 +113,7 @@ class LussEvaluator(DatasetEvaluator):
             "fitted_on": _fitted_on(settings.MATCHING, dataset_name),
         }
         return {
-            "gt_files": gt,
+            "gt_files": gt_files,
             "class_names": list(MetadataCatalog.get(dataset_name).stuff_classes[1:]),
             "matching": settings.MATCHING,
             "boundary_ratio": settings.BOUNDARY_RATIO,
@@ -120,6 +123,7 @@ class LussEvaluator(DatasetEvaluator):
             "submission": settings.SUBMISSION,
             "protocol": _protocol_of(settings.MATCHING, dataset_name),
             "provenance": short_record(record),
+            "submission_names": submission_names,
         }
 
     def reset(self) -> None:
@@ -274,11 +278,14 @@ class LussEvaluator(DatasetEvaluator):
         )
 
     def _write_raw(self, file_name: str, predicted: np.ndarray) -> None:
-        directory, name = Path(file_name).parent.name, Path(file_name).stem
         assert self.output_dir is not None, "checked by the constructor"
-        path = self.output_dir / "predictions" / directory / f"{name}.png"
+        path = self.output_dir / "predictions" / self._submission_name(file_name)
         write_id_map(path, predicted)
         self._raw_maps[file_name] = str(path)
+
+    def _submission_name(self, file_name: str) -> str:
+        image = Path(file_name)
+        return self.submission_names.get(file_name, f"{image.parent.name}/{image.stem}.png")
 
     def _finish_submission(self, raw_maps: dict[str, str], label_map: np.ndarray) -> None:
         """Gives the written maps their class ids, and packs them with the description that the server asks for."""
@@ -288,11 +295,11 @@ class LussEvaluator(DatasetEvaluator):
         archive = self.output_dir / "submission.zip"
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
             packed.writestr("method.txt", f"Method: u2seg\nProtocol: {self.protocol}\nMatching: {self.matching}\n")
-            for path in sorted(raw_maps.values()):
+            for name, path in sorted((self._submission_name(file_name), path) for file_name, path in raw_maps.items()):
                 ids = np.minimum(read_id_map(path), len(label_map) - 1)
-                target = self.output_dir / "submission" / Path(path).parent.name / Path(path).name
+                target = self.output_dir / "submission" / name
                 write_id_map(target, np.maximum(label_map[ids], OTHER))
-                packed.write(target, f"{target.parent.name}/{target.name}")
+                packed.write(target, name)
         logger.info("Submission of %d predictions: %s", len(raw_maps), archive)
 
 

@@ -473,7 +473,7 @@ def test_what_models_give_becomes_ids():
     nothing = torch.zeros(1, 2, dtype=torch.int32)
     assert label_map_of({"panoptic_seg": (nothing, [])}, 10).tolist() == [[0, 0]]
     assert label_map_of({"panoptic_seg": (nothing, segments)}, 10).tolist() == [[0, 0]]
-    with pytest.raises(KeyError, match="sem_seg_labels, panoptic_seg or sem_seg.*got instances"):
+    with pytest.raises(ValueError, match="sem_seg_labels, panoptic_seg or sem_seg.*got instances"):
         label_map_of({"instances": None}, 0)
 
 
@@ -503,7 +503,7 @@ def test_wrong_inputs_are_told(tmp_path):
     one = evaluator(tmp_path, images)
     with pytest.raises(ValueError, match="score at native size"):
         one.process([{"file_name": "n00/0.JPEG"}], [{"sem_seg_labels": torch.zeros(5, 7, dtype=torch.long)}])
-    with pytest.raises(KeyError, match="no ground truth in this dataset"):
+    with pytest.raises(ValueError, match="no ground truth in this dataset"):
         one.process([{"file_name": "n00/9.JPEG"}], [{"sem_seg_labels": torch.zeros(5, 7, dtype=torch.long)}])
     with pytest.raises(RuntimeError, match="never called"):
         one.evaluate()

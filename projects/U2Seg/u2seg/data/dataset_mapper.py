@@ -177,7 +177,7 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict], dict]:
     """Returns the dataset mapper that the configuration names.
 
     Raises:
-        KeyError: no mapper of that name; the message lists those that are registered.
+        UnknownNameError: no mapper of that name; the message lists those that are registered.
     """
     mapper = get_registered(DATASET_MAPPER_REGISTRY, cfg.INPUT.DATASET_MAPPER_NAME, "INPUT.DATASET_MAPPER_NAME")
     return mapper(cfg, is_train)

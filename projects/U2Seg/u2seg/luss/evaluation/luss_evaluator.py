@@ -141,8 +141,8 @@ class LussEvaluator(DatasetEvaluator):
             outputs: the model's; see the class.
 
         Raises:
-            ValueError: a map of another size than the ground truth, or a ground-truth id that no class has.
-            KeyError: an image that the dataset does not have, or an output without any map.
+            ValueError: a map of another size than the ground truth, a ground-truth id that no class has, an image that the dataset
+                does not have, or an output without any map.
         """
         for one, output in zip(inputs, outputs):
             predicted = label_map_of(output, self.num_things)
@@ -196,7 +196,7 @@ class LussEvaluator(DatasetEvaluator):
 
     def _gt(self, file_name: str) -> np.ndarray:
         if file_name not in self.gt_files:
-            raise KeyError(f"{file_name} has no ground truth in this dataset; is the loader another dataset's?")
+            raise ValueError(f"{file_name} has no ground truth in this dataset; is the loader another dataset's?")
         path = self.gt_files[file_name]
         gt = read_id_map(path)
         largest = int(gt[gt != LUSS_IGNORE].max(initial=OTHER))
@@ -317,7 +317,7 @@ def label_map_of(output: Mapping, num_things: int) -> np.ndarray:
         num_things: K of a panoptic model.
 
     Raises:
-        KeyError: no map is in it.
+        ValueError: no map is in it.
     """
     if "sem_seg_labels" in output:
         return _as_numpy(output["sem_seg_labels"]).astype(np.int64)
@@ -326,7 +326,7 @@ def label_map_of(output: Mapping, num_things: int) -> np.ndarray:
         return _ids_of_panoptic(segment_map, segments, num_things)
     if "sem_seg" in output:
         return _as_numpy(output["sem_seg"].argmax(dim=0)).astype(np.int64)
-    raise KeyError(
+    raise ValueError(
         f"LUSS needs sem_seg_labels, panoptic_seg or sem_seg in a model's output, got {', '.join(sorted(output)) or 'nothing'}"
     )
 

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode, get_cfg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from u2seg.config import add_u2seg_config, check_config, setup_cfg
-from u2seg.config.validation import choice, flag, integer, number, rules, several, text
+from u2seg.config.validation import _RULES, choice, flag, integer, number, several, text
 from u2seg.modeling import build_model
 
 
@@ -35,8 +35,8 @@ def put(cfg: CfgNode, key: str, value) -> None:
 
 def test_every_key_of_ours_has_a_rule_and_every_rule_a_key():
     theirs, all_keys = set(flat(get_cfg())), set(flat(make_cfg()))
-    assert all_keys - theirs <= set(rules())
-    assert set(rules()) <= all_keys
+    assert all_keys - theirs <= set(_RULES)
+    assert set(_RULES) <= all_keys
 
 
 def test_the_defaults_keep_their_rules():
@@ -95,7 +95,7 @@ NONSENSE = st.one_of(
 @given(st.data())
 def test_no_value_of_any_key_ends_in_another_error(data):
     cfg = make_cfg()
-    key = data.draw(st.sampled_from(sorted(rules())))
+    key = data.draw(st.sampled_from(sorted(_RULES)))
     put(cfg, key, data.draw(NONSENSE))
     try:
         check_config(cfg)

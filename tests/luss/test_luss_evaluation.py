@@ -460,6 +460,10 @@ def test_a_hidden_split_is_written_with_another_runs_match(tmp_path):
     assert np.array_equal(written, lookup[images[0][0]])
     with pytest.raises(ValueError, match="no ground truth to match with"):
         evaluator(tmp_path, [], matching="hungarian")
+    for content in ("[]", "{}", '{"a": 1}', '{"1": 6}', '{"1": "x"}'):
+        (tmp_path / "match.json").write_text(content)
+        with pytest.raises(ValueError, match=r"match.json must map predicted ids to class ids in 0\.\.5.* got"):
+            run(evaluator(tmp_path, [], **options), images)
 
 
 def test_what_models_give_becomes_ids():

@@ -58,7 +58,7 @@ class LabelStore:
         self.root = Path(root)
         if not (self.root / INDEX).is_file():
             raise FileNotFoundError(
-                f"{self.root} holds no LUSS pseudo-labels (no {INDEX}); make them with u2seg luss first"
+                f"{self.root} holds no LUSS pseudo-labels (no {INDEX}); make them with `u2seg luss run` first"
             )
         index = read_json(self.root / INDEX)
         self.file_names: list[str] = index["file_names"]

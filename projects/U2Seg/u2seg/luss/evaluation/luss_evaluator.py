@@ -134,7 +134,7 @@ class LussEvaluator(DatasetEvaluator):
         self._raw_maps: dict[str, str] = {}
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Takes one batch of images.
+        """Counts one batch of images.
 
         Args:
             inputs: with ``file_name``.
@@ -234,13 +234,13 @@ class LussEvaluator(DatasetEvaluator):
     def _matched(self, counts: np.ndarray, num_clusters: int) -> np.ndarray:
         if self.matching in MATCHERS:
             return match_clusters(self.matching, counts, num_clusters, len(self.class_names))
-        return read_match(self.matching, num_clusters)
+        return read_match(self.matching, len(self.class_names), num_clusters)
 
     def _saved_or_identity(self) -> np.ndarray:
         """Returns the class id of each predicted id where there is no ground truth; see `full_label_map`."""
         if self.matching in MATCHERS:
             return full_label_map(np.arange(len(self.class_names)))
-        return full_label_map(read_match(self.matching))
+        return full_label_map(read_match(self.matching, len(self.class_names)))
 
     def _curve(self, sweep: np.ndarray, num_clusters: int) -> list[dict[str, float]]:
         if not len(sweep) or self.matching not in MATCHERS:
@@ -347,9 +347,19 @@ def match_as_json(matched: np.ndarray) -> dict[str, int]:
     return {"0": OTHER, **{str(i + 1): int(c) + 1 for i, c in enumerate(matched) if c >= 0}}
 
 
-def read_match(path: str | Path, num_clusters: int = 0) -> np.ndarray:
-    """Returns the 0-based class of each cluster from a ``match.json``, -1 for none, int64 (at least ``num_clusters``,)."""
-    pairs = {int(predicted): int(label) for predicted, label in read_json(path).items()}
+def read_match(path: str | Path, num_classes: int, num_clusters: int = 0) -> np.ndarray:
+    """Returns the 0-based class of each cluster from a ``match.json``, -1 for none, int64 (at least ``num_clusters``,).
+
+    Raises:
+        ValueError: the file is not a match, or has a class id that is not in 0..``num_classes``.
+    """
+    content = read_json(path)
+    pairs = {int(key): label for key, label in content.items() if key.isdecimal()} if isinstance(content, dict) else {}
+    if not pairs or len(pairs) < len(content) or not all(label in range(num_classes + 1) for label in pairs.values()):
+        raise ValueError(
+            f'{path} must map predicted ids to class ids in 0..{num_classes}, such as {{"0": 0, "1": 3}}, '
+            f"got {json.dumps(content)[:60]}"
+        )
     matched = np.full(max(num_clusters, *pairs), -1, np.int64)
     for predicted, label in pairs.items():
         if predicted > OTHER:

@@ -21,7 +21,7 @@ from u2seg.modeling import complete_config
 from u2seg.pseudo_labels import relabel as relabel_module
 from u2seg.pseudo_labels.relabel import Objects, confirmed_labels_first, predictions_first, relabel
 from u2seg.structures import pairwise_mask_iou
-from u2seg.utils.manifest import TooManyFailuresError
+from u2seg.utils.manifest import StageMismatchError, TooManyFailuresError
 from u2seg.utils.write_errors import WriteError
 
 
@@ -252,6 +252,24 @@ def test_an_image_that_cannot_be_read_any_more_is_recorded_and_the_others_are_la
     assert [row["id"] for row in panoptic["images"]] == [1, 3, 4, 5, 6]
     failures = json.loads((labels / "panoptic" / "failures.json").read_text())
     assert [row["file_name"] for row in failures] == ["000002.png"] and "no such file" in failures[0]["reason"]
+
+
+def test_other_weights_and_other_old_labels_are_noticed_and_moved_ones_are_not(two_images, tmp_path):
+    weights = tmp_path / "model_final.pth"
+    weights.write_bytes(b"1")
+    two_images.MODEL.WEIGHTS = str(weights)
+    relabel(two_images, tmp_path / "new", 0.7)
+    two_images.MODEL.WEIGHTS = str(weights.rename(tmp_path / "moved.pth"))
+    (tmp_path / "new").rename(tmp_path / "moved")
+    relabel(two_images, tmp_path / "moved", 0.7)
+    (tmp_path / "moved.pth").write_bytes(b"2")
+    with pytest.raises(StageMismatchError, match=r"\n  settings\.weights: asked for [^\n]*\nChoose"):
+        relabel(two_images, tmp_path / "moved", 0.7)
+    (tmp_path / "moved.pth").write_bytes(b"1")
+    instances = Path(two_images.DATASETS.BY_PATH.self_train.ROOT) / "panoptic" / "instances.json"
+    instances.write_text(instances.read_text() + " ")
+    with pytest.raises(StageMismatchError, match=r"\n  settings\.labels: asked for [^\n]*\nChoose"):
+        relabel(two_images, tmp_path / "moved", 0.7)
 
 
 def test_two_rounds_and_a_third_call_that_has_nothing_to_do(run, tmp_path, monkeypatch):

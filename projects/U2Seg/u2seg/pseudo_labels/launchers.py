@@ -18,9 +18,9 @@ from detectron2.config import CfgNode
 
 from u2seg.pseudo_labels.masks.mask_stage import plan_masks
 from u2seg.pseudo_labels.phases import LabelRun, Phase, phase_named
+from u2seg.pseudo_labels.processes import Workers
 from u2seg.pseudo_labels.worker import Worker
 from u2seg.utils.manifest import IncompleteStageError
-from u2seg.utils.processes import Workers
 
 # A barrier waits for the slowest worker of a phase, which may take days.
 _LONGEST_PHASE = timedelta(days=60)

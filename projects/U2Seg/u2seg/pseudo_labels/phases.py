@@ -23,7 +23,7 @@ from u2seg.utils.manifest import is_complete
 
 STAGES = ("masks", "clusters", "semantics", "panoptic")
 # Stages that must be finished before.
-_NEEDS = {
+_NEEDS: dict[str, tuple[str, ...]] = {
     "masks": (),
     "clusters": ("masks",),
     "semantics": ("masks",),

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from u2seg.utils.processes import end_with_parent
+from u2seg.pseudo_labels.processes import end_with_parent
 
 T = TypeVar("T")
 

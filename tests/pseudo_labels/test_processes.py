@@ -7,12 +7,12 @@ import sys
 import time
 from pathlib import Path
 
-import u2seg.utils
+import u2seg.pseudo_labels
 
 # Their own processes import the module alone: the package takes seconds.
 BEGIN = f"""
 import os, sys, time
-sys.path.insert(0, {str(Path(u2seg.utils.__file__).parent)!r})
+sys.path.insert(0, {str(Path(u2seg.pseudo_labels.__file__).parent)!r})
 from processes import Workers
 
 def work(task, path):

@@ -29,7 +29,7 @@ class Workers(ExitStack):
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
+    ) -> bool | None:
         """Ends the processes, and after an error does not wait for what they are doing."""
         if kind is not None:
             for process in self._processes:

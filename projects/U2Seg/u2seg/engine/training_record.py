@@ -16,6 +16,7 @@ from u2seg.version import __version__
 
 RECORD = "training.json"
 FINAL = "model_final"
+AVERAGED = "model_ema.pth"  # the averaged weights at the end of a training
 
 # Keys without influence on the weights, sections and single ones; so have those in whose names TEST is a word.
 _NOT_TRAINED_BY = (

@@ -14,7 +14,7 @@ from PIL import Image
 from u2seg.checkpoint import save_to_disk
 from u2seg.data.formats.coco_panoptic import read_panoptic_png
 from u2seg.modeling import build_model
-from u2seg.web_app import build_app, make_views, open_model, serve
+from u2seg.web_app import build_app, make_views, open_model, start_server
 
 HAS_BROWSER = (
     shutil.which("chromium")
@@ -96,7 +96,7 @@ def test_an_image_is_uploaded_shown_and_downloaded_in_a_browser(predictor, monke
     from selenium.webdriver.support.ui import WebDriverWait
 
     monkeypatch.chdir("/")  # below which everything lies, also the cache from which the page is served
-    address = serve(predictor, port=free_port(), max_megabytes=1, block=False)
+    _, address = start_server(predictor, port=free_port(), max_megabytes=1)
     assert address.startswith("http://127.0.0.1:")
     Image.fromarray(scene()).resize((320, 240)).save(tmp_path / "photo.png")
     options = webdriver.ChromeOptions()

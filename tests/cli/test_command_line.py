@@ -5,6 +5,7 @@ import importlib
 import logging
 import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from u2seg.cli.main import COMMANDS, main, parse_arguments
 from u2seg.data.benchmarks import PREPARE
 from u2seg.data.datasets import label_splits
 from u2seg.utils.image_io import ImageReadError
+from u2seg.utils.registry import UnknownNameError
 from u2seg.version import __version__
 
 
@@ -247,7 +249,7 @@ class Broken(Dataset):
     ("error", "line"),
     [
         (ImageReadError("a.png: the file is empty (0 bytes)"), "error: a.png: the file is empty (0 bytes)\n"),
-        (KeyError("no mapper 'x'"), "error: no mapper 'x'\n"),
+        (UnknownNameError("no mapper 'x'"), "error: no mapper 'x'\n"),
     ],
 )
 def test_the_error_of_a_loaders_worker_is_one_line(monkeypatch, capsys, error, line):
@@ -262,8 +264,8 @@ TRACE = """
 -- Process 1 terminated with the following error:
 Traceback (most recent call last):
   File "a.py", line 3, in work
-    raise KeyError("x")
-KeyError: 'x'
+    raise ValueError("x")
+ValueError: x
 
 The above exception was the direct cause of the following exception:
 
@@ -281,7 +283,7 @@ def test_the_error_of_one_of_several_processes_is_told_as_in_one_process(monkeyp
     last = "u2seg.utils.manifest.StageMismatchError: o was made with other settings:\n  a: asked for 1\nDelete it.\n"
     assert main(["doctor"]) == 1
     assert capsys.readouterr().err == "error: o was made with other settings:\n  a: asked for 1\nDelete it.\n"
-    last = "KeyError: \"Unknown HOOKS 'x'\"\n"
+    last = "u2seg.utils.registry.UnknownNameError: Unknown HOOKS 'x'\n"
     assert main(["doctor"]) == 1
     assert capsys.readouterr().err == "error: Unknown HOOKS 'x'\n"
     last = "AssertionError: a defect\n"
@@ -291,6 +293,18 @@ def test_the_error_of_one_of_several_processes_is_told_as_in_one_process(monkeyp
     killed = ProcessExitedException("process 0 terminated with signal SIGKILL", 0, 77, -9, "SIGKILL")
     assert main(["doctor"]) == 1
     assert "signal SIGKILL; the machine may have run out of memory. Run the same" in capsys.readouterr().err
+
+
+def test_a_missing_key_is_a_defect_and_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(doctor, "run", lambda args: {}["x"])
+    with pytest.raises(KeyError):
+        main(["doctor"])
+
+
+def test_ctrl_c_ends_with_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "run", lambda args: os.kill(os.getpid(), signal.SIGINT))
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "stopped; finished work is kept, and most commands go on from it when run again\n"
 
 
 def test_what_to_do_about_a_directory_that_is_read_only(monkeypatch, capsys):

@@ -104,6 +104,23 @@ def test_label_sets_stand_side_by_side(tmp_path, monkeypatch):
     assert page.count("<figcaption>image</figcaption>") == 2
 
 
+def test_two_sets_of_one_name_are_refused(tmp_path, capsys):
+    labels = write_labels(tmp_path)
+    options = ["--images", tmp_path / "images", "--output", tmp_path / "out"]
+    assert run_tool(labels, f"{labels}/", *options) == 1
+    assert f"two sets of labels are called 'labels', the second in {labels}/; give each a name: NAME=" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_path_may_hold_an_equals_sign(tmp_path):
+    (tmp_path / "lr=0.1").mkdir()
+    labels = write_labels(tmp_path).rename(tmp_path / "lr=0.1" / "labels")
+    options = ["--images", tmp_path / "images", "--output", tmp_path / "out", "--clusters", 0]
+    assert run_tool(labels, f"again={labels}", *options) == 0
+    assert '<th scope="col">labels</th><th scope="col">again</th>' in (tmp_path / "out" / "index.html").read_text()
+
+
 @pytest.mark.parametrize("depth", ["", "panoptic"])
 def test_labels_are_found_in_all_layouts(tmp_path, depth):
     labels = write_labels(tmp_path)

@@ -313,6 +313,6 @@ def test_the_configuration_chooses_the_class_and_its_settings():
     assert build_copy_paste(cfg) == LayeredCopyPaste(scale_range=(0.5, 1.5))
     cfg.INPUT.COPY_PASTE.NAME = "CopyPaste"
     with pytest.raises(
-        KeyError, match=r"INPUT.COPY_PASTE.NAME 'CopyPaste'; registered: CutLERCopyPaste, LayeredCopyPaste"
+        ValueError, match=r"INPUT.COPY_PASTE.NAME 'CopyPaste'; registered: CutLERCopyPaste, LayeredCopyPaste"
     ):
         build_copy_paste(cfg)

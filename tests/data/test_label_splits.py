@@ -44,6 +44,10 @@ def test_wrong_input_is_refused(annotations, tmp_path):
     other.write_text('{"categories": []}')
     with pytest.raises(ValueError, match=r"expected image_ids .* it holds categories"):
         read_label_split(other)
+    for content in ("[1]", '{"categories": []}'):
+        other.write_text(content)
+        with pytest.raises(ValueError, match="other.json lists no images: expected"):
+            make_label_splits(other, tmp_path)
     other.write_text('{"images": []}')
     with pytest.raises(ValueError, match="lists no image"):
         make_label_splits(other, tmp_path)

@@ -123,7 +123,7 @@ def test_errors_name_the_file(tmp_path, dicts):
 
 
 def test_an_unknown_mapper_is_named_with_the_known_ones():
-    with pytest.raises(KeyError, match=r"PanopticMaper.*registered:.*PanopticMapper"):
+    with pytest.raises(ValueError, match=r"PanopticMaper.*registered:.*PanopticMapper"):
         build_mapper(make_cfg(INPUT__DATASET_MAPPER_NAME="PanopticMaper"), True)
 
 

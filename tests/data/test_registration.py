@@ -208,7 +208,7 @@ WRONG = {
         lambda c: c["annotations"][0].pop("segmentation"),
         "has no segmentation; training needs the mask",
     ),
-    "another file": ("instances", lambda c: c.pop("annotations"), "no COCO instances JSON: annotations is missing"),
+    "another file": ("instances", lambda c: c.pop("annotations"), "not a COCO instances JSON: annotations is missing"),
     "too few run lengths": (
         "instances",
         lambda c: c["annotations"][0].update(segmentation={"size": [48, 64], "counts": [3, 4]}),
@@ -217,7 +217,7 @@ WRONG = {
     "another category": (
         "instances",
         lambda c: (c["categories"].append({"id": 5, "name": "x"}), c["annotations"][0].update(category_id=5)),
-        "has category_id 5, which is no thing of the dataset's panoptic JSON",
+        "has category_id 5, which is not a thing of the dataset's panoptic JSON",
     ),
 }
 
@@ -235,7 +235,7 @@ def test_a_wrong_row_is_named_before_training(coco_root, kind, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.pop("categories"), "no COCO panoptic JSON: categories is missing"),
+        (lambda c: c.pop("categories"), "not a COCO panoptic JSON: categories is missing"),
         (lambda c: c["categories"][0].pop("isthing"), r"categories\[0\] has no 'isthing'"),
     ],
 )

@@ -158,7 +158,7 @@ def test_the_loader_pastes_and_is_the_same_with_workers(tiny_cfg, tmp_path, way)
 def test_wrong_batch_and_sampler_are_refused(tiny_cfg, tmp_path):
     with pytest.raises(ValueError, match=r"IMS_PER_BATCH \(2\) must be a multiple of SOLVER.ACCUMULATION_STEPS \(3\)"):
         build_train_loader(tiny_cfg(tmp_path, "SOLVER.ACCUMULATION_STEPS", 3), 0)
-    with pytest.raises(KeyError, match=r"INPUT.COPY_PASTE.PARTNER 'next'; registered: any_image, reversed_batch"):
+    with pytest.raises(ValueError, match=r"INPUT.COPY_PASTE.PARTNER 'next'; registered: any_image, reversed_batch"):
         build_train_loader(tiny_cfg(tmp_path, "INPUT.COPY_PASTE.ENABLED", True, "INPUT.COPY_PASTE.PARTNER", "next"), 0)
     with pytest.raises(ValueError, match="RepeatFactorTrainingSampler"):
         build_train_loader(tiny_cfg(tmp_path, "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"), 0)

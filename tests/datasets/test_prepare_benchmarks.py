@@ -90,7 +90,7 @@ def test_files_that_are_no_voc_annotation_are_named(voc):
     prepare, file = script("prepare_voc").prepare_boxes, voc / "Annotations/000001.xml"
     for broken in ("<annotation><size>", "<annotation/>", VOC_XML.replace("<xmin>1<", "<xmin>left<")):
         text(file, broken)
-        with pytest.raises(ValueError, match=r"000001.xml is no VOC annotation \(.*\); expected XML with size"):
+        with pytest.raises(ValueError, match=r"000001.xml is not a VOC annotation \(.*\); expected XML with size"):
             prepare(voc, ["test"])
     text(file, VOC_XML.replace("person", "unicorn"))
     with pytest.raises(
@@ -297,9 +297,15 @@ def test_lvis(tmp_path):
     assert content["images"][0]["file_name"] == "val2017/000000397133.jpg"
     assert content["annotations"][0]["iscrowd"] == 0 and content["annotations"][0]["area"] == 6.0
     assert InstanceGroundTruth(path).has_masks
-    text(tmp_path / "coco.json", json.dumps({**source, "images": [{"id": 1}]}))
-    with pytest.raises(ValueError, match="no LVIS v1 file: image 1 has no coco_url"):
-        script("prepare_lvis").prepare(tmp_path / "coco.json", tmp_path / "out.json")
+    size = {"height": 427, "width": 640}
+    for change, message in (
+        ({"images": [{"id": 397133, **size}]}, "not an LVIS v1 file: image 397133 has no coco_url"),
+        ({"categories": [{"id": 3, "name": "c3"}]}, "not an LVIS v1 file: category 3 has no synset"),
+        ({"images": None}, "coco.json is not a COCO instances JSON: images is null"),
+    ):
+        text(tmp_path / "coco.json", json.dumps({**source, **change}))
+        with pytest.raises(ValueError, match=message):
+            script("prepare_lvis").prepare(tmp_path / "coco.json", tmp_path / "out.json")
 
 
 def test_lvis_with_cocos_categories(tmp_path):
@@ -350,6 +356,9 @@ def test_objects365(tmp_path):
     assert content["annotations"] == [
         {"id": 1, "image_id": 420917, "category_id": 84, "bbox": [1.5, 2.5, 10.0, 4.0], "area": 40.0, "iscrowd": 1}
     ]
+    text(root / "zhiyuan_objv2_val.json", "[]")
+    with pytest.raises(ValueError, match=r"zhiyuan_objv2_val.json holds \[\]; expected a COCO instances JSON"):
+        script("prepare_objects365").prepare(root)
 
 
 def encoded(mask: np.ndarray) -> dict:
@@ -404,7 +413,10 @@ def test_uvo_dense_refuses_other_files(tmp_path):
     track = {"id": 1, "video_id": 4, "category_id": 1, "segmentations": [None, None]}
     cats = [{"id": 1, "name": "person"}]
     for content, message in (
-        ({"images": [], "annotations": [], "categories": cats}, "no JSON in video format: it lacks videos"),
+        ({"images": [], "annotations": [], "categories": cats}, "not a JSON in video format: videos is missing"),
+        ([{"id": 1}], "expected a JSON in video format, an object with videos"),
+        ({"videos": [{"id": 4}], "annotations": [], "categories": cats}, r"videos\[0\] has no 'height'"),
+        ({"videos": [video], "annotations": [{}], "categories": cats}, r"annotations\[0\] has no 'video_id'"),
         ({"videos": [video], "annotations": [track], "categories": cats}, "has 2 segmentations, its video 4 has 1 fr"),
         (
             {"videos": [video], "annotations": [], "categories": [{"id": 1, "name": "object"}]},
@@ -438,7 +450,7 @@ def test_uvo_sparse_is_one_class(tmp_path):
     assert content["categories"] == [{"id": 1, "name": "object"}]
     assert [p["image_id"] for p in load_benchmark("uvo_sparse_val_cls_agnostic", tmp_path)] == [1]
     text(tmp_path / "dense.json", json.dumps({"videos": []}))
-    with pytest.raises(ValueError, match="lists no images: expected COCO's format"):
+    with pytest.raises(ValueError, match="not a COCO instances JSON: images is missing"):
         script("prepare_uvo").prepare_sparse(tmp_path / "dense.json", tmp_path / "uvo", frames)
 
 

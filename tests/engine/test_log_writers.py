@@ -83,7 +83,7 @@ def test_a_missing_package_and_an_unknown_name_are_one_line(tiny_cfg, tmp_path, 
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ModuleNotFoundError, match=r"--log-to wandb needs .*pip install 'u2seg\[wandb\]'"):
         build_log_writers(tiny_cfg(tmp_path, "LOG_TO", "('wandb',)"))
-    with pytest.raises(KeyError, match="Unknown LOG_TO 'paper'; registered: mlflow, tensorboard, wandb"):
+    with pytest.raises(ValueError, match="Unknown LOG_TO 'paper'; registered: mlflow, tensorboard, wandb"):
         build_log_writers(tiny_cfg(tmp_path, "LOG_TO", "('paper',)"))
     assert (
         build_log_writers(tiny_cfg(tmp_path))

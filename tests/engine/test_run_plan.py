@@ -365,7 +365,7 @@ class TestRefusals:
         ],
     )
     def test_settings_that_cannot_work(self, photos, tmp_path, opts, message):
-        with pytest.raises((ValueError, KeyError, FileNotFoundError), match=message):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
             self.plan(photos, tmp_path, opts=opts)
 
     def test_a_test_set_that_is_not_there(self, photos, tmp_path, monkeypatch):

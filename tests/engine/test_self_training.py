@@ -78,7 +78,7 @@ def test_labels_that_the_model_does_not_see_are_not_confirmed():
 def test_unknown_merge_rule_ends_the_run_before_it_writes(run, tmp_path):
     run.SELF_TRAINING.MERGE = "newest"
     with pytest.raises(
-        KeyError, match="Unknown SELF_TRAINING.MERGE 'newest'; registered: confirmed_labels_first, predictions_first"
+        ValueError, match="Unknown SELF_TRAINING.MERGE 'newest'; registered: confirmed_labels_first, predictions_first"
     ):
         relabel(run, tmp_path / "out", 0.5)
     assert not (tmp_path / "out").exists()

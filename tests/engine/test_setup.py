@@ -112,7 +112,7 @@ def test_a_multiplier_without_effect_is_refused():
 def test_optimisers_by_name(name, kind):
     cfg = setup_cfg(BASE, ["SOLVER.OPTIMIZER", name])
     assert isinstance(build_optimizer(cfg, Two()), kind)
-    with pytest.raises(KeyError, match="Unknown SOLVER.OPTIMIZER 'ADAM'; registered: AdamW"):
+    with pytest.raises(ValueError, match="Unknown SOLVER.OPTIMIZER 'ADAM'; registered: AdamW"):
         build_optimizer(setup_cfg(BASE, ["SOLVER.OPTIMIZER", "ADAM"]), Two())
 
 

@@ -298,7 +298,7 @@ def test_paper_thresholds_by_benchmark_and_nearest_count():
 
 
 def test_an_unknown_protocol_is_named_with_those_that_exist():
-    with pytest.raises(KeyError, match="Unknown protocol .* 'hungarain'; registered: cups, cups_release, hungarian"):
+    with pytest.raises(ValueError, match="Unknown protocol .* 'hungarain'; registered: cups, cups_release, hungarian"):
         build_protocol("hungarain")
 
 

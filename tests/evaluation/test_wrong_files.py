@@ -84,7 +84,7 @@ PANOPTIC = [
     ("no isthing", drop("categories", 1, "isthing"), r"categories\[1\] has no 'isthing'; expected 1 for things, 0 for"),
     ("isthing is text", put("categories", 0, "isthing", "yes"), r"categories\[0\] has isthing \"yes\"; expected 1 for"),
     ("category twice", put("categories", 1, "id", 3), r"categories\[1\] has id 3, which an earlier row has too"),
-    ("no categories", drop("categories"), "no COCO panoptic JSON: categories is missing; expected the lists"),
+    ("no categories", drop("categories"), "not a COCO panoptic JSON: categories is missing; expected the lists"),
     ("category without a name", drop("categories", 0, "name"), r"categories\[0\] has no 'name'"),
     ("unknown category", put(*SEGMENT, "category_id", 9999), r"segments_info\[1\] has category_id 9999, which the cat"),
     (
@@ -133,7 +133,7 @@ INSTANCES = [
         put("annotations", 0, "segmentation", [[1, 2, 3, 4]]),
         "at least three finite x, y pairs",
     ),
-    ("no annotations", drop("annotations"), "no COCO instances JSON: annotations is missing"),
+    ("no annotations", drop("annotations"), "not a COCO instances JSON: annotations is missing"),
 ]
 RESULTS = [
     ("score is NaN", put(1, "score", float("nan")), r"entry\[1\] has score NaN; expected a finite number"),
@@ -145,8 +145,8 @@ RESULTS = [
     ("no run lengths", uncompressed([]), "run lengths that cover 0 pixels"),
     ("negative run length", uncompressed([50, -2]), "has a negative run length in counts"),
     ("run lengths of text", uncompressed(["a", "b"]), "has counts that are not all integers"),
-    ("damaged string", uncompressed("\x01zz\x7f"), "counts are no compressed run lengths"),
-    ("cut string", uncompressed(run_lengths()["counts"][:-2]), "run lengths that cover|no compressed run lengths"),
+    ("damaged string", uncompressed("\x01zz\x7f"), "counts are not compressed run lengths"),
+    ("cut string", uncompressed(run_lengths()["counts"][:-2]), "run lengths that cover|not compressed run lengths"),
     ("counts is a number", uncompressed(5), "has counts 5; expected a list of run lengths or a string"),
 ]
 
@@ -259,7 +259,7 @@ def test_another_kind_of_panoptic_file(files, name, text, message):
 
 def test_another_kind_of_instances_file(files):
     (files / "instances.json").write_text(json.dumps(panoptic()))
-    refused(masks, files, match="no COCO instances JSON: images is missing")
+    refused(masks, files, match="not a COCO instances JSON: images is missing")
     (files / "instances.json").write_text(json.dumps(results()))
     refused(masks, files, match="instances.json holds a list|instances.json holds .*; expected a COCO instances JSON")
 
@@ -416,7 +416,7 @@ def test_wrong_label_maps(files, tables):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "no split: expected an object with image_ids or images, got a list"),
+        ([1, 2], "lists no images: expected an object with image_ids or images, got a list"),
         ({"image_ids": []}, "image_ids must be a list with at least one image"),
         ({"image_ids": [1, "b"]}, r"image_ids\[1\] has no integer id: b"),
         ({"images": [{"id": 1}, {}]}, r"images\[1\] has no integer id"),

@@ -82,7 +82,7 @@ def test_registry_names_what_there_is():
     assert isinstance(build_feature_extractor(cfg), HandmadeDescriptor)
     cfg.FEATURES.NAME = "HandmadeDescriptr"
     with pytest.raises(
-        KeyError, match="Unknown FEATURES.NAME 'HandmadeDescriptr'; registered: HandmadeDescriptor, .*TimmViT"
+        ValueError, match="Unknown FEATURES.NAME 'HandmadeDescriptr'; registered: HandmadeDescriptor, .*TimmViT"
     ):
         build_feature_extractor(cfg)
     assert {"HandmadeDescriptor", "ResNetFeatures", "TimmViT"} <= {name for name, _ in FEATURE_EXTRACTOR_REGISTRY}

@@ -1,5 +1,7 @@
 """ImageNet-S from list files, the id maps' way through the mapper, the pseudo-label store."""
 
+from multiprocessing import get_context
+
 import numpy as np
 import pytest
 import torch
@@ -156,6 +158,26 @@ def test_thresholds_at_the_extremes(store):
     assert (labels.labels(0, (20, 30), 0.0) > 0).all()
     assert not labels.labels(0, (20, 30), 1.01).any()
     assert np.array_equal(threshold_labels(*maps[1], (3, 5), 0.0), maps[1][0])
+
+
+def read_often(store, maps, number):
+    for _ in range(100):
+        np.testing.assert_array_equal(store.load(number)[0], maps[number][0])
+
+
+def test_forked_loader_workers_read_a_shard_at_the_same_time(tmp_path):
+    rng = np.random.default_rng(0)
+    maps = {n: (rng.integers(1, 60000, (90, 90)), rng.random((90, 90))) for n in (0, 1)}
+    write_label_shard(shard_path(tmp_path, 0, ".npz"), maps)
+    write_json(tmp_path / INDEX, {"file_names": ["a", "b"], "num_clusters": 60000, "shard_size": 2})
+    store, fork = LabelStore(tmp_path), get_context("fork")
+    assert list(store.numbers()) == [0, 1]  # as the main process lists the dataset before the workers begin
+    workers = [fork.Process(target=read_often, args=(store, maps, number)) for number in maps]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
 
 
 def test_the_store_is_a_training_set(store, tmp_path):

@@ -13,9 +13,11 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from luss_toy import make_toy
 from scipy.ndimage import binary_erosion
 from scipy.optimize import linear_sum_assignment
 from u2seg.config import add_u2seg_config
+from u2seg.data import register_datasets
 from u2seg.evaluation.registries import EVALUATOR_REGISTRY
 from u2seg.luss.data.id_maps import LUSS_IGNORE, read_id_map, write_id_map
 from u2seg.luss.evaluation.luss_counts import boundary_mask, boundary_width, count_image, count_sweep
@@ -430,6 +432,23 @@ def test_a_submission_holds_matched_ids_by_directory(tmp_path):
     assert np.array_equal(read_id_map(tmp_path / "out/submission/n00/1.png"), expected)
 
 
+def test_a_submission_is_named_by_the_list_and_not_by_the_images_directory(tmp_path):
+    # ImageNet's val/ is flat as published; the server wants <synset>/<name>.png.
+    splits = make_toy(tmp_path, train=0, semi=0, val=3)
+    names = ["n00000001/ILSVRC2012_val_00000004.png", "n00000002/ILSVRC2012_val_00000005.png"]
+    register_datasets({"toy_test": splits["test"]})
+    cfg = get_cfg()
+    add_u2seg_config(cfg)
+    cfg.TEST.LUSS.MATCHING, cfg.TEST.LUSS.SUBMISSION = "none", True
+    one = LussEvaluator(cfg, "toy_test", tmp_path / "out")
+    for record in DatasetCatalog.get("toy_test"):
+        one.process([record], [{"sem_seg_labels": torch.full((64, 64), 2)}])
+    assert one.evaluate() == {}
+    with zipfile.ZipFile(tmp_path / "out/submission.zip") as packed:
+        assert packed.namelist() == ["method.txt", *names, "n00000004/ILSVRC2012_val_00000003.png"]
+    assert (read_id_map(tmp_path / "out/submission" / names[0]) == 2).all()
+
+
 def test_a_hidden_split_is_written_with_another_runs_match(tmp_path):
     images = random_images(count=2)
     (tmp_path / "match.json").write_text(json.dumps({"0": 0, "1": 2, "2": 1, "3": 3}))
@@ -441,6 +460,10 @@ def test_a_hidden_split_is_written_with_another_runs_match(tmp_path):
     assert np.array_equal(written, lookup[images[0][0]])
     with pytest.raises(ValueError, match="no ground truth to match with"):
         evaluator(tmp_path, [], matching="hungarian")
+    for content in ("[]", "{}", '{"a": 1}', '{"1": 6}', '{"1": "x"}'):
+        (tmp_path / "match.json").write_text(content)
+        with pytest.raises(ValueError, match=r"match.json must map predicted ids to class ids in 0\.\.5.* got"):
+            run(evaluator(tmp_path, [], **options), images)
 
 
 def test_what_models_give_becomes_ids():
@@ -454,7 +477,7 @@ def test_what_models_give_becomes_ids():
     nothing = torch.zeros(1, 2, dtype=torch.int32)
     assert label_map_of({"panoptic_seg": (nothing, [])}, 10).tolist() == [[0, 0]]
     assert label_map_of({"panoptic_seg": (nothing, segments)}, 10).tolist() == [[0, 0]]
-    with pytest.raises(KeyError, match="sem_seg_labels, panoptic_seg or sem_seg.*got instances"):
+    with pytest.raises(ValueError, match="sem_seg_labels, panoptic_seg or sem_seg.*got instances"):
         label_map_of({"instances": None}, 0)
 
 
@@ -484,7 +507,7 @@ def test_wrong_inputs_are_told(tmp_path):
     one = evaluator(tmp_path, images)
     with pytest.raises(ValueError, match="score at native size"):
         one.process([{"file_name": "n00/0.JPEG"}], [{"sem_seg_labels": torch.zeros(5, 7, dtype=torch.long)}])
-    with pytest.raises(KeyError, match="no ground truth in this dataset"):
+    with pytest.raises(ValueError, match="no ground truth in this dataset"):
         one.process([{"file_name": "n00/9.JPEG"}], [{"sem_seg_labels": torch.zeros(5, 7, dtype=torch.long)}])
     with pytest.raises(RuntimeError, match="never called"):
         one.evaluate()

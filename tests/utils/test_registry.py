@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import u2seg  # noqa: F401 - registers everything
-from u2seg.utils.registry import NamedRegistry, get_registered
+from u2seg.utils.registry import NamedRegistry, UnknownNameError, get_registered
 
 CAMEL_CASE, SNAKE_CASE = r"[A-Z][A-Za-z0-9]*", r"[a-z][a-z0-9]*(_[a-z0-9]+)*"
 
@@ -32,5 +32,5 @@ def test_an_entry_has_its_own_name_or_the_one_given():
 
     assert registry.get("Apple") is Apple
     assert registry.get("green_apple") is make_green_apple
-    with pytest.raises(KeyError, match="Unknown FRUIT 'pear'; registered: Apple, green_apple"):
+    with pytest.raises(UnknownNameError, match="Unknown FRUIT 'pear'; registered: Apple, green_apple"):
         get_registered(registry, "pear", "FRUIT")

@@ -76,7 +76,7 @@ class Predictor:
 
         Args:
             cfg: Detectron2 configuration with this project's keys; it is not changed.
-            label_map: JSON file of a label map that scoring saved: clusters then bear the names and colors of their categories.
+            label_map: JSON file of a label map that scoring saved: clusters then have the names and colors of their categories.
 
         Raises:
             ValueError: no weights are named, they do not fit, or the label map belongs to other counts of clusters.

@@ -205,17 +205,16 @@ def build_app(predictor: Predictor) -> Any:
     return app
 
 
-def serve(
-    predictor: Predictor, *, host: str = LOOPBACK, port: int = 7860, max_megabytes: int = 20, block: bool = True
-) -> str:
-    """Serves the page until the process is interrupted; returns its address.
+def start_server(
+    predictor: Predictor, *, host: str = LOOPBACK, port: int = 7860, max_megabytes: int = 20
+) -> tuple[Any, str]:
+    """Serves the page from a thread of its own; returns the ``gradio.Blocks`` that runs, and its address.
 
     Args:
         predictor: the model.
         host: address to listen on; by default nobody but this machine can open the page.
         port: of the address.
         max_megabytes: size of the largest file that is accepted.
-        block: whether to wait for the interruption.
 
     Raises:
         ModuleNotFoundError: gradio is not installed.
@@ -239,10 +238,7 @@ def serve(
         theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         prevent_thread_lock=True,
     )
-    print(f"U2Seg at {address} (Ctrl-C ends it)")
-    if block:
-        app.block_thread()
-    return str(address)
+    return app, str(address)
 
 
 def _gradio() -> Any:

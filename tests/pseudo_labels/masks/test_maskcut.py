@@ -283,7 +283,7 @@ def test_wrong_settings_have_clear_errors():
     cfg = get_cfg()
     add_u2seg_config(cfg)
     cfg.MASKS.GENERATOR = "MaskCat"
-    with pytest.raises(KeyError, match="Unknown MASKS.GENERATOR 'MaskCat'; registered: .*MaskCut, .*StrictMaskCut"):
+    with pytest.raises(ValueError, match="Unknown MASKS.GENERATOR 'MaskCat'; registered: .*MaskCut, .*StrictMaskCut"):
         build_mask_generator(cfg)
 
 

@@ -97,7 +97,7 @@ def test_filled_holes_equal_scipys(share):
 def test_unknown_refinement_has_a_clear_error(cfg):
     cfg.MASKS.REFINEMENT = "dense_crv"
     with pytest.raises(
-        KeyError,
+        ValueError,
         match="Unknown MASKS.REFINEMENT 'dense_crv'; registered: dense_crf, dense_crf_on_crops, guided_filter, none",
     ):
         build_mask_refinement(cfg)

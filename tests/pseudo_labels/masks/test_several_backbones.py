@@ -62,7 +62,7 @@ def test_other_generators_and_wrong_keys_are_refused():
         ValueError, match=r"WholeImage takes the features of one backbone, FEATURES.OTHERS names 1 more"
     ):
         AutomaticMaskGenerator(cfg).generate(np.zeros((20, 20, 3), np.uint8))
-    with pytest.raises(KeyError, match=r"names 'VIT.ARCHITECTURE', but there is no FEATURES.VIT.ARCHITECTURE"):
+    with pytest.raises(ValueError, match=r"names 'VIT.ARCHITECTURE', but there is no FEATURES.VIT.ARCHITECTURE"):
         build_voting_extractor(make_cfg(["VIT.ARCHITECTURE", "dino_vits8"]))
     with pytest.raises(ValueError, match=r"each entry of FEATURES.OTHERS is KEY VALUE"):
         build_voting_extractor(make_cfg(["NAME", "RawPixels", "IMAGE_SIZE"]))

@@ -24,7 +24,7 @@ def test_the_u2seg_configurations_follow_the_release_and_the_demo_keeps_its_rule
 
 
 def test_an_unknown_order_is_named_with_the_known_ones():
-    with pytest.raises(KeyError, match=r"PANOPTIC_LABELS.ORDER_BY 'area'; registered: box_area, mask_area"):
+    with pytest.raises(ValueError, match=r"PANOPTIC_LABELS.ORDER_BY 'area'; registered: box_area, mask_area"):
         PanopticRule.from_config(make_cfg("PANOPTIC_LABELS.ORDER_BY", "area"))
 
 

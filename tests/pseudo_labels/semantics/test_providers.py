@@ -90,7 +90,7 @@ def test_a_directory_of_maps_is_taken_as_it_is_and_checked(photos, cfg, tmp_path
 def test_an_unknown_provider_lists_those_there_are(photos, cfg, tmp_path):
     cfg.SEMANTICS.PROVIDER = "LinearProbe"
     with pytest.raises(
-        KeyError,
+        ValueError,
         match=r"Unknown SEMANTICS.PROVIDER 'LinearProbe'; registered: CAUSE, DirectoryOfMaps, PatchKMeans, RegionKMeans, STEGO",
     ):
         make_semantics(cfg, photos, tmp_path, tmp_path / "x")

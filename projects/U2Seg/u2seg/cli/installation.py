@@ -17,16 +17,15 @@ from u2seg.data.benchmarks import BENCHMARKS
 from u2seg.features.vit_weights import ARCHITECTURES
 from u2seg.version import __version__
 
-_PACKAGES = (  # import name, distribution, whether every run needs it, what to do where it is missing
-    ("torchvision", "torchvision", True, "pip install torchvision"),
-    ("pycocotools", "pycocotools", True, "pip install pycocotools"),
-    ("cv2", "opencv-python-headless", True, "pip install opencv-python-headless"),
-    ("pyarrow", "pyarrow", True, "pip install pyarrow"),
-    ("faiss", "faiss-cpu", True, "pip install faiss-cpu (or faiss-gpu; never both)"),
-    ("timm", "timm", True, "pip install timm"),
-    ("hotcoco", "hotcoco", False, "optional, a faster AP engine: pip install hotcoco"),
-)
-
+# Import name -> distribution, and what to add to the advice to install it.
+_PACKAGES = {
+    "torchvision": ("torchvision", ""),
+    "pycocotools": ("pycocotools", ""),
+    "cv2": ("opencv-python-headless", ""),
+    "pyarrow": ("pyarrow", ""),
+    "faiss": ("faiss-cpu", " (or faiss-gpu; never both)"),
+    "timm": ("timm", ""),
+}
 
 # The names of checks of weights begin with it.
 WEIGHTS = "weights"
@@ -80,19 +79,19 @@ def _versions() -> list[Check]:
         Check("torch", True, torch.__version__),
         Check("detectron2", True, f"{detectron2.__version__} in {Path(detectron2.__file__).parent}"),
     ]
-    return checks + [_package(*package) for package in _PACKAGES]
+    return checks + [_package(module, *rest) for module, rest in _PACKAGES.items()]
 
 
-def _package(module: str, distribution: str, required: bool, remedy: str) -> Check:
+def _package(module: str, distribution: str, note: str) -> Check:
     try:
         loaded = import_module(module)
     except ImportError as error:
-        return Check(module, False, f"not importable: {error}", remedy, required)
+        return Check(module, False, f"not importable: {error}", f"pip install {distribution}{note}", required=True)
     try:
         found = version(distribution)
     except PackageNotFoundError:  # faiss-gpu, a build from source, another packaging of OpenCV
         found = getattr(loaded, "__version__", "version unknown")
-    return Check(module, True, found, required=required)
+    return Check(module, True, found, required=True)
 
 
 def _devices() -> list[Check]:

@@ -48,7 +48,6 @@ _NOISY_LOGGERS = ("faiss.loader", "torch.fx._symbolic_trace")
 EXPECTED_ERRORS = (
     OSError,
     ValueError,
-    KeyError,
     FloatingPointError,
     ModuleNotFoundError,
     TooManyFailuresError,
@@ -63,9 +62,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: words after ``u2seg``; None takes them from the process.
 
     Returns:
-        The exit status: 0 success, 1 an error, which was printed in one line. A wrong command line exits with 2.
+        The exit status: 0 success, 1 an error, which was printed in one line, 130 stopped by Ctrl-C. A wrong command line exits
+        with 2.
     """
-    command, args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        print("stopped; finished work is kept, and most commands go on from it when run again", file=sys.stderr)
+        return 130
+
+
+def _run(argv: Sequence[str]) -> int:
+    command, args = parse_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     # A log that cannot be written, on a full disk for example, is no reason for a traceback a line.
     logging.raiseExceptions = False
@@ -147,8 +155,6 @@ def _take_overrides(args: argparse.Namespace, words: list[str], parser: argparse
 
 def _message(error: BaseException) -> str:
     text = str(error)
-    if isinstance(error, KeyError) and error.args:
-        text = str(error.args[0])  # str() of a KeyError is its message in quotes
     if isinstance(error, OSError) and error.strerror:
         remedy = REMEDIES.get(error.errno or 0)
         named = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
@@ -182,9 +188,7 @@ def _original(text: str) -> tuple[str, str]:
     found = re.search(r"^(?:\w+\.)*(\w+)(?:: (.*))?\Z", last, re.MULTILINE | re.DOTALL)
     if found is None:
         return "", last
-    kind, message = found[1], found[2] or found[1]
-    quoted = kind.endswith("KeyError") and len(message) > 1 and message[0] == message[-1] and message[0] in "'\""
-    return kind, message[1:-1] if quoted else message
+    return found[1], found[2] or found[1]
 
 
 def _names(errors: tuple[type[BaseException], ...]) -> set[str]:

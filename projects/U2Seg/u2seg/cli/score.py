@@ -12,7 +12,7 @@ The semantic stage's maps alone, made on the images of the ground truth (protoco
 
     u2seg score semantics labels/semantics --gt-json GT.json --gt-root GT_PNGS
 
-A linear probe on the codes of a trained head of STEGO or CAUSE. It is trained on ground truth, so this is no unsupervised score:
+A linear probe on the codes of a trained head of STEGO or CAUSE. It is trained on ground truth, so this is not an unsupervised score:
 
     u2seg score linear-probe labels/semantics/model_final.pth --config-file my.yaml \
         --train-images TRAIN --train-json TRAIN.json --train-root TRAIN_PNGS --images VAL --gt-json VAL.json --gt-root VAL_PNGS

@@ -11,13 +11,13 @@ and gives panoptic PNG and JSON. Only this machine can open it, unless --host sa
 import argparse
 
 from u2seg.cli.arguments import add_overrides
-from u2seg.web_app import LOOPBACK, open_model, serve
+from u2seg.web_app import LOOPBACK, open_model, start_server
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     parser.add_argument("model", help="directory of a model, or hf://org/name")
-    parser.add_argument("--label-map", metavar="JSON", help="a saved label map: clusters bear its category names")
+    parser.add_argument("--label-map", metavar="JSON", help="a saved label map: clusters have its category names")
     parser.add_argument(
         "--host", default=LOOPBACK, help=f"address to listen on (default {LOOPBACK}, this machine alone)"
     )
@@ -29,5 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serves until it is interrupted."""
     predictor = open_model(args.model, args.label_map, args.opts)
-    serve(predictor, host=args.host, port=args.port, max_megabytes=args.max_megabytes)
+    app, address = start_server(predictor, host=args.host, port=args.port, max_megabytes=args.max_megabytes)
+    print(f"U2Seg at {address} (Ctrl-C ends it)")
+    app.block_thread()
     return 0

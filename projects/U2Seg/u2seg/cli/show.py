@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from u2seg.visualization.label_page import show_labels
+from u2seg.visualization.label_page import PanopticLabels, show_labels
 from u2seg.visualization.mask_labels import load_labels
 
 
@@ -34,12 +34,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the page; returns 1 where an image could not be read."""
-    label_sets = {}
+    label_sets: dict[str, PanopticLabels] = {}
     for given in args.labels:
-        name, equals, path = given.partition("=")
-        label_sets[name if equals else Path(given).name] = load_labels(path if equals else given, args.images)
+        name, path = _name_and_path(given)
+        if name in label_sets:
+            raise ValueError(
+                f"two sets of labels are called {name!r}, the second in {path}; give each a name: NAME={path}"
+            )
+        label_sets[name] = load_labels(path, args.images)
     page, failures = show_labels(label_sets, args.output, title=args.title, limit=args.limit, clusters=args.clusters)
     for failure in failures:
         print(f"error: {failure.file_name}: {failure.reason}", file=sys.stderr)
     print(f"page in {page}")
     return 1 if failures else 0
+
+
+def _name_and_path(given: str) -> tuple[str, str]:
+    name, equals, path = given.partition("=")
+    # A path may have a "=" in it: lr=0.1/labels.
+    return (name, path) if equals and not Path(given).exists() else (Path(given).name, given)

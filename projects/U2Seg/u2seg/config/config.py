@@ -1,6 +1,8 @@
 """How a configuration is found, read and merged; the keys themselves are in the modules beside this one."""
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -73,7 +75,7 @@ def setup_cfg(config_file: str | Path, opts: list[str] | tuple = ()) -> CN:
         FileNotFoundError: no such file, neither on disk nor shipped.
         ConfigFileError: the file is no plain YAML: a tag in it could run code, for example.
         ValueError: a value that its key cannot have; the message says what was expected.
-        KeyError: a key that neither Detectron2 nor this project has; the message names those that are spelled alike.
+        ValueError: a key that neither Detectron2 nor this project has; the message names those that are spelled alike.
         ValueError: a key without a value.
     """
     cfg = get_cfg()
@@ -109,7 +111,17 @@ def _merge_file(cfg: CN, path: str) -> None:
         raise ConfigFileError(
             f"{path} is written for VERSION {version!r} of Detectron2's configuration, expected {cfg.VERSION}"
         )
-    cfg.merge_from_other_cfg(CN(fitted_values(values, cfg)))
+    with _clear_key_errors():
+        cfg.merge_from_other_cfg(CN(fitted_values(values, cfg)))
+
+
+@contextmanager
+def _clear_key_errors() -> Iterator[None]:
+    """Raises the errors that Detectron2 raises about unknown and renamed keys as a ValueError."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(error.args[0]) from error
 
 
 def _check_keys(cfg: CN, opts: list[str]) -> None:
@@ -117,13 +129,14 @@ def _check_keys(cfg: CN, opts: list[str]) -> None:
         raise ValueError(f"settings are KEY VALUE KEY VALUE ..., got {len(opts)} words: {' '.join(opts)}")
     for key in opts[::2]:
         if cfg.key_is_renamed(key):
-            cfg.raise_key_rename_error(key)
+            with _clear_key_errors():
+                cfg.raise_key_rename_error(key)
         node = cfg
         for part in key.split("."):
             if not isinstance(node, CN) or part not in node:
                 known = get_close_matches(part, node, n=3) if isinstance(node, CN) else []
                 hint = f"; did you mean {' or '.join(known)}?" if known else ""
-                raise KeyError(f"Unknown configuration key {key!r}: nothing is called {part!r} there{hint}")
+                raise ValueError(f"Unknown configuration key {key!r}: nothing is called {part!r} there{hint}")
             node = node[part]
 
 

@@ -39,11 +39,6 @@ def register_order(low: str, high: str) -> None:
     _ORDERED.append((low, high))
 
 
-def rules() -> dict[str, Rule]:
-    """Returns all rules, by configuration key."""
-    return dict(_RULES)
-
-
 def check_config(cfg: CfgNode) -> None:
     """Checks every key that has a rule.
 

@@ -163,7 +163,7 @@ def build_copy_paste(cfg: CfgNode) -> CopyPaste:
     """Returns the copy-paste that ``INPUT.COPY_PASTE`` describes.
 
     Raises:
-        KeyError: ``NAME`` is not registered; the message lists what is.
+        UnknownNameError: ``NAME`` is not registered; the message lists what is.
         ValueError: a setting is out of its range.
     """
     keys = cfg.INPUT.COPY_PASTE

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
@@ -14,6 +13,7 @@ from u2seg.data.copy_paste import CopyPaste, build_copy_paste
 from u2seg.data.formats.coco_panoptic import read_panoptic_png
 from u2seg.data.training_sample import Sample, boxes_of_masks, segment_targets, to_instances
 from u2seg.structures import IGNORE_LABEL, semantic_target
+from u2seg.structures.coco_segmentation import segmentation_mask
 from u2seg.utils.image_io import ImageReadError, read_named_rgb, read_stored_array
 from u2seg.utils.registry import NamedRegistry, get_registered
 from u2seg.utils.seeding import seed_random
@@ -130,7 +130,8 @@ class PanopticMapper:
         transforms = self.augmentations(augmented)
         annotations = [a for a in dataset_dict.get("annotations", ()) if not a.get("iscrowd", 0)]
         size = augmented.image.shape[:2]
-        moved = [transforms.apply_segmentation(mask) for mask in _decode(annotations, image.shape[:2])]
+        drawn = [segmentation_mask(annotation["segmentation"], image.shape[:2]) for annotation in annotations]
+        moved = [transforms.apply_segmentation(mask) for mask in drawn]
         masks = np.stack(moved).astype(bool) if moved else np.zeros((0, *size), bool)
         return Sample(
             image=augmented.image,
@@ -177,7 +178,7 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict], dict]:
     """Returns the dataset mapper that the configuration names.
 
     Raises:
-        KeyError: no mapper of that name; the message lists those that are registered.
+        UnknownNameError: no mapper of that name; the message lists those that are registered.
     """
     mapper = get_registered(DATASET_MAPPER_REGISTRY, cfg.INPUT.DATASET_MAPPER_NAME, "INPUT.DATASET_MAPPER_NAME")
     return mapper(cfg, is_train)
@@ -204,19 +205,6 @@ def read_semantic_target(dataset_dict: dict) -> np.ndarray | None:
     if target.shape != wanted:
         raise ValueError(f"{path} has (height, width) {target.shape}, its image {wanted}; it belongs to another image")
     return target
-
-
-def _decode(annotations: list[dict], size: tuple[int, int]) -> list[np.ndarray]:
-    """Returns the instances' masks, uint8 (H, W) each, from RLE or polygons."""
-    return [_decode_one(annotation["segmentation"], size) for annotation in annotations]
-
-
-def _decode_one(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
-    if isinstance(segmentation, list):  # polygons, of which an instance may have several
-        return mask_util.decode(mask_util.merge(mask_util.frPyObjects(segmentation, *size)))
-    if isinstance(segmentation["counts"], list):
-        segmentation = mask_util.frPyObjects(segmentation, *size)
-    return mask_util.decode(segmentation)
 
 
 def _scores(annotations: list[dict]) -> np.ndarray | None:

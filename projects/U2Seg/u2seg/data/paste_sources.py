@@ -38,7 +38,7 @@ def build_paste_sources(cfg: CfgNode, dicts: Collection[dict], seed: int) -> Pas
         seed: of the stream.
 
     Raises:
-        KeyError: no rule of that name; the message lists those that are registered.
+        UnknownNameError: no rule of that name; the message lists those that are registered.
     """
     keys = cfg.INPUT.COPY_PASTE
     rule = get_registered(PASTE_SOURCES_REGISTRY, keys.PARTNER, "INPUT.COPY_PASTE.PARTNER")

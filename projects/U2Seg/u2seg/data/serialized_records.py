@@ -19,7 +19,7 @@ class SerializedRecords(Dataset):
     """
 
     def __init__(self, records: Iterable[dict]):
-        """Takes the dicts and serializes them one by one."""
+        """Serializes the dicts one by one."""
         block, ends = bytearray(), np.zeros(1024, np.int64)
         count = 0
         for record in records:

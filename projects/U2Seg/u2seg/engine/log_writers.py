@@ -25,7 +25,7 @@ def build_log_writers(cfg: CfgNode) -> list[EventWriter]:
     """Returns the writers that ``LOG_TO`` names.
 
     Raises:
-        KeyError: an unknown name.
+        UnknownNameError: an unknown name.
         ModuleNotFoundError: a package is not installed; the message says how it is.
     """
     found = [get_registered(LOG_WRITER_REGISTRY, name, "LOG_TO")(cfg) for name in cfg.LOG_TO]

@@ -191,7 +191,7 @@ class U2SegTrainer(DefaultTrainer):
 
         Raises:
             ValueError: the dataset names none, since it has no ground truth.
-            KeyError: an unknown one.
+            UnknownNameError: an unknown one.
         """
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
         output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)

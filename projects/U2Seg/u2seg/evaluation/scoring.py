@@ -132,7 +132,7 @@ def evaluate_tables(tables: SegmentTables, settings: ScoreSettings) -> Evaluatio
     """Returns the scores of tables under each protocol of the settings.
 
     Raises:
-        KeyError: an unknown protocol.
+        UnknownNameError: an unknown protocol.
         ValueError: the tables or the label map on which to fit belong to other clusters or categories, or there is no image.
     """
     if not len(tables.images):

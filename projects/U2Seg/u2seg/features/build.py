@@ -20,7 +20,7 @@ def build_feature_extractor(cfg: CfgNode) -> FeatureExtractor:
     Where ``FEATURES.POSITION_SHARE`` asks for it, the part of the features that tells a patch's position is projected out.
 
     Raises:
-        KeyError: no such extractor; the message lists those that are registered.
+        UnknownNameError: no such extractor; the message lists those that are registered.
     """
     extractor = get_registered(FEATURE_EXTRACTOR_REGISTRY, cfg.FEATURES.NAME, "FEATURES.NAME")(cfg)
     extractor = extractor.eval().requires_grad_(False).to(resolve_device(cfg.FEATURES.DEVICE))
@@ -31,8 +31,8 @@ def build_voting_extractor(cfg: CfgNode) -> FeatureExtractor:
     """Returns the extractor of a configuration, together with those that ``FEATURES.OTHERS`` describes, if there are any.
 
     Raises:
-        KeyError: an unknown extractor, or a key in ``FEATURES.OTHERS`` that ``FEATURES`` does not have.
-        ValueError: an entry of ``FEATURES.OTHERS`` is no list of KEY VALUE pairs.
+        ValueError: an unknown extractor, or an entry of ``FEATURES.OTHERS`` that is not a list of KEY VALUE pairs with keys of
+            ``FEATURES``.
     """
     main = build_feature_extractor(cfg)
     if not cfg.FEATURES.OTHERS:
@@ -46,7 +46,7 @@ def feature_settings(cfg: CfgNode) -> dict:
     They are those that the extractors in use declare with ``u2seg.utils.manifest.reads``; all where one declares nothing.
 
     Raises:
-        KeyError, ValueError: as for :func:`build_voting_extractor`.
+        ValueError: as for :func:`build_voting_extractor`.
     """
     keys = list(_KEYS)
     for own in (cfg, *_other_configs(cfg)):
@@ -71,7 +71,7 @@ def _other_configs(cfg: CfgNode) -> list[CfgNode]:
             for section in sections:
                 node = node.get(section, CfgNode())
             if leaf not in node:
-                raise KeyError(f"FEATURES.OTHERS names {key!r}, but there is no FEATURES.{key}")
+                raise ValueError(f"FEATURES.OTHERS names {key!r}, but there is no FEATURES.{key}")
             node[leaf] = tuple(value) if isinstance(value, (list, tuple)) else value
         found.append(other)
     return found

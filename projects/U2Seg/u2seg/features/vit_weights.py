@@ -94,10 +94,10 @@ def get_architecture(name: str) -> Architecture:
     """Returns the architecture of that name.
 
     Raises:
-        KeyError: there is none; the message lists those there are.
+        ValueError: there is none; the message lists those there are.
     """
     if name not in ARCHITECTURES:
-        raise KeyError(f"Unknown FEATURES.VIT.ARCH {name!r}; known: {', '.join(ARCHITECTURES)}")
+        raise ValueError(f"Unknown FEATURES.VIT.ARCH {name!r}; known: {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[name]
 
 

@@ -100,7 +100,7 @@ def _finetune(run: Run) -> None:
         "finetune",
         (
             *("MODEL.WEIGHTS", str(_needed(run.weights("pretrain")))),
-            # Quoted, since a directory called 2024 is no number.
+            # Quoted, since a directory called 2024 is not a number.
             *(f"{key}.ROOT", repr(str(labels)), f"{key}.IMAGES", repr(str(images))),
         ),
     )

@@ -51,7 +51,7 @@ def build_model(cfg: CfgNode) -> torch.nn.Module:
     """Returns the model of a configuration, as Detectron2's ``build_model`` does.
 
     Raises:
-        KeyError: an unknown name of a part; the message lists those that are registered.
+        UnknownNameError: an unknown name of a part; the message lists those that are registered.
         ModelSettingsError: the settings under ``MODEL`` do not go together.
     """
     for key, registry in _PARTS.items():

@@ -63,7 +63,7 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     """Returns the optimizer that the configuration names, with its learning-rate multipliers and gradient clipping.
 
     Raises:
-        KeyError: no optimizer of that name.
+        UnknownNameError: no optimizer of that name.
         ValueError: a multiplier fits no parameter, so that it would have no effect.
     """
     factors = lr_factors(cfg.SOLVER.LR_MULTIPLIERS, [name for name, _ in model.named_parameters()])

@@ -13,7 +13,7 @@ class ImageMasks:
         image_id: positive, unique in the dataset; 0 for an image that belongs to none.
         file_name: relative to the image directory, POSIX; "" for an image that was in memory only.
         height, width: of the upright image, in pixels; 0 where it could not be read.
-        rle_counts: N compressed COCO run-length strings, for masks of (height, width), best first; masks do not overlap.
+        rle_counts: N compressed COCO run-length strings, for masks of (height, width), best first; they may overlap.
         scores: float32 (N,), range 0..1, confidence in each mask.
         cut_values: float32 (N,), normalized-cut value (the eigenvalue) that gave the mask; NaN where there is none.
         refined_ious: float32 (N,), IoU between the mask before and after refinement.

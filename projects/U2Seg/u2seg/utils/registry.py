@@ -5,6 +5,10 @@ from typing import Any
 from detectron2.utils.registry import Registry
 
 
+class UnknownNameError(ValueError):
+    """A name that a registry does not have; the message lists those that it has."""
+
+
 class NamedRegistry(Registry):
     """Detectron2's registry with one rule for names.
 
@@ -36,9 +40,9 @@ def get_registered(registry: Registry, name: str, config_key: str) -> Any:
         config_key: the key that they gave it under, for the message.
 
     Raises:
-        KeyError: nothing is registered under that name; the message lists what is.
+        UnknownNameError: nothing is registered under that name; the message lists what is.
     """
     if name not in registry:
         known = ", ".join(sorted(key for key, _ in registry))
-        raise KeyError(f"Unknown {config_key} {name!r}; registered: {known}")
+        raise UnknownNameError(f"Unknown {config_key} {name!r}; registered: {known}")
     return registry.get(name)

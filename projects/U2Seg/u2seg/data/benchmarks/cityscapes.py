@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from u2seg.data.formats.coco_writer import PanopticWriter, require_tree
+from u2seg.data.formats.coco_writer import PanopticWriter
+from u2seg.data.formats.expected_files import require_tree
 from u2seg.utils.progress import track
 
 DATASETS = {

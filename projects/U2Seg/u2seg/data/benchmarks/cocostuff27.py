@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from u2seg.data.datasets.coco_supercategories import thing_supercategory
-from u2seg.data.formats.coco_writer import PanopticWriter, require_tree
+from u2seg.data.formats.coco_writer import PanopticWriter
+from u2seg.data.formats.expected_files import require_tree
 from u2seg.utils.image_io import read_image_rgb
 from u2seg.utils.progress import track
 

@@ -41,7 +41,7 @@ def prepare(name: str, root: Path) -> Path:
 
     Raises:
         DatasetFilesError: files are missing.
-        ValueError: a file that is no VOC annotation, or an object of an unknown class.
+        ValueError: a file that is not a VOC annotation, or an object of an unknown class.
     """
     output = f"annotations/{name}_{'_'.join(SPLITS)}.json"
     remedy = f"Unpack the authors' {name}.zip (repository cross-domain-detection on GitHub), so that the directory holds these."

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from u2seg.data.formats.coco_writer import box_annotation, image_record, require_tree, write_instances
+from u2seg.data.formats.coco_writer import box_annotation, image_record, write_instances
+from u2seg.data.formats.expected_files import require_tree
 from u2seg.utils.progress import track
 
 DATASETS = {
@@ -32,7 +33,7 @@ def prepare(kitti: Path) -> Path:
 
     Raises:
         DatasetFilesError: files are missing.
-        ValueError: a line that is no KITTI label.
+        ValueError: a line that is not a KITTI label.
     """
     expected = {"training/image_2/": "images", "training/label_2/": "label files"}
     require_tree(

@@ -17,8 +17,8 @@ from urllib.parse import urlparse
 
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
+from u2seg.data.formats.coco_schema import read_instances_json
 from u2seg.data.formats.coco_writer import write_instances
-from u2seg.utils.files import read_json
 
 DATASETS = {
     "lvis_v1_cocofied_val_boxes_masks": {
@@ -86,10 +86,11 @@ def prepare(lvis: Path, output: Path, categories: str = "lvis") -> Path:
         FileNotFoundError: no such file.
         ValueError: the file is not LVIS'.
     """
-    content = read_json(lvis)
-    for image in content["images"]:
-        if "coco_url" not in image:
-            raise ValueError(f"{lvis} is no LVIS v1 file: image {image.get('id')} has no coco_url")
+    content = read_instances_json(lvis)
+    for kind, rows, key in (("image", content["images"], "coco_url"), ("category", content["categories"], "synset")):
+        lacking = next((row["id"] for row in rows if not isinstance(row.get(key), str)), None)
+        if lacking is not None:
+            raise ValueError(f"{lvis} is not an LVIS v1 file: {kind} {lacking} has no {key}")
     images = [
         {key: image[key] for key in ("id", "height", "width")}
         | {"file_name": "/".join(urlparse(image["coco_url"]).path.split("/")[-2:])}

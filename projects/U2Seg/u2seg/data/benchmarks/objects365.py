@@ -9,8 +9,9 @@ last two parts are where the archives put them below val/. Writes DIR/annotation
 import argparse
 from pathlib import Path
 
-from u2seg.data.formats.coco_writer import box_annotation, image_record, require_tree, write_instances
-from u2seg.utils.files import read_json
+from u2seg.data.formats.coco_schema import read_instances_json
+from u2seg.data.formats.coco_writer import box_annotation, image_record, write_instances
+from u2seg.data.formats.expected_files import require_tree
 
 DATASETS = {
     "objects365_v2_val_boxes": {
@@ -29,13 +30,14 @@ def prepare(objects365: Path) -> Path:
 
     Raises:
         DatasetFilesError: files are missing.
+        ValueError: the annotations are not in COCO's format.
     """
     require_tree(
         objects365,
         {SOURCE: "annotations", "val/": "directories patch*/ of images"},
         "Download them from objects365.org.",
     )
-    content = read_json(objects365 / SOURCE)
+    content = read_instances_json(objects365 / SOURCE)
     images = [
         image_record(image["id"], "/".join(image["file_name"].split("/")[-2:]), image["height"], image["width"])
         for image in content["images"]

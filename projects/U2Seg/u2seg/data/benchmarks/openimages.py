@@ -14,7 +14,8 @@ import csv
 from pathlib import Path
 from typing import NamedTuple
 
-from u2seg.data.formats.coco_writer import box_annotation, image_record, require_tree, write_instances
+from u2seg.data.formats.coco_writer import box_annotation, image_record, write_instances
+from u2seg.data.formats.expected_files import require_tree
 from u2seg.utils.image_io import ImageReadError, image_size
 from u2seg.utils.progress import track
 
@@ -38,7 +39,7 @@ def prepare(openimages: Path) -> Path:
 
     Raises:
         DatasetFilesError: files are missing.
-        ValueError: the CSV lacks columns, or holds a row that is no box; or a file is no image.
+        ValueError: the CSV lacks columns, or holds a row that is not a box; or a file is not an image.
     """
     require_tree(openimages, {SOURCE: "boxes", "validation/": "images"}, DOWNLOAD)
     boxes = read_boxes(openimages / SOURCE)
@@ -82,7 +83,7 @@ def read_boxes(path: Path) -> list[Box]:
     """Returns the rows of a CSV of boxes.
 
     Raises:
-        ValueError: columns are missing, or a row is no box.
+        ValueError: columns are missing, or a row is not a box.
     """
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)

@@ -1,4 +1,4 @@
-"""Renders the demo's dataset: textured things over textured stuff, as a COCO panoptic dataset.
+"""Renders scenes like those of the demo: textured things over textured stuff, as a COCO panoptic dataset.
 
     u2seg prepare scenes --output DIR [--train 240] [--val 60] [--seed 0]
 

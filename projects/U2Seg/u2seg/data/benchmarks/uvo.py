@@ -21,8 +21,11 @@ from pathlib import Path
 
 from pycocotools import mask as mask_utils
 
-from u2seg.data.formats.coco_writer import image_record, require_tree, write_instances
-from u2seg.utils.files import confined_path, read_json
+from u2seg.data.formats.coco_schema import read_instances_json, read_video_json
+from u2seg.data.formats.coco_writer import image_record, write_instances
+from u2seg.data.formats.expected_files import require_tree
+from u2seg.structures.coco_segmentation import segmentation_rle
+from u2seg.utils.files import confined_path
 
 FRAMES = {"dense": "uvo_videos_dense_frames", "sparse": "uvo_videos_sparse_frames"}
 OUTPUTS = {"dense": "uvo_dense_val_coco80.json", "sparse": "uvo_sparse_val_cls_agnostic.json"}
@@ -38,23 +41,14 @@ DATASETS = {
 DOWNLOAD = "Extract UVO's frames (sites.google.com/view/unidentified-video-object)."
 
 
-def frames_of_videos(content: dict, source: str | Path = "the JSON") -> tuple[list[dict], list[dict]]:
+def frames_of_videos(content: dict) -> tuple[list[dict], list[dict]]:
     """Returns COCO's ``images`` and ``annotations`` of a JSON in video format, images numbered from 1 in the videos' order.
 
-    Args:
-        content: with ``videos`` (``id``, ``width``, ``height``, ``file_names``) and ``annotations`` (``video_id``, ``category_id``,
-            ``segmentations``; ``bboxes`` and ``areas`` are taken from the masks, since not every file has them).
-        source: name of the file, for messages.
+    Boxes and areas are taken from the masks, since not every file has them.
 
-    Raises:
-        ValueError: it has no such lists, or an object has not one segmentation for each frame of its video.
+    Args:
+        content: from :func:`~u2seg.data.formats.coco_schema.read_video_json`.
     """
-    missing = {"videos", "annotations", "categories"} - set(content)
-    if missing:
-        raise ValueError(
-            f"{source} is no JSON in video format: it lacks {', '.join(sorted(missing))}; expected UVO's "
-            "UVO_video_val_dense_with_label.json"
-        )
     images: list[dict] = []
     annotations: list[dict] = []
     places: dict[tuple[int, int], dict] = {}
@@ -62,13 +56,7 @@ def frames_of_videos(content: dict, source: str | Path = "the JSON") -> tuple[li
         for frame, name in enumerate(video["file_names"]):
             images.append(image_record(len(images) + 1, name, video["height"], video["width"]))
             places[video["id"], frame] = images[-1]
-    lengths = {video["id"]: len(video["file_names"]) for video in content["videos"]}
-    for index, track in enumerate(content["annotations"]):
-        if len(track["segmentations"]) != lengths.get(track["video_id"]):
-            raise ValueError(
-                f"{source}: annotations[{index}] has {len(track['segmentations'])} segmentations, its video {track['video_id']} has "
-                f"{lengths.get(track['video_id'], 'no')} frames; expected one a frame, null where the object is not seen"
-            )
+    for track in content["annotations"]:
         for frame, segmentation in enumerate(track["segmentations"]):
             if segmentation:
                 annotations.append(_annotation(places[track["video_id"], frame], track, segmentation))
@@ -76,15 +64,9 @@ def frames_of_videos(content: dict, source: str | Path = "the JSON") -> tuple[li
 
 
 def _annotation(image: dict, track: dict, segmentation: dict | list) -> dict:
-    height, width = image["height"], image["width"]
-    if isinstance(segmentation, list) or isinstance(segmentation["counts"], list):
-        segmentation = mask_utils.frPyObjects(segmentation, height, width)
-        segmentation = mask_utils.merge(segmentation) if isinstance(segmentation, list) else segmentation
-    counts = segmentation["counts"]
-    rle = {
-        "size": [height, width],
-        "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
-    }
+    rle = segmentation_rle(segmentation, (image["height"], image["width"]))
+    if isinstance(rle["counts"], bytes):
+        rle["counts"] = rle["counts"].decode("ascii")
     return {
         "image_id": image["id"],
         "category_id": track["category_id"],
@@ -107,8 +89,8 @@ def prepare_dense(json: Path, uvo: Path, frames: Path) -> Path:
         DatasetFilesError: no frame is there.
         ValueError: the JSON has another format, or only the class "object".
     """
-    content = read_json(json)
-    images, annotations = frames_of_videos(content, json)
+    content = read_video_json(json)
+    images, annotations = frames_of_videos(content)
     named = [c for c in content["categories"] if not c["name"].lower().startswith(("other", "object"))]
     if not named:
         raise ValueError(
@@ -130,13 +112,9 @@ def prepare_sparse(json: Path, uvo: Path, frames: Path) -> Path:
 
     Raises:
         DatasetFilesError: no frame is there.
-        ValueError: the JSON has no ``images``.
+        ValueError: the JSON is not in COCO's format.
     """
-    content = read_json(json)
-    if "images" not in content:
-        raise ValueError(
-            f"{json} lists no images: expected COCO's format, UVO's UVO_frame_val.json; it holds {', '.join(sorted(content))}"
-        )
+    content = read_instances_json(json)
     agnostic = [{**a, "category_id": 1, "iscrowd": a.get("iscrowd", 0)} for a in content["annotations"]]
     one = [{"id": 1, "name": "object"}]
     return _write(uvo / "annotations" / OUTPUTS["sparse"], content["images"], agnostic, one, frames, json)

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from u2seg.data.formats.coco_writer import PanopticWriter, require_tree
+from u2seg.data.formats.coco_writer import PanopticWriter
+from u2seg.data.formats.expected_files import require_tree
 from u2seg.data.formats.voc_xml import VOC_CLASSES, write_voc_boxes
 from u2seg.utils.command_line import comma_separated
 from u2seg.utils.files import confined_path
@@ -54,7 +55,7 @@ def prepare_boxes(voc: Path, splits: list[str], difficult_as_crowd: bool = False
 
     Raises:
         DatasetFilesError: files are missing.
-        ValueError: a file that is no VOC annotation, or an object of an unknown class.
+        ValueError: a file that is not a VOC annotation, or an object of an unknown class.
     """
     output = f"annotations/voc_2007_{'_'.join(splits)}.json"
     return write_voc_boxes(voc, splits, VOC_CLASSES, output, DOWNLOAD, difficult_as_crowd=difficult_as_crowd)

@@ -4,12 +4,12 @@ from u2seg.data.datasets import class_directories as _class_directories  # noqa:
 from u2seg.data.datasets.registration import (
     DATASET_FORMAT_REGISTRY,
     DatasetFiles,
-    DatasetFilesError,
     DatasetFormat,
     label_space_of,
     register_dataset,
     register_datasets,
 )
+from u2seg.data.formats.expected_files import DatasetFilesError
 
 __all__ = [
     "DATASET_FORMAT_REGISTRY",

@@ -31,13 +31,11 @@ def make_label_splits(
         seed: of the choice. 42 is the published splits' seed; their images are others, since their code is.
 
     Raises:
-        ValueError: a percentage out of range, or no image.
+        ValueError: a percentage out of range, or a file without images.
     """
     if not all(0 < percent <= 100 for percent in percentages):
         raise ValueError(f"percentages must be above 0 and at most 100, got {percentages}")
-    ids = sorted(image["id"] for image in read_json(annotations)["images"])
-    if not ids:
-        raise ValueError(f"{annotations} lists no image")
+    ids = sorted(read_label_split(annotations))
     order = np.random.default_rng(seed).permutation(ids).tolist()
     paths = []
     for percent in percentages:
@@ -58,20 +56,20 @@ def read_label_split(path: str | Path) -> set[int]:
     content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(
-            f"{path} is no split: expected an object with image_ids or images, got a {type(content).__name__}"
+            f"{path} lists no images: expected an object with image_ids or images, got a {type(content).__name__}"
         )
     name = next((name for name in ("image_ids", "images") if name in content), None)
     if name:
         return set(_split_ids(path, name, content[name]))
     raise ValueError(
-        f"{path} is no split: expected image_ids (datasets/make_label_splits.py writes it) or COCO's images; "
+        f"{path} lists no images: expected image_ids (`u2seg prepare label_splits` writes it) or COCO's images; "
         f"it holds {', '.join(sorted(content)) or 'nothing'}"
     )
 
 
 def _split_ids(path: str | Path, name: str, rows: Any) -> list[int]:
     if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{path}: {name} must be a list with at least one image, got {str(rows)[:60]}")
+        raise ValueError(f"{path} lists no image: {name} must be a list with at least one image, got {str(rows)[:60]}")
     ids = []
     for index, row in enumerate(rows):
         value = row if name == "image_ids" else row.get("id") if isinstance(row, dict) else None

@@ -34,6 +34,7 @@ from u2seg.data.formats.coco_schema import (
     read_panoptic_categories,
     read_panoptic_json,
 )
+from u2seg.data.formats.expected_files import DatasetFilesError, marked_tree, some_entries
 from u2seg.data.formats.label_directory import panoptic_directory
 from u2seg.data.formats.label_shards import label_shards, label_space_of_shards, png_places, read_label_shard
 from u2seg.data.serialized_records import SerializedRecords
@@ -48,10 +49,6 @@ _EVALUATION_KEYS = ("INSTANCES_JSON", "PANOPTIC_JSON", "PANOPTIC_ROOT")
 
 # Datasets that this process registered, with their descriptions: only these may be registered anew.
 _registered: dict[str, dict] = {}
-
-
-class DatasetFilesError(FileNotFoundError):
-    """Files of a dataset are not where its description says; the message shows the tree expected and what was found."""
 
 
 @dataclass(frozen=True)
@@ -386,7 +383,7 @@ def _instances_by_image(source: Path, content: dict, to_contiguous: dict[int, in
     for index, annotation in enumerate(content["annotations"]):
         if annotation["category_id"] not in to_contiguous:
             raise ValueError(
-                f"{source}: annotations[{index}] has category_id {annotation['category_id']}, which is no thing of the dataset's "
+                f"{source}: annotations[{index}] has category_id {annotation['category_id']}, which is not a thing of the dataset's "
                 "panoptic JSON; the two files must have the same categories"
             )
         if not annotation.get("segmentation"):
@@ -420,7 +417,7 @@ def _segment(segment: dict, to_contiguous: dict[int, int], space: LabelSpace) ->
 
 
 def _subset(name: str, dicts: list[dict] | SerializedRecords, path: Path) -> list[dict] | SerializedRecords:
-    """Returns the images that a split file names; datasets/make_label_splits.py writes such files."""
+    """Returns the images that a split file names; ``u2seg prepare label_splits`` writes such files."""
     wanted = read_label_split(path)
     places = {record["image_id"]: index for index, record in enumerate(dicts) if record["image_id"] in wanted}
     if len(places) != len(wanted):
@@ -503,11 +500,11 @@ def _require_files(name: str, description: Mapping, files: DatasetFiles) -> None
         (files.instances_json, "file", "COCO instance annotations"),
         (files.stuff_directory, "directory", "8-bit semantic targets"),
     ]
-    rows = [(path, kind, what, _found(path, kind)) for path, kind, what in wanted if path is not None]
-    if any(found != "found" for *_, found in rows):
-        tree = "\n".join(
-            f"  {'[x]' if found == 'found' else '[ ]'} {path}{'/' if kind == 'directory' else ''}   {what}: {found}"
-            for path, kind, what, found in rows
+    states = [(path, kind, what, _found(path, kind)) for path, kind, what in wanted if path is not None]
+    if any(found != "found" for *_, found in states):
+        tree = marked_tree(
+            (found == "found", f"{path}{'/' if kind == 'directory' else ''}", f"{what}: {found}")
+            for path, kind, what, found in states
         )
         made_by = description.get("PREPARED_BY")
         remedy = f"make the missing files with `{made_by}`" if made_by else "make the missing files"
@@ -524,8 +521,7 @@ def _found(path: Path, kind: str) -> str:
     parent = next(parent for parent in path.parents if parent.is_dir())
     if parent != path.parent:
         return f"missing; the first directory that exists is {parent}"
-    entries = sorted(entry.name for entry in parent.iterdir())[:8]
-    return f"missing; {parent} holds {', '.join(entries) or 'nothing'}"
+    return f"missing; {parent} holds {some_entries(parent)}"
 
 
 def resolved(description: Mapping) -> dict:

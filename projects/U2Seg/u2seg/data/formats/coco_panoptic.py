@@ -29,7 +29,7 @@ def read_panoptic_png(path: str | Path) -> np.ndarray:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is no RGB PNG, or a damaged one.
+        ValueError: the file is not an RGB PNG, or a damaged one.
     """
     pixels = read_stored_array(path)
     if pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or pixels.dtype != np.uint8:

@@ -93,6 +93,42 @@ def read_results_json(path: str | Path, sizes: dict) -> list[dict]:
     return annotations
 
 
+def read_video_json(path: str | Path) -> dict:
+    """Returns the content of a JSON in YouTube-VIS's video format.
+
+    It has ``videos`` with ``id``, ``height``, ``width`` and ``file_names``, ``categories``, and ``annotations`` with ``video_id``,
+    ``category_id`` and ``segmentations``, one a frame, None where the object is not seen.
+
+    Raises:
+        FileNotFoundError: with the path.
+        ValueError: the file is not of that form.
+    """
+    content = _object(path, "JSON in video format", ("videos", "annotations", "categories"))
+    kinds = _categories(path, content, is_panoptic=False)
+    sizes = image_sizes(path, content, "videos")
+    lengths = {}
+    for index, video in enumerate(content["videos"]):
+        row = _Row(path, f"videos[{index}]", video)
+        names = row.field("file_names", lambda v: isinstance(v, list) and all(map(_is_file_name, v)), "a list of names")
+        lengths[video["id"]] = len(names)
+    for index, track in enumerate(content["annotations"]):
+        row = _Row(path, f"annotations[{index}]", track)
+        row.known("video_id", sizes, "the videos")
+        row.known("category_id", kinds, "the categories")
+        row.field("iscrowd", _is_flag, "0 or 1", default=0)
+        frames, video = row.field("segmentations", lambda v: isinstance(v, list), "a list"), track["video_id"]
+        if len(frames) != lengths[video]:
+            raise row.fault(
+                f"has {len(frames)} segmentations, its video {video} has {lengths[video]} frames; expected one a frame, null where "
+                "the object is not seen"
+            )
+        for frame, segmentation in enumerate(frames):
+            if segmentation:
+                place = f"{row.place}.segmentations[{frame}]"
+                _segmentation(_Row(path, place, {"segmentation": segmentation}), sizes[video])
+    return content
+
+
 def read_panoptic_categories(path: str | Path) -> list[dict]:
     """Returns the categories of a COCO panoptic JSON; its annotations are not looked at.
 
@@ -144,15 +180,15 @@ def loadable_images(path: str | Path, content: dict) -> list[dict]:
     return sorted(content["images"], key=lambda image: (isinstance(image["id"], str), image["id"]))
 
 
-def image_sizes(path: str | Path, content: dict) -> dict:
-    """Returns image id -> (height, width) of a COCO JSON's ``images``.
+def image_sizes(path: str | Path, content: dict, key: str = "images") -> dict:
+    """Returns image id -> (height, width) of a COCO JSON's ``images``, or of the rows under another key.
 
     Raises:
         ValueError: an image without an id, a size or a file name, or an id that occurs twice.
     """
     sizes: dict = {}
-    for index, image in enumerate(content["images"]):
-        row = _Row(path, f"images[{index}]", image)
+    for index, image in enumerate(content[key]):
+        row = _Row(path, f"{key}[{index}]", image)
         image_id = row.field("id", _is_id, "an integer or a string")
         row.unique("id", image_id, sizes)
         row.field("file_name", lambda value: isinstance(value, str) and value, _IMAGE_NAME, default="-")
@@ -174,12 +210,12 @@ def compressed_counts(counts: str | bytes) -> np.ndarray:
     if not len(values):
         return values
     if values.min() < 0 or values.max() > 63 or values[-1] & 32:
-        raise ValueError("counts are no compressed run lengths")
+        raise ValueError("counts are not compressed run lengths")
     last = np.flatnonzero(values & 32 == 0)
     first = np.append(0, last[:-1] + 1)
     place = np.arange(len(values)) - np.repeat(first, last - first + 1)
     if place.max() > 6:
-        raise ValueError("counts are no compressed run lengths")
+        raise ValueError("counts are not compressed run lengths")
     numbers = np.add.reduceat((values & 31) << (5 * place), first)
     numbers = np.where(values[last] & 16, numbers - (1 << (5 * (place[last] + 1))), numbers)
     numbers[1::2] = np.cumsum(numbers[1::2])
@@ -236,7 +272,7 @@ def _object(path: str | Path, what: str, lists: tuple[str, ...]) -> dict:
     for name in lists:
         if not isinstance(content.get(name), list):
             found = f"{name} is {_shown(content[name])}" if name in content else f"{name} is missing"
-            raise ValueError(f"{path} is no {what}: {found}; expected the lists {', '.join(lists)}")
+            raise ValueError(f"{path} is not a {what}: {found}; expected the lists {', '.join(lists)}")
     return content
 
 
@@ -272,7 +308,9 @@ def _segmentation(row: _Row, size: tuple[int, int]) -> None:
     segmentation = row.values["segmentation"]
     if isinstance(segmentation, list):
         if not segmentation or not all(map(_is_polygon, segmentation)):
-            raise row.fault("has a segmentation that is no list of polygons, each of at least three finite x, y pairs")
+            raise row.fault(
+                "has a segmentation that is not a list of polygons, each of at least three finite x, y pairs"
+            )
         return
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
         raise row.fault("has a segmentation that is neither polygons nor run lengths with size and counts")

@@ -1,4 +1,4 @@
-"""What the ``datasets/prepare_*.py`` scripts share: COCO files written from other formats, and one message for missing files."""
+"""Writes COCO's JSON files and panoptic PNGs from datasets in other formats."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,30 +6,8 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from u2seg.data.datasets.registration import DatasetFilesError
 from u2seg.data.formats.coco_panoptic import write_panoptic_png
 from u2seg.utils.files import write_json
-
-
-def require_tree(root: str | Path, expected: dict[str, str], remedy: str) -> None:
-    """Checks that files and directories are there.
-
-    Args:
-        root: directory that holds them.
-        expected: path below ``root`` (a directory's ends in "/") -> what it is.
-        remedy: what to do about missing ones.
-
-    Raises:
-        DatasetFilesError: some are missing; the message shows the whole tree, marked with what was found.
-    """
-    root = Path(root)
-    found = {path: (root / path).is_dir() if path.endswith("/") else (root / path).is_file() for path in expected}
-    if all(found.values()):
-        return
-    tree = "\n".join(f"  [{'x' if found[path] else ' '}] {path}   {what}" for path, what in expected.items())
-    entries = sorted(entry.name for entry in root.iterdir())[:8] if root.is_dir() else None
-    held = f"holds {', '.join(entries) or 'nothing'}" if entries is not None else "is not there"
-    raise DatasetFilesError(f"Expected below {root}:\n{tree}\n{root} {held}. {remedy}")
 
 
 def image_record(image_id: int, file_name: str, height: int, width: int) -> dict:
@@ -60,7 +38,7 @@ class PanopticWriter:
     """Writes a COCO panoptic dataset image by image: PNGs at once, the two JSON files at the end."""
 
     def __init__(self, root: str | Path, split: str, categories: list[dict]):
-        """Takes where to write.
+        """Describes the dataset; nothing is written yet.
 
         Args:
             root: PNGs go to ``root/panoptic_SPLIT``, JSON files to ``root/annotations``.

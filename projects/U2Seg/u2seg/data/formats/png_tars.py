@@ -16,7 +16,7 @@ class PngTarWriter:
     """Adds PNGs to a tar; equal PNGs in equal order give equal bytes."""
 
     def __init__(self, archive: tarfile.TarFile):
-        """Takes the tar, open for writing."""
+        """Makes a writer for a tar that is open for writing."""
         self._archive = archive
 
     def add(self, name: str, pixels: np.ndarray) -> tuple[int, int]:

@@ -4,7 +4,8 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 
-from u2seg.data.formats.coco_writer import box_annotation, image_record, require_tree, write_instances
+from u2seg.data.formats.coco_writer import box_annotation, image_record, write_instances
+from u2seg.data.formats.expected_files import require_tree
 from u2seg.utils.files import confined_name
 from u2seg.utils.progress import track
 
@@ -35,7 +36,7 @@ def write_voc_boxes(
 
     Raises:
         DatasetFilesError: files are missing.
-        ValueError: a file that is no VOC annotation, or an object of an unknown class.
+        ValueError: a file that is not a VOC annotation, or an object of an unknown class.
     """
     root = Path(root)
     lists = {f"ImageSets/Main/{split}.txt": f"names of {split}" for split in splits}
@@ -56,12 +57,12 @@ def write_voc_boxes(
 def read_voc_xml(
     path: str | Path, classes: Sequence[str]
 ) -> tuple[tuple[int, int], list[tuple[int, tuple[float, ...], bool]]]:
-    """Returns an image's (height, width), and the objects that one of VOC's XML files lists; their parts are no objects.
+    """Returns an image's (height, width), and the objects that one of VOC's XML files lists; their parts are not objects.
 
     Each object is (index of its class, box as x, y, width, height in pixels counted from 0, whether it is marked difficult).
 
     Raises:
-        ValueError: the file is no VOC annotation, or holds an object of an unknown class.
+        ValueError: the file is not a VOC annotation, or holds an object of an unknown class.
     """
     try:
         root = ElementTree.parse(path).getroot()
@@ -76,7 +77,7 @@ def read_voc_xml(
         ]
     except (ElementTree.ParseError, ValueError) as error:
         raise ValueError(
-            f"{path} is no VOC annotation ({error}); expected XML with size (width, height) and objects (name, bndbox); unpack "
+            f"{path} is not a VOC annotation ({error}); expected XML with size (width, height) and objects (name, bndbox); unpack "
             "it again"
         ) from error
     unknown = sorted({name for name, *_ in rows} - set(classes))

@@ -194,7 +194,7 @@ def make_plan(
         before_measuring: called when all is checked and the measuring begins; not called where nothing is left to be measured.
 
     Raises:
-        FileNotFoundError, ValueError, KeyError, OSError: something stands in the way; the message says what to do.
+        FileNotFoundError, ValueError, OSError: something stands in the way; the message says what to do.
     """
     started = time.monotonic() if started is None else started
     base, opts, output = config_file or run_config.PHOTOS_CONFIG, list(opts), Path(output)

@@ -42,5 +42,5 @@ def read_id_map(path: str | Path) -> np.ndarray:
         raise ValueError(f"{path} must be an RGB id map (id = R + 256 G), got {pixels.dtype} of shape {pixels.shape}")
     rgb = pixels[..., :3].astype(np.int32)  # wider than a byte before 256 G is added
     if rgb[..., 2].any():
-        raise ValueError(f"{path} is no id map of ImageNet-S: its blue channel is not 0 (id = R + 256 G)")
+        raise ValueError(f"{path} is not an id map of ImageNet-S: its blue channel is not 0 (id = R + 256 G)")
     return rgb[..., 0] + 256 * rgb[..., 1]

@@ -83,6 +83,7 @@ class ImageNetS:
     def records(self) -> list[dict]:
         """Returns Detectron2's dicts: ``file_name``, ``image_id``, ``sem_seg_file_name`` (where there are masks), ``image_class``.
 
+        ``submission_name`` (val and test only) is the path of the image's prediction in a submission, ``<synset>/<name>.png``.
         ``image_class`` (0-based, train and train_semi only) is the directory's class, for diagnostics and never for training: the directory
         of a validation image is not always a class that it shows.
 
@@ -135,15 +136,10 @@ class ImageNetS:
             source, target = line.split()
             source_directory, file_name = _last_two(source)
             file = self._existing("val", [_joined(source_directory, file_name), file_name])
-            record = {"file_name": str(file)}
+            png = confined_name(Path(_joined(*_last_two(target))).with_suffix(".png").as_posix(), self.lists)
+            record = {"file_name": str(file), "submission_name": png}
             if self.split == "val":
-                directory, target_name = _last_two(target)
-                mask = confined_path(
-                    self._mask_directory(), _joined(directory, f"{Path(target_name).stem}.png"), self.lists
-                )
-                record["sem_seg_file_name"] = str(mask)
-            else:
-                record["submission_name"] = confined_name(_joined(*_last_two(target)), self.lists)
+                record["sem_seg_file_name"] = str(confined_path(self._mask_directory(), png, self.lists))
             yield record
 
     def _merged_into(self, synset: str) -> list[str]:

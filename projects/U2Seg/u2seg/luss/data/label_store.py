@@ -4,6 +4,7 @@ A directory of ``shard-*.npz`` files, each holding ``clusters-<i>`` (uint16 (h, 
 for image number i of ``index.json``: some kilobytes an image, whatever its size. The threshold can be changed without inference.
 """
 
+import os
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +32,7 @@ def write_label_shard(path: str | Path, entries: dict[int, tuple[np.ndarray, np.
         arrays[f"attention-{number}"] = attention.astype(np.float16)
     with atomic_path(path) as temporary:
         np.savez_compressed(temporary, **arrays)
-    _shard.cache_clear()  # an archive that is open may be the one that was replaced
+    _opened.cache_clear()  # an archive that is open may be the one that was replaced
 
 
 def count_labels(path: str | Path) -> int:
@@ -57,7 +58,7 @@ class LabelStore:
         self.root = Path(root)
         if not (self.root / INDEX).is_file():
             raise FileNotFoundError(
-                f"{self.root} holds no LUSS pseudo-labels (no {INDEX}); make them with u2seg luss first"
+                f"{self.root} holds no LUSS pseudo-labels (no {INDEX}); make them with `u2seg luss run` first"
             )
         index = read_json(self.root / INDEX)
         self.file_names: list[str] = index["file_names"]
@@ -70,18 +71,21 @@ class LabelStore:
     def numbers(self) -> Iterator[int]:
         """Yields the numbers of the images that have labels; those that could not be read have none."""
         for shard in range(-(-len(self) // self.shard_size)):
-            for key in _shard(shard_path(self.root, shard, ".npz")).files:
+            for key in self._shard(shard).files:
                 if key.startswith("clusters-"):
                     yield int(key.split("-")[1])
 
     def load(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the coarse cluster map, int64 (h, w), and attention, float32 (h, w), of an image."""
-        shard = _shard(shard_path(self.root, number // self.shard_size, ".npz"))
+        shard = self._shard(number // self.shard_size)
         return shard[f"clusters-{number}"].astype(np.int64), shard[f"attention-{number}"].astype(np.float32)
 
     def labels(self, number: int, size: tuple[int, int], threshold: float) -> np.ndarray:
         """Returns the label map of an image at ``size`` (height, width): int64, cluster ids from 1, 0 where attention is low."""
         return threshold_labels(*self.load(number), size, threshold)
+
+    def _shard(self, number: int) -> np.lib.npyio.NpzFile:
+        return _opened(shard_path(self.root, number, ".npz"), os.getpid())
 
 
 def threshold_labels(
@@ -113,6 +117,7 @@ def enlarge_attention(attention: np.ndarray, size: tuple[int, int]) -> np.ndarra
 
 
 @lru_cache(maxsize=8)
-def _shard(path: Path) -> np.lib.npyio.NpzFile:
-    # An opened archive reads its table of contents once, and each image's arrays when asked for.
+def _opened(path: Path, process: int) -> np.lib.npyio.NpzFile:
+    # An opened archive reads its table of contents once, and each image's arrays when asked for. Each process opens its own:
+    # a forked worker would share the position in the file with the process that opened it.
     return np.load(path)

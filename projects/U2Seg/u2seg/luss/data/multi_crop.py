@@ -90,7 +90,7 @@ class MultiCropMapper:
         blur_radius: tuple[float, float],
         grid_points: int,
     ):
-        """Takes the settings of ``INPUT.MULTI_CROP``.
+        """Makes the mapper from the settings of ``INPUT.MULTI_CROP``.
 
         Args:
             crops: the kinds of views, in order; the first must count at least 2.

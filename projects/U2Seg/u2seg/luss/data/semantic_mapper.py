@@ -33,7 +33,7 @@ class LussSemanticMapper:
         distort: MultiCropMapper | None,
         test_size: int,
     ):
-        """Takes the settings of ``INPUT.SEMANTIC_CROP``.
+        """Makes the mapper from the settings of ``INPUT.SEMANTIC_CROP``.
 
         Args:
             is_train: whether the map is wanted.

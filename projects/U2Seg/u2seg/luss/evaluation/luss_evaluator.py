@@ -48,8 +48,9 @@ class LussEvaluator(DatasetEvaluator):
         submission: bool,
         protocol: str,
         provenance: dict | None = None,
+        submission_names: Mapping[str, str] | None = None,
     ):
-        """Takes what to compare with, and how.
+        """Describes what to compare with, and how.
 
         Args:
             gt_files: image file -> id map of its ground truth; empty for a test split, whose ground truth is hidden.
@@ -62,6 +63,7 @@ class LussEvaluator(DatasetEvaluator):
             submission: whether to write the predictions.
             protocol: how the model was trained, for the record.
             provenance: more values for the record: dataset, fitting split, checkpoint.
+            submission_names: image file -> path of its PNG in a submission; others are named by directory and file.
 
         Raises:
             ValueError: names that repeat, or a hidden ground truth without a matching that can be had without it.
@@ -92,16 +94,17 @@ class LussEvaluator(DatasetEvaluator):
         self.submission = submission
         self.protocol = protocol
         self.provenance = provenance or {}
+        self.submission_names = submission_names or {}
         self.reset()
 
     @classmethod
     def from_config(cls, cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None) -> dict[str, Any]:
         """Returns the constructor's arguments for a registered dataset."""
-        gt = {
-            record["file_name"]: record["sem_seg_file_name"]
-            for record in DatasetCatalog.get(dataset_name)
-            if "sem_seg_file_name" in record
-        }
+        records = DatasetCatalog.get(dataset_name)
+        gt_files, submission_names = (
+            {record["file_name"]: record[key] for record in records if key in record}
+            for key in ("sem_seg_file_name", "submission_name")
+        )
         settings = cfg.TEST.LUSS
         first, last, count = settings.SWEEP
         record = {
@@ -110,7 +113,7 @@ class LussEvaluator(DatasetEvaluator):
             "fitted_on": _fitted_on(settings.MATCHING, dataset_name),
         }
         return {
-            "gt_files": gt,
+            "gt_files": gt_files,
             "class_names": list(MetadataCatalog.get(dataset_name).stuff_classes[1:]),
             "matching": settings.MATCHING,
             "boundary_ratio": settings.BOUNDARY_RATIO,
@@ -120,6 +123,7 @@ class LussEvaluator(DatasetEvaluator):
             "submission": settings.SUBMISSION,
             "protocol": _protocol_of(settings.MATCHING, dataset_name),
             "provenance": short_record(record),
+            "submission_names": submission_names,
         }
 
     def reset(self) -> None:
@@ -130,15 +134,15 @@ class LussEvaluator(DatasetEvaluator):
         self._raw_maps: dict[str, str] = {}
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Takes one batch of images.
+        """Counts one batch of images.
 
         Args:
             inputs: with ``file_name``.
             outputs: the model's; see the class.
 
         Raises:
-            ValueError: a map of another size than the ground truth, or a ground-truth id that no class has.
-            KeyError: an image that the dataset does not have, or an output without any map.
+            ValueError: a map of another size than the ground truth, a ground-truth id that no class has, an image that the dataset
+                does not have, or an output without any map.
         """
         for one, output in zip(inputs, outputs):
             predicted = label_map_of(output, self.num_things)
@@ -192,7 +196,7 @@ class LussEvaluator(DatasetEvaluator):
 
     def _gt(self, file_name: str) -> np.ndarray:
         if file_name not in self.gt_files:
-            raise KeyError(f"{file_name} has no ground truth in this dataset; is the loader another dataset's?")
+            raise ValueError(f"{file_name} has no ground truth in this dataset; is the loader another dataset's?")
         path = self.gt_files[file_name]
         gt = read_id_map(path)
         largest = int(gt[gt != LUSS_IGNORE].max(initial=OTHER))
@@ -230,13 +234,13 @@ class LussEvaluator(DatasetEvaluator):
     def _matched(self, counts: np.ndarray, num_clusters: int) -> np.ndarray:
         if self.matching in MATCHERS:
             return match_clusters(self.matching, counts, num_clusters, len(self.class_names))
-        return read_match(self.matching, num_clusters)
+        return read_match(self.matching, len(self.class_names), num_clusters)
 
     def _saved_or_identity(self) -> np.ndarray:
         """Returns the class id of each predicted id where there is no ground truth; see `full_label_map`."""
         if self.matching in MATCHERS:
             return full_label_map(np.arange(len(self.class_names)))
-        return full_label_map(read_match(self.matching))
+        return full_label_map(read_match(self.matching, len(self.class_names)))
 
     def _curve(self, sweep: np.ndarray, num_clusters: int) -> list[dict[str, float]]:
         if not len(sweep) or self.matching not in MATCHERS:
@@ -274,11 +278,14 @@ class LussEvaluator(DatasetEvaluator):
         )
 
     def _write_raw(self, file_name: str, predicted: np.ndarray) -> None:
-        directory, name = Path(file_name).parent.name, Path(file_name).stem
         assert self.output_dir is not None, "checked by the constructor"
-        path = self.output_dir / "predictions" / directory / f"{name}.png"
+        path = self.output_dir / "predictions" / self._submission_name(file_name)
         write_id_map(path, predicted)
         self._raw_maps[file_name] = str(path)
+
+    def _submission_name(self, file_name: str) -> str:
+        image = Path(file_name)
+        return self.submission_names.get(file_name, f"{image.parent.name}/{image.stem}.png")
 
     def _finish_submission(self, raw_maps: dict[str, str], label_map: np.ndarray) -> None:
         """Gives the written maps their class ids, and packs them with the description that the server asks for."""
@@ -288,11 +295,11 @@ class LussEvaluator(DatasetEvaluator):
         archive = self.output_dir / "submission.zip"
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
             packed.writestr("method.txt", f"Method: u2seg\nProtocol: {self.protocol}\nMatching: {self.matching}\n")
-            for path in sorted(raw_maps.values()):
+            for name, path in sorted((self._submission_name(file_name), path) for file_name, path in raw_maps.items()):
                 ids = np.minimum(read_id_map(path), len(label_map) - 1)
-                target = self.output_dir / "submission" / Path(path).parent.name / Path(path).name
+                target = self.output_dir / "submission" / name
                 write_id_map(target, np.maximum(label_map[ids], OTHER))
-                packed.write(target, f"{target.parent.name}/{target.name}")
+                packed.write(target, name)
         logger.info("Submission of %d predictions: %s", len(raw_maps), archive)
 
 
@@ -310,7 +317,7 @@ def label_map_of(output: Mapping, num_things: int) -> np.ndarray:
         num_things: K of a panoptic model.
 
     Raises:
-        KeyError: no map is in it.
+        ValueError: no map is in it.
     """
     if "sem_seg_labels" in output:
         return _as_numpy(output["sem_seg_labels"]).astype(np.int64)
@@ -319,7 +326,7 @@ def label_map_of(output: Mapping, num_things: int) -> np.ndarray:
         return _ids_of_panoptic(segment_map, segments, num_things)
     if "sem_seg" in output:
         return _as_numpy(output["sem_seg"].argmax(dim=0)).astype(np.int64)
-    raise KeyError(
+    raise ValueError(
         f"LUSS needs sem_seg_labels, panoptic_seg or sem_seg in a model's output, got {', '.join(sorted(output)) or 'nothing'}"
     )
 
@@ -340,9 +347,19 @@ def match_as_json(matched: np.ndarray) -> dict[str, int]:
     return {"0": OTHER, **{str(i + 1): int(c) + 1 for i, c in enumerate(matched) if c >= 0}}
 
 
-def read_match(path: str | Path, num_clusters: int = 0) -> np.ndarray:
-    """Returns the 0-based class of each cluster from a ``match.json``, -1 for none, int64 (at least ``num_clusters``,)."""
-    pairs = {int(predicted): int(label) for predicted, label in read_json(path).items()}
+def read_match(path: str | Path, num_classes: int, num_clusters: int = 0) -> np.ndarray:
+    """Returns the 0-based class of each cluster from a ``match.json``, -1 for none, int64 (at least ``num_clusters``,).
+
+    Raises:
+        ValueError: the file is not a match, or has a class id that is not in 0..``num_classes``.
+    """
+    content = read_json(path)
+    pairs = {int(key): label for key, label in content.items() if key.isdecimal()} if isinstance(content, dict) else {}
+    if not pairs or len(pairs) < len(content) or not all(label in range(num_classes + 1) for label in pairs.values()):
+        raise ValueError(
+            f'{path} must map predicted ids to class ids in 0..{num_classes}, such as {{"0": 0, "1": 3}}, '
+            f"got {json.dumps(content)[:60]}"
+        )
     matched = np.full(max(num_clusters, *pairs), -1, np.int64)
     for predicted, label in pairs.items():
         if predicted > OTHER:

@@ -44,7 +44,7 @@ class DenseContrastPretrainer(nn.Module):
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
     ):
-        """Takes the backbone and the settings of ``MODEL.DENSE_CONTRAST``.
+        """Makes the model from the backbone and the settings of ``MODEL.DENSE_CONTRAST``.
 
         Args:
             backbone: gives ``feature``.
@@ -160,7 +160,7 @@ def contrast(first: Tensor, second: Tensor, temperature: float, group: Tensor | 
         first: (N, D), rows of length 1.
         second: (N, D), row i belongs to row i of ``first``.
         temperature: of the softmax.
-        group: int64 (N,); rows of one group are no negatives of each other; None: all other rows are negatives.
+        group: int64 (N,); rows of one group are not negatives of each other; None: all other rows are negatives.
 
     Source: van den Oord et al., 2018 (CPC), equation 4; SimCLR, equation 1, without negatives from the own view.
     """

@@ -108,7 +108,7 @@ class SwappedPrediction(nn.Module):
         queue_start_iter: int,
         freeze_prototypes_iters: int,
     ):
-        """Takes the settings of ``MODEL.PASS``.
+        """Makes the head from the settings of ``MODEL.PASS``.
 
         Raises:
             ValueError: ``queue_length`` does not divide by the number of processes.

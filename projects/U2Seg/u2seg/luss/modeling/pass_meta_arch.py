@@ -99,7 +99,7 @@ class PASSPretrainer(nn.Module):
     def __init__(
         self, *, backbone: Backbone, swapped: SwappedPrediction, settings: PASSSettings, alignment: AlignmentSettings
     ):
-        """Takes the backbone, the prototypes and their loss, and the settings of ``MODEL.PASS``.
+        """Makes the model from the backbone, the prototypes and their loss, and the settings of ``MODEL.PASS``.
 
         Raises:
             ValueError: a feature that the backbone does not give.
@@ -223,7 +223,7 @@ class PASSPixelAttention(nn.Module):
     def __init__(
         self, *, backbone: Backbone, swapped: SwappedPrediction, settings: PASSSettings, frozen_norm_moves: bool
     ):
-        """Takes the pretrained backbone and the settings of ``MODEL.PASS``.
+        """Makes the model from the pretrained backbone and the settings of ``MODEL.PASS``.
 
         Args:
             backbone: pretrained; it is frozen here, and so is the projection.

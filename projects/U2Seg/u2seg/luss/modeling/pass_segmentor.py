@@ -65,7 +65,7 @@ class PixelLinearHead(nn.Module):
         loss_weight: float,
         target_stride: int,
     ):
-        """Takes the settings of ``MODEL.SEM_SEG_HEAD``; ``num_classes`` counts "other"."""
+        """Makes the head from the settings of ``MODEL.SEM_SEG_HEAD``; ``num_classes`` counts "other"."""
         super().__init__()
         self.in_feature = in_feature
         self.ignore_value = ignore_value
@@ -126,7 +126,7 @@ class LussSegmentor(SemanticSegmentor):
 
     @configurable
     def __init__(self, *, max_elements: int, **kwargs: Any):
-        """Takes ``SemanticSegmentor``'s arguments and ``TEST.LUSS.MAX_ELEMENTS``."""
+        """Makes the model from ``SemanticSegmentor``'s arguments and ``TEST.LUSS.MAX_ELEMENTS``."""
         super().__init__(**kwargs)
         self.max_elements = max_elements
 
@@ -156,7 +156,7 @@ class PASSPixelClusterer(PASSPixelAttention):
 
     @configurable
     def __init__(self, *, centroids: np.ndarray, threshold: float, **kwargs: Any):
-        """Takes `PASSPixelAttention`'s arguments, centroids float (K, C), and the attention below which a pixel is "other"."""
+        """Adds to `PASSPixelAttention`'s arguments centroids, float (K, C), and the attention below which a pixel is "other"."""
         super().__init__(**kwargs)
         self.threshold = threshold
         self.register_buffer("centroids", F.normalize(torch.as_tensor(centroids, dtype=torch.float32), dim=1), False)
@@ -170,7 +170,7 @@ class PASSPixelClusterer(PASSPixelAttention):
         """
         if not Path(cfg.LUSS.CENTROIDS).is_file():
             raise FileNotFoundError(
-                f"LUSS.CENTROIDS must be the {CENTROIDS} that clustering wrote (u2seg luss clusters), got {cfg.LUSS.CENTROIDS!r}"
+                f"LUSS.CENTROIDS must be the {CENTROIDS} that `u2seg luss run --stages clusters` wrote, got {cfg.LUSS.CENTROIDS!r}"
             )
         return {**super().from_config(cfg), "centroids": np.load(cfg.LUSS.CENTROIDS), "threshold": cfg.LUSS.THRESHOLD}
 
@@ -224,7 +224,7 @@ class DistanceMatcher(nn.Module):
         pixel_mean: list[float],
         pixel_std: list[float],
     ):
-        """Takes a pretrained backbone and the bank.
+        """Makes the model from a pretrained backbone and the bank.
 
         Args:
             backbone: gives ``deep_feature``.
@@ -276,7 +276,7 @@ class DistanceMatcher(nn.Module):
             RuntimeError: the bank is empty.
         """
         if not len(self.bank_labels):
-            raise RuntimeError("the bank of labeled embeddings is empty: set LUSS.BANK to what u2seg luss bank wrote")
+            raise RuntimeError("the bank of labeled embeddings is empty: set LUSS.BANK to what `u2seg luss bank` wrote")
         results = []
         for one in batched_inputs:
             features = self.dense_features(one["image"].to(self.pixel_mean.device)[None])[0]

@@ -76,7 +76,7 @@ def generator_keys(cfg: CfgNode) -> tuple[str, ...]:
     """Returns the configuration keys and nodes that the generator in use reads; all of ``MASKS`` where it does not declare them.
 
     Raises:
-        KeyError: no such generator; the message lists those that are registered.
+        UnknownNameError: no such generator; the message lists those that are registered.
     """
     keys = keys_read_by(get_registered(MASK_GENERATOR_REGISTRY, cfg.MASKS.GENERATOR, "MASKS.GENERATOR"))
     return ("MASKS",) if keys is None else keys
@@ -86,7 +86,7 @@ def refinement_keys(cfg: CfgNode) -> tuple[str, ...]:
     """Returns the configuration keys and nodes that the refinement in use reads; all of ``MASKS`` where it does not declare them.
 
     Raises:
-        KeyError: no such refinement; the message lists those that are registered.
+        UnknownNameError: no such refinement; the message lists those that are registered.
     """
     keys = keys_read_by(get_registered(MASK_REFINEMENT_REGISTRY, cfg.MASKS.REFINEMENT, "MASKS.REFINEMENT"))
     return ("MASKS",) if keys is None else keys
@@ -96,7 +96,7 @@ def build_mask_generator(cfg: CfgNode) -> MaskGenerator:
     """Returns the generator that ``cfg.MASKS.GENERATOR`` names.
 
     Raises:
-        KeyError: no such generator; the message lists those that are registered.
+        UnknownNameError: no such generator; the message lists those that are registered.
     """
     return get_registered(MASK_GENERATOR_REGISTRY, cfg.MASKS.GENERATOR, "MASKS.GENERATOR")(cfg)
 
@@ -105,6 +105,6 @@ def build_mask_refinement(cfg: CfgNode) -> MaskRefinement:
     """Returns the refinement that ``cfg.MASKS.REFINEMENT`` names.
 
     Raises:
-        KeyError: no such refinement; the message lists those that are registered.
+        UnknownNameError: no such refinement; the message lists those that are registered.
     """
     return get_registered(MASK_REFINEMENT_REGISTRY, cfg.MASKS.REFINEMENT, "MASKS.REFINEMENT")(cfg)

@@ -88,7 +88,7 @@ class PanopticRule:
         """Returns the rule of a configuration.
 
         Raises:
-            KeyError: ``PANOPTIC_LABELS.ORDER_BY`` is not registered; the message lists what is.
+            UnknownNameError: ``PANOPTIC_LABELS.ORDER_BY`` is not registered; the message lists what is.
         """
         keys = cfg.PANOPTIC_LABELS
         get_registered(INSTANCE_SIZE_REGISTRY, keys.ORDER_BY, "PANOPTIC_LABELS.ORDER_BY")

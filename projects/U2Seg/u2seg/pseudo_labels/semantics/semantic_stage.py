@@ -78,7 +78,7 @@ def open_semantics(cfg: CfgNode, masks: Path, output: Path, *, clean: bool = Tru
 
     Raises:
         ValueError: more clusters than an 8-bit PNG can hold.
-        KeyError: an unknown provider; the message lists those there are.
+        UnknownNameError: an unknown provider; the message lists those there are.
     """
     if cfg.SEMANTICS.NUM_CLUSTERS > MAX_STUFF:
         raise ValueError(

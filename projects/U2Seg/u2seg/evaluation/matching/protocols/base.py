@@ -33,6 +33,6 @@ def build_protocol(name: str) -> Protocol:
     """Returns the protocol of that name.
 
     Raises:
-        KeyError: unknown; the message lists those that are registered.
+        UnknownNameError: unknown; the message lists those that are registered.
     """
     return get_registered(PROTOCOL_REGISTRY, name, "protocol (TEST.PROTOCOLS)")()

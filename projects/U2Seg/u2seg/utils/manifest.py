@@ -124,7 +124,7 @@ def open_stage(directory: str | Path, stage: str, settings: dict, *, clean: bool
 
 
 def refuse_other_settings(directory: str | Path, stage: str, settings: dict) -> None:
-    """Refuses settings that differ from those that made a stage's results; a directory without results binds nobody.
+    """Refuses settings that differ from those that made a stage's results; a directory without results does not fix them.
 
     Args:
         directory: the stage's; it need not exist.
@@ -292,8 +292,17 @@ def shard_slices(count: int, shard_size: int) -> list[slice]:
     return [slice(start, min(start + shard_size, count)) for start in range(0, count, shard_size)]
 
 
-def report_failures(directory: str | Path, failures: list[Failure], total: int, max_share: float) -> None:
+def report_failures(
+    directory: str | Path, failures: list[Failure], total: int, max_share: float, remedy: str = ""
+) -> None:
     """Writes ``failures.json`` and refuses to go on when too many images failed.
+
+    Args:
+        directory: the stage's directory.
+        failures: the images that could not be read.
+        total: images in all.
+        max_share: ``MASKS.MAX_FAILURES``.
+        remedy: what the user can do instead of raising that key, as the end of a sentence, such as ``", or put them back"``.
 
     Raises:
         TooManyFailuresError: their share is above ``max_share`` (0..1); the message lists the first ones.
@@ -306,8 +315,8 @@ def report_failures(directory: str | Path, failures: list[Failure], total: int, 
         more = f"\n  ... and {len(rows) - 20} more" if len(rows) > 20 else ""
         raise TooManyFailuresError(
             f"{len(rows)} of {total} images could not be read, more than the {max_share:.1%} allowed "
-            f"(--max-failures):\n  {listing}{more}\nThe list is in {path}. What was made is kept: "
-            "run again with a larger --max-failures to go on without them, or repair them and run again with --retry-failures."
+            f"(MASKS.MAX_FAILURES):\n  {listing}{more}\nThe list is in {path}. Run again with a larger MASKS.MAX_FAILURES to go on "
+            f"without them{remedy}."
         )
 
 

@@ -23,6 +23,6 @@ TEST:
 
 
 def write_tiny_photos_config(path: Path) -> str:
-    """Writes the configuration; returns its path, for ``run_plan.PHOTOS_CONFIG``."""
+    """Writes the configuration; returns its path, for ``run_config.PHOTOS_CONFIG``."""
     path.write_text(CONFIG)
     return str(path)

@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from detectron2.engine import default_argument_parser
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from torch.utils.data import DataLoader, Dataset
 from u2seg.cli import arguments, doctor, installation, luss
@@ -90,6 +91,19 @@ def test_stages_are_a_comma_separated_list(stages, recipe_runs):
 def test_an_unknown_stage_lists_those_there_are(capsys):
     code, _, err = exit_of(capsys, "luss", "run", "--configs", "p", "--output", "o", "--stages", "pretraining")
     assert code == 2 and "pretraining" in err and all(stage in err for stage in luss.STAGES)
+
+
+def test_training_starts_one_process_as_in_detectron2():
+    for words in (["train", "--config-file", "f"], ["luss", "run", "--configs", "p", "--output", "o"]):
+        assert parse_arguments(words)[1].num_gpus == default_argument_parser().get_default("num_gpus") == 1
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "1.5"])
+def test_a_count_of_nothing_is_refused(capsys, count):
+    probe = "score linear-probe w --config-file f --train-images a --train-json a --train-root a --images a --gt-json a --gt-root a"
+    for words in (f"self-train --config-file f --output o --rounds {count}", f"{probe} --iterations {count}"):
+        code, _, err = exit_of(capsys, *words.split())
+        assert code == 2 and f"expected a whole number of 1 or more, got '{count}'" in err
 
 
 def test_training_gets_its_flags_and_settings(monkeypatch):

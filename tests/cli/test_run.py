@@ -14,7 +14,7 @@ from tiny_photos import write_tiny_photos_config
 from tiny_scenes import render_scenes
 from u2seg.cli.main import main, parse_arguments
 from u2seg.engine import end_to_end
-from u2seg.engine.photo_run import run_features, run_plan
+from u2seg.engine.photo_run import run_config, run_features, run_plan
 from u2seg.engine.photo_run.run_budget import RunSize
 from u2seg.engine.photo_run.run_estimates import RunCost
 from u2seg.utils.files import read_json
@@ -36,7 +36,7 @@ def _in_this_process(monkeypatch):
 
 @pytest.fixture
 def _tiny(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_plan, "PHOTOS_CONFIG", write_tiny_photos_config(tmp_path / "tiny.yaml"))
+    monkeypatch.setattr(run_config, "PHOTOS_CONFIG", write_tiny_photos_config(tmp_path / "tiny.yaml"))
 
 
 @pytest.fixture
@@ -132,11 +132,22 @@ def test_minutes_set_the_length_of_training_by_what_was_measured():
         measuring_seconds=1.0,
     )
     size = RunSize(num_photos=6, num_scored=0, minutes=5.0, max_iter=0, has_labels=True)
-    plan = SimpleNamespace(measured=cost, size=size, started=time.monotonic() - 60)
+    plan = SimpleNamespace(cost=cost, size=size, started=time.monotonic() - 60)
     length = end_to_end._measured_length(plan, 5.0)
     # 97 % of 300 s, less 60 s so far, less 6 predictions and 6 rows of the page that cost one and a half each.
     assert length["SOLVER.MAX_ITER"] == pytest.approx((291 - 60 - 15) / 0.5, abs=2)
     assert (length["SOLVER.WARMUP_ITERS"], length["SOLVER.CHECKPOINT_PERIOD"]) == (43, 120)
+
+
+def test_a_model_set_aside_takes_the_place_of_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(end_to_end, "complete_config", lambda cfg: cfg)
+    for name in ("model", "earlier/2"):  # earlier/1 was deleted
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "times.json").write_text('{"labels": 1.0}')
+    config = SimpleNamespace(path=run_config.PHOTOS_CONFIG)
+    plan = SimpleNamespace(config=config, log=tmp_path / "log.txt", trains_anew=True)
+    aside = end_to_end._set_aside_other_model(plan, end_to_end.RunDirectories(tmp_path))
+    assert aside == tmp_path / "earlier" / "3" and (aside / "model").is_dir() and (tmp_path / "earlier" / "2").is_dir()
 
 
 def test_a_wrong_argument_is_told_before_anything_else(tmp_path, capsys):

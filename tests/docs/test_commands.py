@@ -14,7 +14,7 @@ from tiny_photos import write_tiny_photos_config
 from u2seg.cli import labels
 from u2seg.cli.main import main
 from u2seg.engine import end_to_end
-from u2seg.engine.photo_run import run_features, run_plan
+from u2seg.engine.photo_run import run_config, run_features, run_plan
 from u2seg.pseudo_labels import pipeline
 from u2seg.pseudo_labels.launchers import Launcher
 from u2seg.utils.files import read_json, write_json
@@ -260,7 +260,7 @@ def _small_and_offline(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
-    monkeypatch.setattr(run_plan, "PHOTOS_CONFIG", write_tiny_photos_config(tmp_path / TINY))
+    monkeypatch.setattr(run_config, "PHOTOS_CONFIG", write_tiny_photos_config(tmp_path / TINY))
     monkeypatch.setattr(run_features, "is_server_reachable", lambda url: False)
     monkeypatch.setattr(run_plan, "run_in_process", in_this_process)
     monkeypatch.setattr(end_to_end, "run_in_process", in_this_process)

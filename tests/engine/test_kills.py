@@ -230,33 +230,38 @@ def test_a_stale_final_model_is_not_taken_for_the_new_one(tiny_run, tmp_path):
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 
 
-def arguments(cfg, path, **more):
+def goes_on(cfg, path):
     path.write_text(cfg.dump())
-    return SimpleNamespace(**{"config_file": str(path), "opts": [], "eval_only": False, "resume": True, **more})
+    return continue_training(str(path), [])
+
+
+def resumes(cfg, path):
+    path.write_text(cfg.dump())
+    return run_training(SimpleNamespace(config_file=str(path), opts=[], eval_only=False, resume=True))
 
 
 def test_a_finished_run_is_neither_repeated_nor_taken_for_one_with_other_settings(tiny_run, tmp_path, monkeypatch):
     file = tmp_path / "in.yaml"
     cfg = tiny_run(tmp_path / "run")
-    assert continue_training(arguments(cfg, file))["panoptic_seg"]["PQ"] == 6.0
+    assert goes_on(cfg, file)["panoptic_seg"]["PQ"] == 6.0
     before = state(tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(U2SegTrainer, "train", lambda self: pytest.fail("trained again"))
-        continue_training(arguments(cfg, file))
+        goes_on(cfg, file)
     for key, value in (("SOLVER.BASE_LR", 0.5), ("SOLVER.MAX_ITER", 2), ("INPUT.RANDOM_FLIP", "none")):
         changed = tiny_run(tmp_path / "run", key, value)
-        for start in (continue_training, run_training):
+        for start in (goes_on, resumes):
             with pytest.raises(TrainingMismatchError, match=rf"(?s)trained with other settings:\n  {key}: asked for"):
-                start(arguments(changed, file))
+                start(changed, file)
     # A longer training goes on where it is asked to explicitly, and is refused to a recipe.
     longer = tiny_run(tmp_path / "run", "SOLVER.MAX_ITER", 6)
     with pytest.raises(TrainingMismatchError, match=r"SOLVER\.MAX_ITER: asked for 6, the model has 4"):
-        continue_training(arguments(longer, file))
+        goes_on(longer, file)
     assert state(tmp_path / "run") == before
     # Test settings change the scores alone: these are computed again.
     other_test = tiny_run(tmp_path / "run", "TEST.DETECTIONS_PER_IMAGE", 7)
-    assert continue_training(arguments(other_test, file))["panoptic_seg"]["PQ"] == 6.0
-    run_training(arguments(longer, file))
+    assert goes_on(other_test, file)["panoptic_seg"]["PQ"] == 6.0
+    resumes(longer, file)
     assert training_record.iterations_done(longer) == 6
 
 

@@ -2,30 +2,31 @@
 
 import json
 import os
+import shutil
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from u2seg.config import setup_cfg
-from u2seg.engine.photo_run import run_plan
-from u2seg.engine.photo_run.new_config import default_output, new_config
+from u2seg.engine.photo_run import run_estimates, run_features, run_plan
+from u2seg.engine.photo_run.new_config import new_config
 from u2seg.engine.photo_run.run_budget import RunSize, num_iterations, plan_stages, stages_after_training
+from u2seg.engine.photo_run.run_config import PHOTOS_CONFIG, free_keys, value_of
 from u2seg.engine.photo_run.run_estimates import RunCost
 from u2seg.engine.photo_run.run_features import choose_features
-from u2seg.engine.photo_run.run_photos import find_photos, select_ground_truth
-from u2seg.engine.photo_run.run_plan import (
-    feature_size,
-    free_keys,
-    make_plan,
-    num_thing_clusters,
-    scaled_settings,
-    value_of,
-)
+from u2seg.engine.photo_run.run_photos import Machine, default_output, find_photos, select_ground_truth
+from u2seg.engine.photo_run.run_plan import make_plan
+from u2seg.engine.photo_run.run_scaling import feature_size, num_thing_clusters, scaled_settings
 from u2seg.engine.photo_run.run_screen import format_plan, plan_warnings
 from u2seg.engine.photo_run.run_threads import Threads, divide_cores, run_in_process, training_threads
 from u2seg.features.vit_weights import WeightsError
+from u2seg.pseudo_labels.masks import mask_stage
+from u2seg.utils.image_io import list_images
+from u2seg.utils.manifest import StageMismatchError, open_stage
 
 COST = RunCost(
     label_start_seconds=1.0,
@@ -60,6 +61,27 @@ def test_photos_are_a_directory_one_image_or_a_list(photos, tmp_path, monkeypatc
     assert one.names == ["2.jpg"] and (one.root / "2.jpg").resolve() == photos / "2.jpg"
     (tmp_path / "list.txt").write_text(f"# mine\n{photos / '1.jpg'}\n\nphotos/3.jpg\n")
     assert find_photos(tmp_path / "list.txt", tmp_path / "listed").names == ["1.jpg", "3.jpg"]
+
+
+def test_links_lead_to_the_photos_given_now_and_to_no_others(photos, tmp_path):
+    links, other = tmp_path / "run" / "photos", tmp_path / "other"
+    other.mkdir()
+    shutil.copy(photos / "1.jpg", other / "2.jpg")
+    first = find_photos(photos / "2.jpg", links)
+    with pytest.raises(FileExistsError, match="holds 2.jpg, which is none of the photos of this run"):
+        find_photos(other / "2.jpg", links)
+    # With the run's configuration beside them, the links are known as its own.
+    (tmp_path / "run" / "config.yaml").touch()
+    second = find_photos(other / "2.jpg", links)
+    assert first.names == second.names == ["2.jpg"] and (links / "2.jpg").resolve() == other / "2.jpg"
+    (tmp_path / "list.txt").write_text("photos/1.jpg\nphotos/3.jpg\n")
+    assert find_photos(tmp_path / "list.txt", links).names == ["1.jpg", "3.jpg"]
+    (photos / "1.jpg").unlink()
+    (tmp_path / "list.txt").write_text("photos/3.jpg\n")
+    assert find_photos(tmp_path / "list.txt", links).names == ["3.jpg"]
+    (links / "own.jpg").write_bytes(b"a file of the user's")
+    with pytest.raises(FileExistsError, match="holds own.jpg"):
+        find_photos(tmp_path / "list.txt", links)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +214,7 @@ def test_settings_scale_with_photos_and_machine(photos, tmp_path):
     assert (few["INPUT.MIN_SIZE_TEST"], many["INPUT.MIN_SIZE_TEST"]) == (64, 384)
     assert (few["SEMANTICS.NUM_CLUSTERS"], many["SEMANTICS.NUM_CLUSTERS"]) == (4, 27)
     assert (few["MODEL.DEVICE"], many["MODEL.DEVICE"]) == ("cpu", "cuda")
-    cfg = setup_cfg(run_plan.PHOTOS_CONFIG)
+    cfg = setup_cfg(PHOTOS_CONFIG)
     assert all(type(value_of(cfg, key)) in (type(value), list) for key, value in few.items())
 
 
@@ -204,11 +226,64 @@ def test_the_descriptor_sees_the_photos_shape(size, expected):
 
 
 def test_what_the_user_sets_is_not_free():
-    cfg = setup_cfg(run_plan.PHOTOS_CONFIG)
-    assert {"SOLVER.MAX_ITER", "CLUSTERS.NUM_CLUSTERS"} <= free_keys(cfg, ())
-    opts = ["SOLVER.MAX_ITER", str(cfg.SOLVER.MAX_ITER)]
-    assert "SOLVER.MAX_ITER" not in free_keys(setup_cfg(run_plan.PHOTOS_CONFIG, opts), opts)
-    assert "CLUSTERS.NUM_CLUSTERS" not in free_keys(setup_cfg("quick_schedules/coco_mini_handmade.yaml"), ())
+    assert {"SOLVER.MAX_ITER", "CLUSTERS.NUM_CLUSTERS"} <= free_keys(PHOTOS_CONFIG)
+    opts = ["SOLVER.MAX_ITER", str(setup_cfg(PHOTOS_CONFIG).SOLVER.MAX_ITER)]
+    assert "SOLVER.MAX_ITER" not in free_keys(PHOTOS_CONFIG, opts)
+    assert "CLUSTERS.NUM_CLUSTERS" not in free_keys("quick_schedules/coco_mini_handmade.yaml")
+
+
+def test_what_a_users_file_sets_is_not_free_even_where_it_says_the_same(photos, tmp_path):
+    default = setup_cfg(PHOTOS_CONFIG)
+    text = new_config(photos)
+    keys = {"CLUSTERS.NUM_CLUSTERS", "SEMANTICS.NUM_CLUSTERS", "SOLVER.MAX_ITER"}
+    (tmp_path / "commented.yaml").write_text(text)
+    assert keys <= free_keys(str(tmp_path / "commented.yaml"))
+    for line in ("CLUSTERS:", "  NUM_CLUSTERS: 20", "SEMANTICS:", "  NUM_CLUSTERS: 12", "SOLVER:", "  MAX_ITER: 1000"):
+        assert f"# {line}\n" in text
+        text = text.replace(f"# {line}\n", f"{line}\n")
+    (tmp_path / "base.yaml").write_text(text.replace("MAX_ITER: 1000", f"MAX_ITER: {default.SOLVER.MAX_ITER}"))
+    # By way of a base of the user's as well.
+    (tmp_path / "my.yaml").write_text("_BASE_: base.yaml\nMASKS: {REFINEMENT: none}\n")
+    cfg = setup_cfg(tmp_path / "my.yaml")
+    assert (
+        cfg.MASKS.REFINEMENT == default.MASKS.REFINEMENT and cfg.CLUSTERS.NUM_CLUSTERS == default.CLUSTERS.NUM_CLUSTERS
+    )
+    assert free_keys(PHOTOS_CONFIG) - free_keys(str(tmp_path / "my.yaml")) == keys | {"MASKS.REFINEMENT"}
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """Answers for a server that cannot be reached otherwise."""
+
+    def do_HEAD(self):
+        self.send_response(200 if self.path == "http://weights.invalid/dino.pth" else 404)
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_server_is_asked_by_the_proxy_that_a_download_would_take(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
+        assert run_features.is_server_reachable("http://weights.invalid/dino.pth")
+        assert not run_features.is_server_reachable("http://weights.invalid/other.pth")
+        server.shutdown()
+    assert not run_features.is_server_reachable("http://weights.invalid/dino.pth")
+
+
+def test_photos_that_are_links_into_a_store_are_timed(photos, tmp_path, monkeypatch):
+    store, linked, seen = tmp_path / "store", tmp_path / "linked", []
+    store.mkdir()
+    linked.mkdir()
+    for name in ("1.jpg", "2.jpg"):
+        (photos / name).rename(store / f"blob{name[0]}")
+        (linked / name).symlink_to(store / f"blob{name[0]}")
+    monkeypatch.setattr(run_estimates, "make_pseudo_labels", lambda cfg, images, out: seen.append(list_images(images)))
+    run_estimates._time_labels(PHOTOS_CONFIG, str(linked), ["1.jpg", "2.jpg"], tmp_path / "p", tmp_path / "l")
+    assert seen == [["0.jpg"], ["0.jpg", "1.jpg"]]
 
 
 class TestFeatures:
@@ -217,8 +292,10 @@ class TestFeatures:
         monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
 
     def choose(self, *opts, reachable=False):
-        cfg = setup_cfg(run_plan.PHOTOS_CONFIG, opts)
-        return choose_features(cfg, is_given=False, on_gpu=False, is_reachable=lambda url: reachable)
+        cfg = setup_cfg(PHOTOS_CONFIG, opts)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run_features, "is_server_reachable", lambda url: reachable)
+            return choose_features(cfg, is_given=False, on_gpu=False)
 
     def test_without_weights_the_descriptor_says_what_it_means(self):
         choice = self.choose()
@@ -263,9 +340,10 @@ class TestRefusals:
             raise AssertionError("work was begun")
 
         monkeypatch.setattr(run_plan, "run_in_process", measure)
+        monkeypatch.setattr(run_features, "is_server_reachable", lambda url: False)
 
     def plan(self, photos, tmp_path, output="out", **options):
-        return make_plan(photos, tmp_path / output, is_reachable=lambda url: False, **options)
+        return make_plan(photos, tmp_path / output, **options)
 
     def test_an_output_among_the_photos(self, photos, tmp_path):
         with pytest.raises(ValueError, match="lies in the image directory"):
@@ -306,15 +384,21 @@ class TestRefusals:
         first = first.choose({"SOLVER.MAX_ITER": 77, "CLUSTERS.NUM_CLUSTERS": 5}).begin_training()
         assert not first.trains_anew
         again = self.plan(photos, tmp_path)
-        assert (again.minutes, again.chosen["SOLVER.MAX_ITER"], again.trains_anew) == (30.0, 77, False)
+        assert (again.minutes, again.config.chosen["SOLVER.MAX_ITER"], again.trains_anew) == (30.0, 77, False)
         other = self.plan(photos, tmp_path, opts=["SOLVER.IMS_PER_BATCH", "2"])
-        assert other.trains_anew and other.is_free("SOLVER.MAX_ITER") and not other.is_free("CLUSTERS.NUM_CLUSTERS")
+        assert (
+            other.trains_anew
+            and other.config.is_free("SOLVER.MAX_ITER")
+            and not other.config.is_free("CLUSTERS.NUM_CLUSTERS")
+        )
         # The features of the labels stay, though a server can be reached now, and are still described.
-        reachable = make_plan(photos, tmp_path / "out", is_reachable=lambda url: True)
+        with monkeypatch.context() as patch:
+            patch.setattr(run_features, "is_server_reachable", lambda url: True)
+            reachable = self.plan(photos, tmp_path)
         assert reachable.features == first.features and "without weights" in reachable.features.description
         # What a later call was planned for counts only when its training begins.
         longer = self.plan(photos, tmp_path, minutes=60.0)
-        assert (longer.minutes, longer.trains_anew) == (60.0, True) and longer.is_free("SOLVER.MAX_ITER")
+        assert (longer.minutes, longer.trains_anew) == (60.0, True) and longer.config.is_free("SOLVER.MAX_ITER")
         assert "is set aside, and a new one is trained" in format_plan(longer)
         assert self.plan(photos, tmp_path).trains_anew is False
 
@@ -326,6 +410,69 @@ class TestRefusals:
         assert self.plan(photos, tmp_path, minutes=60.0, **options).cost == first.cost and len(measured) == 1
         self.plan(photos, tmp_path, opts=["SOLVER.IMS_PER_BATCH", "2"], **options)
         assert len(measured) == len(begun) == 2
+
+    def test_one_photo_is_enough_where_the_number_of_clusters_is_free(self, photos, tmp_path, monkeypatch):
+        monkeypatch.setattr(run_plan, "run_in_process", lambda *args: COST)
+        assert self.plan(photos / "2.jpg", tmp_path).cfg.SOLVER.IMS_PER_BATCH == 1
+
+    def test_minutes_count_for_nothing_where_the_user_sets_the_length(self, photos, tmp_path, monkeypatch):
+        monkeypatch.setattr(run_plan, "run_in_process", lambda *args: COST)
+        opts = ["SOLVER.MAX_ITER", "30"]
+        self.plan(photos, tmp_path, opts=opts, minutes=60.0).begin_training()
+        again = self.plan(photos, tmp_path, opts=opts, minutes=30.0)
+        assert (again.trains_anew, again.minutes, again.size.max_iter) == (False, None, 30)
+
+    def test_other_features_bring_all_their_settings(self, photos, tmp_path, monkeypatch):
+        monkeypatch.setattr(run_plan, "run_in_process", lambda *args: COST)
+        first = self.plan(photos, tmp_path)
+        first.choose({"CLUSTERS.NUM_CLUSTERS": 5})
+        weights = tmp_path / "w.pth"
+        torch.save({"patch_embed.proj.weight": torch.zeros(384, 3, 8, 8)}, weights)
+        opts = ["FEATURES.VIT.WEIGHTS", str(weights)]
+        dino, alone = (self.plan(photos, tmp_path, output=name, opts=opts).cfg for name in ("out", "alone"))
+        assert (dino.FEATURES.NAME, dino.FEATURES.IMAGE_SIZE) == ("TimmViT", (320, 320))
+        for section in ("FEATURES", "MASKS", "CLUSTERS", "SEMANTICS"):
+            assert dino[section] == alone[section]
+        again = self.plan(photos, tmp_path).cfg
+        assert again.FEATURES == first.cfg.FEATURES and again.MASKS == first.cfg.MASKS
+
+    def test_labels_of_other_features_are_refused_before_anything_is_written(self, photos, tmp_path, monkeypatch):
+        monkeypatch.setattr(run_plan, "run_in_process", lambda *args: COST)
+        plan = self.plan(photos, tmp_path)
+        masks = open_stage(tmp_path / "out/labels/masks", "masks", mask_stage._cfg_settings(plan.cfg))
+        (masks / "shard-000000.parquet").touch()
+        before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+        assert {"config.yaml", "chosen_settings.json"} <= before.keys()
+        for opts in (["FEATURES.NAME", "TimmViT"], ["MASKS.HIERARCHY.MAX_MASKS", "3"]):
+            with pytest.raises(StageMismatchError, match="was made with other settings:\n .*asked for"):
+                self.plan(photos, tmp_path, opts=opts)
+        assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()} == before
+        assert self.plan(photos, tmp_path).features == plan.features
+
+    def test_another_machine_gets_settings_and_a_measurement_of_its_own(self, photos, tmp_path, monkeypatch):
+        measured = []
+        monkeypatch.setattr(run_plan, "run_in_process", lambda *args: measured.append(args) or COST)
+        monkeypatch.setattr(run_plan, "find_machine", lambda: Machine(16, 1, 0))
+        fast = self.plan(photos, tmp_path)
+        monkeypatch.setattr(run_plan, "find_machine", lambda: Machine(2, 0, 0))
+        slow = self.plan(photos, tmp_path, num_gpus=1)
+        for plan, device, loading in ((fast, "cuda", 4), (slow, "cpu", 0)):
+            assert (device, device) == (plan.cfg.MODEL.DEVICE, plan.cfg.FEATURES.DEVICE)
+            assert plan.cfg.MASKS.NUM_WORKERS == plan.cfg.DATALOADER.NUM_WORKERS == loading
+        # What the results depend on stays.
+        assert slow.cfg.SOLVER.IMS_PER_BATCH == fast.cfg.SOLVER.IMS_PER_BATCH == 7
+        assert slow.cfg.INPUT == fast.cfg.INPUT and len(measured) == 2
+
+    def test_the_record_of_an_older_version_is_read(self, photos, tmp_path, monkeypatch):
+        monkeypatch.setattr(run_plan, "run_in_process", lambda *args: COST)
+        features = {"description": "old ones", "settings": {}, "speed": 1, "asked": {"name": "", "weights": ""}}
+        cost = {"settings": "", "measured": {"seconds": 1}}
+        (tmp_path / "out").mkdir()
+        old = {"features": features, "run_cost": cost, "cost": {"seconds": 1}, "settings": {"MODEL.DEVICE": "cuda"}}
+        (tmp_path / "out" / "chosen_settings.json").write_text(json.dumps(old))
+        plan = self.plan(photos, tmp_path)
+        assert plan.features.description == "old ones" and plan.cost.prediction_seconds == COST.prediction_seconds
+        assert plan.cfg.MODEL.DEVICE == "cpu"
 
     def test_few_photos_and_unreadable_ones_are_warned_of(self, photos, tmp_path, monkeypatch):
         monkeypatch.setattr(run_plan, "run_in_process", lambda *args: COST)

@@ -417,6 +417,14 @@ def test_coco_files_of_other_tools_have_polygons_and_must_have_masks(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="1 annotations have no mask, the first one with id 1"):
         list(read_coco(tmp_path / "a.json"))
+    del content["annotations"][0]["id"]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="1 annotations have no mask, the first one with id None"):
+        list(read_coco(tmp_path / "a.json"))
+    content["annotations"][:] = [{**content["annotations"][2], "category_id": 77}]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"a\.json: annotation number 1 \(id 3\) has .*category_id 77; expected"):
+        list(read_coco(tmp_path / "a.json"))
 
 
 def test_a_cvat_mask_must_fill_its_window(tmp_path):
@@ -425,6 +433,18 @@ def test_a_cvat_mask_must_fill_its_window(tmp_path):
         f'<annotations><image id="0" name="a.jpg" width="4" height="4"><mask {attributes}/></image></annotations>'
     )
     with pytest.raises(ValueError, match="2 x 2 pixels has runs for 3"):
+        list(read_cvat(tmp_path / "a.xml"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "missing"), [('polygon points="0,0;3,0;3,3"', "label"), ('mask label="a"', "height")]
+)
+def test_a_cvat_shape_must_have_a_label_and_a_form(tmp_path, shape, missing):
+    image = f'<image id="0" name="a.jpg" width="4" height="4"><{shape}/></image>'
+    (tmp_path / "a.xml").write_text(f"<annotations>{image}</annotations>")
+    with pytest.raises(
+        ValueError, match=rf"a\.xml: shape 1 of the image a\.jpg, a {shape.split()[0]}, lacks its {missing}"
+    ):
         list(read_cvat(tmp_path / "a.xml"))
 
 

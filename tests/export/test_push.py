@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 
 import pytest
 import torch
@@ -48,7 +49,10 @@ def test_a_pushed_model_is_used_by_its_name(run, monkeypatch, tmp_path, capsys):
     with running_hub() as hub:
         use_hub(monkeypatch, hub.url, tmp_path / "cache")
         monkeypatch.setenv("HF_TOKEN", "hf_test")
+        (tmp_path / "temporary").mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
         assert main(["push", str(run), "--to", "org/scenes", "--license", "cc-by-4.0"]) == 0
+        assert not list((tmp_path / "temporary").glob("u2seg-push-*"))
         assert "uploaded: http://127.0.0.1" in capsys.readouterr().out
         files = hub.repositories["org/scenes"]["main"]
         assert sorted(files) == ["README.md", "config.yaml", "label_map.json", "model.safetensors"]

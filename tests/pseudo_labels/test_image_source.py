@@ -60,7 +60,7 @@ def test_one_image_is_a_source_of_one(photos):
 
 def test_lists_keep_their_order_and_are_read_beside_themselves_or_below_a_root(photos, tmp_path):
     chosen = ["b.png", "a/x.png", "a.png"]
-    (photos / "list.txt").write_text("./b.png\n\na/x.png\n  a.png\n")
+    (photos / "list.txt").write_text("# note\n./b.png\n\na/x.png\n  # more\n  a.png\n")
     pq.write_table(pa.table({"label": [1, 2, 3], "path": chosen}), tmp_path / "list.parquet")
     for source in (ListSource(photos / "list.txt"), ListSource(tmp_path / "list.parquet", photos)):
         assert list(source.names()) == chosen

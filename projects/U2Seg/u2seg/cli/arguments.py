@@ -31,9 +31,20 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "KEY VALUE pairs anywhere after the command override the configuration, e.g. SOLVER.MAX_ITER 1000."
 
 
+def add_num_gpus(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--num-gpus``; whether one process uses a GPU is up to ``MODEL.DEVICE``, as in Detectron2."""
+    parser.add_argument(
+        "--num-gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes on this machine, one per GPU; without a GPU the CPU is used (default 1)",
+    )
+
+
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds Detectron2's own arguments for training on several GPUs and machines."""
-    parser.add_argument("--num-gpus", type=int, default=0, help="GPUs of this machine; 0 trains on the CPU (default 0)")
+    add_num_gpus(parser)
     parser.add_argument("--num-machines", type=int, default=1, help="machines in all (default 1)")
     parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0 (default 0)")
     parser.add_argument(

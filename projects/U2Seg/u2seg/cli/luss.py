@@ -11,7 +11,7 @@ where it was. ``export`` writes a pretrained backbone as MODEL.WEIGHTS of a dete
 import argparse
 from pathlib import Path
 
-from u2seg.cli.arguments import add_config_arguments, add_overrides
+from u2seg.cli.arguments import add_config_arguments, add_num_gpus, add_overrides
 from u2seg.config import setup_cfg
 from u2seg.luss import STAGES, Run, build_bank, export_backbone, run_pass
 from u2seg.modeling import complete_config
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B,...",
         help=f"run only these stages (default {','.join(STAGES)})",
     )
-    recipe.add_argument("--num-gpus", type=int, default=0, help="GPUs of this machine; 0 trains on the CPU (default 0)")
+    add_num_gpus(recipe)
     add_overrides(recipe)
     bank = commands.add_parser("bank", help="labeled embeddings for distance matching")
     add_config_arguments(bank)

@@ -34,7 +34,13 @@ def run(args: argparse.Namespace) -> int:
     """Writes the files, uploads them, and says where they are."""
     if args.no_upload and args.output is None:
         raise ValueError("--no-upload needs --output DIR: where the files are to be written")
-    output = args.output or Path(tempfile.mkdtemp(prefix="u2seg-push-"))
+    if args.output:
+        return _push(args, args.output)
+    with tempfile.TemporaryDirectory(prefix="u2seg-push-") as temporary:
+        return _push(args, Path(temporary))
+
+
+def _push(args: argparse.Namespace, output: Path) -> int:
     write_hub_files(args.run, output, args.to, label_map=args.label_map, license_id=args.license)
     print(f"{', '.join(sorted(path.name for path in output.iterdir() if path.is_file()))} in {output}")
     if not args.no_upload:

@@ -18,18 +18,13 @@ import time
 from pathlib import Path
 
 from u2seg.cli.arguments import add_overrides
-from u2seg.config import setup_cfg
 from u2seg.data.formats.label_directory import panoptic_directory
 from u2seg.engine.end_to_end import METRICS, RunCounts, RunDirectories, count_run, run_photos
 from u2seg.engine.end_to_end_report import write_run_report
-from u2seg.engine.photo_run.new_config import default_output
 from u2seg.engine.photo_run.run_budget import MAX_PREDICTED
-from u2seg.engine.photo_run.run_plan import (
-    DEFAULT_MINUTES,
-    PHOTOS_CONFIG,
-    RunPlan,
-    make_plan,
-)
+from u2seg.engine.photo_run.run_config import PHOTOS_CONFIG
+from u2seg.engine.photo_run.run_photos import default_output
+from u2seg.engine.photo_run.run_plan import DEFAULT_MINUTES, RunPlan, make_plan
 from u2seg.engine.photo_run.run_screen import format_plan
 from u2seg.evaluation import format_table
 from u2seg.utils.files import read_json
@@ -55,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ground-truth", default="", metavar="JSON", help="COCO panoptic or instances JSON of the photos, for scores"
     )
     parser.add_argument("--check", action="store_true", help="show what was found and what would be done, and stop")
-    parser.add_argument("--num-gpus", type=int, metavar="N", help="GPUs to train on (default 1 where there is one)")
+    parser.add_argument(
+        "--num-gpus", type=int, metavar="N", help="GPUs to train on; 0: the CPU (default 1 where there is one)"
+    )
     add_overrides(parser)
 
 
@@ -84,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     counts = count_run(plan)
     with quiet_screen(RunDirectories(output).log):
         page = write_run_report(
-            str(plan.config_file),
+            str(plan.config.path),
             plan.photos.root,
             output,
             title=f"U2Seg on {args.photos}",
@@ -97,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _page_summary(plan: RunPlan, counts: RunCounts) -> list[str]:
     """Returns the paragraphs at the head of the page: features, counts, what is empty, how to read numbers and gaps."""
-    is_scored = bool(setup_cfg(plan.config_file).DATASETS.TEST)
+    is_scored = bool(plan.cfg.DATASETS.TEST)
     no_scores = "" if is_scored else " No ground truth was given, so nothing was scored."
     # Things come first, and scores replace the numbers of clusters by the names that were matched.
     last = counts.clusters + counts.stuff_clusters
@@ -119,7 +116,7 @@ def _labels_count(counts: RunCounts) -> str:
 
 
 def _predictions_count(plan: RunPlan, counts: RunCounts) -> str:
-    threshold = setup_cfg(plan.config_file).MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH
+    threshold = plan.cfg.MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH
     best = f", the highest {counts.best_score:.2f}" if counts.detections else ""
     return (
         f"{counts.predicted_things} things of a score of {threshold:g} or more in {counts.predicted_images} photos; "
@@ -181,7 +178,7 @@ def _print_result(plan: RunPlan, counts: RunCounts, page: Path) -> None:
         print(f"earlier      {plan.set_aside}, what was trained with other settings")
     print("\nPredict on other photos:")
     print(
-        f"  u2seg predict OTHER_PHOTOS --config-file {plan.config_file} --output {output / 'other'} "
+        f"  u2seg predict OTHER_PHOTOS --config-file {plan.config.path} --output {output / 'other'} "
         f"MODEL.WEIGHTS {output / 'model' / 'model_final.pth'}"
     )
 

@@ -24,7 +24,7 @@ from u2seg.cli.arguments import add_config_arguments
 from u2seg.config import setup_cfg
 from u2seg.evaluation import score_panoptic_files, score_saved_tables, score_semantic_maps
 from u2seg.evaluation.linear_probe import LabeledImages, score_linear_probe
-from u2seg.utils.command_line import comma_separated
+from u2seg.utils.command_line import comma_separated, positive_integer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(probe)
     probe.add_argument("--train-images", required=True, metavar="DIR", help="images on which the probe is trained")
     probe.add_argument("--images", required=True, metavar="DIR", help="images on which it is scored")
-    probe.add_argument("--iterations", type=int, default=1000, metavar="N", help="of its training (default 1000)")
+    probe.add_argument(
+        "--iterations", type=positive_integer, default=1000, metavar="N", help="of its training (default 1000)"
+    )
     for command, role, what in (
         (probe, "train", "training images' ground truth"),
         (probe, "gt", "ground truth"),

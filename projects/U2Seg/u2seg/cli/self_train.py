@@ -10,12 +10,15 @@ import argparse
 
 from u2seg.cli.arguments import add_config_arguments, add_launch_arguments, launch_processes
 from u2seg.engine import run_self_training
+from u2seg.utils.command_line import positive_integer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command line."""
     add_config_arguments(parser)
-    parser.add_argument("--rounds", type=int, default=1, help="rounds of labeling and training (default 1)")
+    parser.add_argument(
+        "--rounds", type=positive_integer, default=1, metavar="N", help="rounds of labeling and training (default 1)"
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="directory for labels and models of the rounds")
     add_launch_arguments(parser)
 

@@ -1,6 +1,7 @@
 """Reading configuration files: YAML with ``_BASE_``, plain values alone, so that a file from a stranger cannot run code."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +41,41 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
             mapping, or is its own base.
         FileNotFoundError: a base does not exist.
     """
-    return _read(str(path), ())
+    return _merged(_files(str(path), ()))
 
 
-def _read(path: str, above: tuple[str, ...]) -> dict[str, Any]:
+def own_values(path: str | Path, other: str | Path) -> dict[str, Any]:
+    """Returns the values that a file and its bases set, without those files that another configuration is made of as well.
+
+    Args:
+        path: as for :func:`read_config_file`.
+        other: the other configuration.
+
+    Raises:
+        ConfigFileError, FileNotFoundError: as for :func:`read_config_file`.
+    """
+    shared = {os.path.realpath(place) for place, _ in _files(str(other), ())}
+    return _merged(file for file in _files(str(path), ()) if os.path.realpath(file[0]) not in shared)
+
+
+def _merged(files: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for path, values in files:
+        _merge(merged, values, path)
+    return merged
+
+
+def _files(path: str, above: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (path, values) of a file's bases, and then of the file itself."""
     if path in above:
         raise ConfigFileError(f"{path} is its own {BASE_KEY}: {' -> '.join([*above, path])}")
     values = _load(path)
     bases = values.pop(BASE_KEY, [])
-    bases = bases if isinstance(bases, list) else [bases]
-    merged: dict[str, Any] = {}
-    for base in bases:
+    for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str):
             raise ConfigFileError(f"{path}: {BASE_KEY} must be a file name or a list of them, got {base!r}")
-        _merge(merged, _read(find_base(base, path), (*above, path)), path)
-    _merge(merged, values, path)
-    return merged
+        yield from _files(find_base(base, path), (*above, path))
+    yield path, values
 
 
 def _load(path: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The whole pipeline in one call: photos in; pseudo-labels, a trained model, scores and a page of images out."""
 
-import argparse
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,13 +18,10 @@ from u2seg.engine.photo_run.run_budget import (
     stages_after_training,
     training_length,
 )
+from u2seg.engine.photo_run.run_config import training_set_of
 from u2seg.engine.photo_run.run_photos import Photos
-from u2seg.engine.photo_run.run_plan import (
-    LOG,
-    RunPlan,
-    num_thing_clusters,
-    training_set_of,
-)
+from u2seg.engine.photo_run.run_plan import LOG, RunPlan
+from u2seg.engine.photo_run.run_scaling import num_thing_clusters
 from u2seg.engine.photo_run.run_threads import run_in_process, torch_threads
 from u2seg.modeling.build import complete_config
 from u2seg.predictor import Predictor, predict_files
@@ -95,7 +91,7 @@ class RunDirectories:
 
 
 def run_end_to_end(
-    config_file: str, images: str | Path, output: str | Path, *, opts: Sequence[str] = (), num_gpus: int = 0
+    config_file: str, images: str | Path, output: str | Path, *, opts: Sequence[str] = (), num_gpus: int = 1
 ) -> RunDirectories:
     """Returns the directories of a finished run: labels from ``images``, a model trained on them, its scores, the report's parts.
 
@@ -107,7 +103,7 @@ def run_end_to_end(
         images: directory of training photos.
         output: directory to fill.
         opts: configuration, KEY VALUE ...
-        num_gpus: GPUs to train on; 0 is the CPU.
+        num_gpus: processes that train, one a GPU; without a GPU the CPU is used.
 
     Raises:
         ValueError: the configuration has no such training set.
@@ -132,7 +128,7 @@ def run_end_to_end(
 
 @dataclass(frozen=True)
 class RunCounts:
-    """What a run made, for its last words.
+    """What a run made, for the final summary.
 
     Attributes:
         images: photos labeled.
@@ -181,11 +177,11 @@ def run_photos(plan: RunPlan) -> RunPlan:
         clusters = run_in_process(
             plan.threads.numerical,
             label_photos,
-            str(plan.config_file),
+            str(plan.config.path),
             str(plan.photos.root),
             str(directories.labels),
             str(directories.log),
-            plan.is_free("CLUSTERS.NUM_CLUSTERS"),
+            plan.config.is_free("CLUSTERS.NUM_CLUSTERS"),
         )
     plan = plan.choose({"CLUSTERS.NUM_CLUSTERS": clusters})
     with torch_threads(plan.threads.training):
@@ -194,12 +190,12 @@ def run_photos(plan: RunPlan) -> RunPlan:
 
 def _train_and_predict(plan: RunPlan, directories: RunDirectories) -> RunPlan:
     """Trains on finished labels, scores where there is ground truth, and predicts on the photos."""
-    if plan.minutes is not None and plan.is_free("SOLVER.MAX_ITER"):
-        plan = plan.choose(_measured_length(plan, plan.minutes))
+    if plan.minutes_to_fill is not None:
+        plan = plan.choose(_measured_length(plan, plan.minutes_to_fill))
     plan = replace(plan, set_aside=_set_aside_other_model(plan, directories)).begin_training()
     with _timed(directories, TRAINING):
-        train(str(plan.config_file), directories.model, (), plan.num_gpus, directories.log)
-    cfg = setup_cfg(plan.config_file)
+        train(str(plan.config.path), directories.model, (), plan.num_gpus, directories.log)
+    cfg = plan.cfg
     if cfg.DATASETS.TEST:
         scores = directories.model / "inference" / cfg.DATASETS.TEST[0] / METRICS
         write_json(directories.root / METRICS, read_json(scores))
@@ -233,7 +229,7 @@ def label_photos(config_file: str, images: str, output: str, log: str, choose_cl
 
 def _measured_length(plan: RunPlan, minutes: float) -> dict[str, object]:
     """Returns the schedule that fills what is left of the run's time, by key."""
-    cost = plan.measured
+    cost = plan.cost
     finishing = sum(stage.seconds for stage in stages_after_training(cost, plan.size))
     iterations = num_iterations(minutes, time.monotonic() - plan.started, cost.iteration, finishing)
     return training_length(iterations, cost.iteration)
@@ -241,14 +237,15 @@ def _measured_length(plan: RunPlan, minutes: float) -> dict[str, object]:
 
 def _set_aside_other_model(plan: RunPlan, directories: RunDirectories) -> Path | None:
     """Moves a model that was trained with other settings, and what was made with it, to ``earlier/N``; returns that, None for no such."""
-    opts = _training_options(str(plan.config_file), directories.model, ())
-    cfg = setup_cfg(plan.config_file, opts)
+    opts = _training_options(str(plan.config.path), directories.model, ())
+    cfg = setup_cfg(plan.config.path, opts)
     with quiet_screen(plan.log):
         complete_config(cfg)
     if not (plan.trains_anew or training_record.differences(cfg)) or not directories.model.is_dir():
         return None
     made = (directories.model, directories.predictions, directories.report.parent, directories.test_label_scores)
-    aside = directories.earlier / str(1 + len(list(directories.earlier.glob("*"))))
+    numbers = [int(path.name) for path in directories.earlier.glob("*") if path.name.isdigit()]
+    aside = directories.earlier / str(1 + max(numbers, default=0))
     aside.mkdir(parents=True)
     # The model last: a kill before that is noticed by it.
     for path in (*made[1:], directories.root / METRICS, made[0]):
@@ -309,24 +306,16 @@ def train(config_file: str, output: Path, opts: Sequence[str], num_gpus: int, lo
         config_file: a file, or the name of a shipped one.
         output: the model's directory; of its checkpoints the last one is kept.
         opts: configuration, KEY VALUE ...
-        num_gpus: GPUs to train on; 0 is the CPU.
+        num_gpus: processes that train, one a GPU; without a GPU the CPU is used.
         log: takes what libraries print.
 
     Raises:
         TrainingMismatchError: ``output`` holds a model that was trained with other settings.
     """
-    from detectron2.engine import default_argument_parser, launch
+    from detectron2.engine import launch
 
-    arguments = [
-        "--config-file",
-        config_file,
-        "--resume",
-        "--num-gpus",
-        str(num_gpus),
-        *_training_options(config_file, output, opts),
-    ]
-    args: argparse.Namespace = default_argument_parser().parse_args(arguments)
-    launch(_train_quietly, num_gpus, dist_url="auto", args=(args, log))
+    opts = _training_options(config_file, output, opts)
+    launch(_train_quietly, num_gpus, dist_url="auto", args=(config_file, opts, log))
 
 
 def _training_options(config_file: str, output: Path, opts: Sequence[str]) -> list[str]:
@@ -335,9 +324,9 @@ def _training_options(config_file: str, output: Path, opts: Sequence[str]) -> li
     return [*opts, "HOOKS", repr(hooks), "OUTPUT_DIR", repr(str(output))]
 
 
-def _train_quietly(args: argparse.Namespace, log: Path) -> None:
+def _train_quietly(config_file: str, opts: list[str], log: Path) -> None:
     with quiet_screen(log):
-        continue_training(args)
+        continue_training(config_file, opts)
 
 
 def label_test_images(config_file: str, directories: RunDirectories, opts: Sequence[str]) -> None:

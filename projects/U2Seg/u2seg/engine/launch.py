@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -48,11 +49,12 @@ def run_training(args: argparse.Namespace) -> OrderedDict:
     return train_and_record(cfg, resume=args.resume)
 
 
-def continue_training(args: argparse.Namespace) -> OrderedDict:
+def continue_training(config_file: str, opts: Sequence[str]) -> OrderedDict:
     """Trains and scores as :func:`run_training` does, for a recipe that is called again: what is done is not repeated.
 
     Args:
-        args: of Detectron2's ``default_argument_parser``.
+        config_file: a file, or the name of a shipped one.
+        opts: configuration, KEY VALUE ...
 
     Returns:
         The scores; empty where the run was finished before.
@@ -60,6 +62,8 @@ def continue_training(args: argparse.Namespace) -> OrderedDict:
     Raises:
         TrainingMismatchError: ``OUTPUT_DIR`` holds a model that was trained with other settings.
     """
+    # Detectron2's default_setup logs the command line.
+    args = argparse.Namespace(config_file=config_file, opts=list(opts), resume=True, eval_only=False)
     cfg = _complete_config(args)
     training_record.refuse_other_training(cfg)
     if training_record.is_finished(cfg):

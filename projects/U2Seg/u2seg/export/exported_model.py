@@ -32,12 +32,11 @@ class ExportedModel:
     ``.onnx`` runs in ONNX Runtime and ``.ts`` in TorchScript, both on the CPU.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None):
+    def __init__(self, path: str | Path):
         """Loads the model and the JSON file beside it.
 
         Args:
-            path: the exported file.
-            threads: of ONNX Runtime; None: as many as PyTorch has.
+            path: the exported file. ONNX Runtime gets as many threads as PyTorch has.
 
         Raises:
             FileNotFoundError: one of the two files is missing.
@@ -47,7 +46,7 @@ class ExportedModel:
         if not path.is_file():
             raise FileNotFoundError(f"no exported model at {path}; `u2seg export` writes one")
         self.settings: dict[str, Any] = read_json(settings_path(path))
-        self._run = _onnx_session(path, threads) if format_of(path) == "onnx" else _torchscript(path)
+        self._run = _onnx_session(path) if format_of(path) == "onnx" else _torchscript(path)
 
     def __call__(self, image_rgb: np.ndarray) -> Prediction:
         """Returns the prediction for one image, uint8 (H, W, 3) in RGB."""
@@ -56,12 +55,12 @@ class ExportedModel:
         return _prediction(outputs, tuple(image.shape[1:]), image_rgb.shape[:2], self.settings["combine"])
 
 
-def _onnx_session(path: Path, threads: int | None) -> Any:
+def _onnx_session(path: Path) -> Any:
     require_package("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda image: [torch.from_numpy(value) for value in session.run(None, {INPUT: image.numpy()})]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import launch
 
 from u2seg.config import setup_cfg
 from u2seg.engine import continue_training
@@ -31,13 +31,13 @@ class Run:
             ``_attention.yaml`` and ``_finetune.yaml`` follow.
         output: directory of all stages.
         opts: KEY VALUE ... for every stage.
-        num_gpus: processes of the training stages.
+        num_gpus: processes of the training stages, one a GPU; without a GPU the CPU is used.
     """
 
     configs: str
     output: Path
     opts: tuple = ()
-    num_gpus: int = 0
+    num_gpus: int = 1
 
     def directory(self, stage: str) -> Path:
         """Returns the directory of a stage."""
@@ -117,12 +117,9 @@ _STEPS: dict[str, Callable[[Run], None]] = {
 
 def _train(run: Run, stage: str, opts: tuple) -> None:
     """Trains a stage, or goes on with its last checkpoint; one that is trained and scored is not repeated."""
-    command = ["--config-file", f"{run.configs}_{stage}.yaml", "--resume", "--num-gpus", str(run.num_gpus)]
-    args = default_argument_parser().parse_args(
-        [*command, *map(str, (*run.opts, *opts)), "OUTPUT_DIR", str(run.directory(stage))]
-    )
+    opts = (*run.opts, *opts, "OUTPUT_DIR", str(run.directory(stage)))
     try:
-        launch(continue_training, run.num_gpus, dist_url=args.dist_url, args=(args,))
+        launch(continue_training, run.num_gpus, dist_url="auto", args=(f"{run.configs}_{stage}.yaml", opts))
     finally:
         _close_logs()
 

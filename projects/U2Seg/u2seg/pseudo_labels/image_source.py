@@ -23,6 +23,7 @@ from u2seg.utils.image_io import (
     decode_image_rgb,
     is_image_name,
     iter_images,
+    list_entries,
     read_image_rgb,
     stream_digest,
 )
@@ -64,7 +65,8 @@ class DirectorySource(FileSource):
 class ListSource(FileSource):
     """Images that a text file (one name a line) or a Parquet file (a column ``file_name``, ``path`` or ``name``) lists.
 
-    Names are relative to the list's directory, or to ``root`` where that is given. The order is the list's.
+    Blank lines of a text file are skipped, and those that begin with ``#``. Names are relative to the list's directory, or to ``root``
+    where that is given. The order is the list's.
     """
 
     def __init__(self, path: str | Path, root: str | Path | None = None):
@@ -226,9 +228,8 @@ def open_source(images: Images) -> ImageSource:
 
 def _text_lines(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        for line in file:
-            if stripped := line.strip():
-                yield stripped
+        for _, name in list_entries(file):
+            yield name
 
 
 def _parquet_names(path: Path) -> Iterator[str]:

@@ -208,7 +208,7 @@ def _opened_run(
     run = LabelRun(open_source(images), Path(output), tuple(stages), sample_patches)
     # A list names its images, so that those of the output are not among them.
     if isinstance(run.images, DirectorySource) and run.images.root is not None:
-        _require_apart(run.images.root, run.output)
+        require_apart(run.images.root, run.output)
     _check_root(run.output)
     return run
 
@@ -226,10 +226,15 @@ def _next_round(run: LabelRun) -> list[Phase]:
     return next((phases for phases in open_phases if phases), [])
 
 
-def _require_apart(images: Path, output: Path) -> None:
+def require_apart(images: Path, output: Path) -> None:
+    """Refuses to write into the directory of the images.
+
+    Raises:
+        ValueError: ``output`` lies in ``images``.
+    """
     if output.resolve().is_relative_to(images.resolve()):
         raise ValueError(
-            f"the output directory {output} lies in the image directory {images}; its PNGs would be labeled too"
+            f"the output directory {output} lies in the image directory {images}; its PNGs would be labeled too. Choose another one"
         )
 
 

@@ -72,6 +72,11 @@ def fill_directory(directory: str | Path) -> Path:
     return directory
 
 
+def nearest_directory(path: str | Path) -> Path:
+    """Returns a path if it is a directory, else the nearest directory above it that exists."""
+    return next(place for place in (Path(path), *Path(path).absolute().parents) if place.is_dir())
+
+
 def forget_directory(directory: str | Path) -> None:
     """Takes back :func:`fill_directory`, for a directory that this program itself deletes."""
     _filled.discard(Path(os.path.abspath(directory)))

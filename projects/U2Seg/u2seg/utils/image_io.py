@@ -124,6 +124,20 @@ def iter_images(root: str | Path) -> Iterator[str]:
     return _walk(str(root), "", set())
 
 
+def list_entries(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Yields (number, entry) for the lines of a list of images, without blank ones and those that begin with ``#``.
+
+    An image whose own name begins so is listed as ``./#name``.
+
+    Args:
+        lines: of the file; the first is number 1.
+    """
+    for number, line in enumerate(lines, start=1):
+        entry = line.strip()
+        if entry and not entry.startswith("#"):
+            yield number, entry
+
+
 def is_image_name(file_name: str) -> bool:
     """Returns whether a file of that name (without directories) is taken for an image: by its suffix, and not hidden."""
     return not file_name.startswith(".") and Path(file_name).suffix.lower() in IMAGE_SUFFIXES

@@ -112,23 +112,36 @@ def open_stage(directory: str | Path, stage: str, settings: dict, *, clean: bool
     wanted = _manifest(stage, settings)
     path = directory / MANIFEST
     if path.is_file():
-        differences = list(_differences(wanted, read_json(path)))
-        if differences and not _has_results(
-            directory
-        ):  # a run that failed before its first result does not fix the settings
+        refuse_other_settings(directory, stage, settings)
+        if any(_differences(wanted, read_json(path))):
             write_json(path, wanted)
-        elif differences:
-            raise StageMismatchError(
-                f"{directory} was made with other settings:\n  "
-                + "\n  ".join(differences)
-                + "\nChoose another output directory, delete this one, or ask for the settings that made it."
-            )
         if clean:
             remove_partial_files(directory)
         return directory
     refuse_foreign(directory)
     write_json(path, wanted)
     return directory
+
+
+def refuse_other_settings(directory: str | Path, stage: str, settings: dict) -> None:
+    """Refuses settings that differ from those that made a stage's results; a directory without results does not fix them.
+
+    Args:
+        directory: the stage's; it need not exist.
+        stage: its name.
+        settings: those that are compared; a setting that only the directory has does not count.
+
+    Raises:
+        StageMismatchError: the message says what differs.
+    """
+    path = Path(directory) / MANIFEST
+    differences = list(_differences(_manifest(stage, settings), read_json(path))) if path.is_file() else []
+    if differences and _has_results(Path(directory)):
+        raise StageMismatchError(
+            f"{directory} was made with other settings:\n  "
+            + "\n  ".join(differences)
+            + "\nChoose another output directory, delete this one, or ask for the settings that made it."
+        )
 
 
 def refuse_foreign(directory: str | Path) -> None:

@@ -1,9 +1,9 @@
 """A short configuration file to start from, with comments."""
 
 import json
-import os
 from pathlib import Path
 
+from u2seg.engine.photo_run.run_photos import default_output
 from u2seg.utils.image_io import list_images
 
 _NEW_CONFIG = """\
@@ -32,16 +32,6 @@ DATASETS:
     photos: {{FORMAT: pseudo_labels, ROOT: {labels}, IMAGES: {images}}}
 OUTPUT_DIR: {model}
 """
-
-
-def default_output(photos: str | Path) -> Path:
-    """Returns where a run on photos goes unless it is told: ``output/`` and the directory's name as it was given, links not followed.
-
-    Args:
-        photos: a directory, one photo, or a list of photos.
-    """
-    path = Path(os.path.abspath(photos))  # without the links, "." and ".." that Path.resolve() would follow
-    return Path("output") / ((path.name if path.is_dir() else path.stem) or "photos")
 
 
 def new_config(images: str | Path, output: str | Path | None = None) -> str:

@@ -123,8 +123,8 @@ def _time_labels(config_file: str, root: str, names: Sequence[str], photos: Path
     ):
         images.mkdir()
         for index, name in enumerate(chosen):
-            source = (Path(root) / name).resolve()
-            (images / f"{index}{source.suffix}").symlink_to(source)
+            # A photo may be a link to a file without a suffix, in a cache of downloads for example.
+            (images / f"{index}{Path(name).suffix}").symlink_to((Path(root) / name).resolve())
         started = time.monotonic()
         make_pseudo_labels(cfg, images, output)
         seconds.append(time.monotonic() - started)

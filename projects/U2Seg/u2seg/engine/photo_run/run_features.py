@@ -1,10 +1,10 @@
 """Which features a run makes its labels from: DINO's where its weights can be had, else the hand-made descriptor; and what that means."""
 
-import socket
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
+from urllib.request import Request, urlopen
 
 from detectron2.config import CfgNode
 from iopath.common.file_io import get_cache_dir
@@ -48,16 +48,13 @@ class FeatureChoice:
     asked: dict[str, str] = field(default_factory=dict)
 
 
-def choose_features(
-    cfg: CfgNode, *, is_given: bool, on_gpu: bool, is_reachable: Callable[[str], bool] | None = None
-) -> FeatureChoice:
+def choose_features(cfg: CfgNode, *, is_given: bool, on_gpu: bool) -> FeatureChoice:
     """Returns the features of a run.
 
     Args:
         cfg: the configuration; ``FEATURES.VIT.WEIGHTS`` names a local file of the user's.
         is_given: whether the user chose ``FEATURES.NAME``, which then stays.
         on_gpu: whether they are computed on a GPU.
-        is_reachable: whether an address can be downloaded from; None asks the network.
 
     Raises:
         WeightsError: the user's file is missing or of a kind that cannot be told from its tensors.
@@ -77,7 +74,7 @@ def choose_features(
             return _dino(arch, on_gpu, f"{arch}, weights in the cache ({path}); {_DINO_MEANING}")
     arch, size = next(iter(wanted.items()))
     url = ARCHITECTURES[arch].url
-    if (is_reachable or is_server_reachable)(url):
+    if is_server_reachable(url):
         return _dino(arch, on_gpu, f"{arch}; {size} MB will be downloaded once from {url}; {_DINO_MEANING}")
     return FeatureChoice(
         f"HandmadeDescriptor, without weights. DINO's weights are not in the cache, and {urlparse(url).hostname} cannot be reached. "
@@ -133,10 +130,9 @@ def architecture_of(path: Path) -> str:
 
 
 def is_server_reachable(url: str) -> bool:
-    """Returns whether the server of an address takes a connection within three seconds; nothing is downloaded."""
-    parts = urlparse(url)
+    """Returns whether a file can be downloaded, by a proxy where there is one, as its server says within three seconds."""
     try:
-        with socket.create_connection((parts.hostname, parts.port or 443), timeout=_CONNECT_SECONDS):
+        with urlopen(Request(url, method="HEAD"), timeout=_CONNECT_SECONDS):
             return True
-    except OSError:
+    except (OSError, HTTPException):
         return False

@@ -10,9 +10,10 @@ import torch
 
 from u2seg.predictor import find_images
 from u2seg.utils.files import did_you_mean, read_json, write_json
-from u2seg.utils.image_io import IMAGE_SUFFIXES, ImageReadError, image_size, list_images
+from u2seg.utils.image_io import IMAGE_SUFFIXES, ImageReadError, image_size, list_entries, list_images
 from u2seg.utils.manifest import Failure
 
+RUN_CONFIG = "config.yaml"  # in the directory of a run, beside the links to its photos
 _HEADERS_READ = 200  # images whose size is looked up before a run
 
 
@@ -50,6 +51,16 @@ class Machine:
     memory_bytes: int
 
 
+def default_output(photos: str | Path) -> Path:
+    """Returns where a run on photos goes unless it is told: ``output/`` and the directory's name as it was given, links not followed.
+
+    Args:
+        photos: a directory, one photo, or a list of photos.
+    """
+    path = Path(os.path.abspath(photos))  # without the links, "." and ".." that Path.resolve() would follow
+    return Path("output") / ((path.name if path.is_dir() else path.stem) or "photos")
+
+
 def find_machine() -> Machine:
     """Returns the machine that this process runs on."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -70,10 +81,12 @@ def find_photos(given: str | Path, links: str | Path) -> Photos:
     Args:
         given: a directory tree of images; one image; or a text file with a path in each line (relative to the working directory or to
             the file; blank lines and those that begin with # are skipped).
-        links: directory that is filled with links where ``given`` is no directory, so that every stage reads a directory.
+        links: directory that is filled with links where ``given`` is no directory, so that every stage reads a directory; it then
+            holds no others.
 
     Raises:
         FileNotFoundError: nothing is there, or a listed image is not.
+        FileExistsError: ``links`` holds something that no run has put there.
         ValueError: none of the images can be read.
     """
     given = Path(given)
@@ -112,15 +125,13 @@ def _size_or_failure(root: Path, name: str) -> tuple[int, int] | Failure:
 
 def _listed(path: Path) -> list[Path]:
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        entries = list(list_entries(path.read_text(encoding="utf-8-sig").splitlines()))
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is neither an image ({', '.join(IMAGE_SUFFIXES)}) nor a text file with a path in each line"
         ) from error
     files = []
-    for number, line in enumerate(lines, start=1):
-        if not line or line.startswith("#"):
-            continue
+    for number, line in entries:
         found = next((p for p in (Path(line), path.parent / line) if p.is_file()), None)
         if found is None:
             raise FileNotFoundError(f"{path}, line {number}: there is no file {line}{did_you_mean(line)}")
@@ -131,12 +142,23 @@ def _listed(path: Path) -> list[Path]:
 
 
 def _link(files: Sequence[Path], directory: Path) -> Path:
-    """Fills a directory with links to files, named by their paths below the directory that they share."""
-    for name, path in find_images(files).items():
-        link = directory / name
+    """Fills a directory with links to files, named by their paths below the directory that they share, and removes all other links."""
+    wanted = {directory / name: path.resolve() for name, path in find_images(files).items()}
+    found = [path for path in directory.rglob("*") if path.is_symlink() or path.is_file()]
+    outdated = [path for path in found if not path.is_symlink() or path.readlink() != wanted.get(path)]
+    # What is no link, or lies beside no configuration of a run, is the user's own.
+    is_ours = (directory.parent / RUN_CONFIG).is_file() and all(path.is_symlink() for path in outdated)
+    if outdated and not is_ours:
+        raise FileExistsError(
+            f"{directory} holds {outdated[0].relative_to(directory)}, which is none of the photos of this run; choose another --output, "
+            "or delete that directory"
+        )
+    for path in outdated:
+        path.unlink()
+    for link, path in wanted.items():
         link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.exists():
-            link.symlink_to(path.resolve())
+        if not link.is_symlink():
+            link.symlink_to(path)
     return directory
 
 

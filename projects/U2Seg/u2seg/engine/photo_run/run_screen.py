@@ -3,9 +3,9 @@
 import shutil
 import textwrap
 
-from u2seg.config import setup_cfg
 from u2seg.engine.photo_run.run_estimates import format_bytes
 from u2seg.engine.photo_run.run_plan import RunPlan
+from u2seg.utils.files import nearest_directory
 from u2seg.utils.progress import format_seconds
 
 FEW_PHOTOS = 20  # fewer are warned of
@@ -14,21 +14,21 @@ MANY_UNREADABLE = 0.01  # share of the photos looked at above which unreadable o
 
 def format_plan(plan: RunPlan) -> str:
     """Returns the plan as one screen of text: what was found, what will be done, what it will cost."""
-    cfg = setup_cfg(plan.config_file)
+    cfg = plan.cfg
     machine, photos, count = plan.machine, plan.photos, len(plan.photos.names)
     gpu = f"{machine.gpus} GPU{'s' if machine.gpus > 1 else ''}" if machine.gpus else "no GPU"
-    free = shutil.disk_usage(next(p for p in (plan.output, *plan.output.absolute().parents) if p.is_dir())).free
+    free = shutil.disk_usage(nearest_directory(plan.output)).free
     memory = f"{machine.memory_bytes / 2**30:.1f} GiB of memory free, " if machine.memory_bytes else ""
     scores = "none (no --ground-truth)"
     if plan.num_scored:
         scores = f"{plan.num_scored} photos have ground truth in {plan.ground_truth}; only scoring reads it"
     elif cfg.DATASETS.TEST:
-        scores = f"on {', '.join(cfg.DATASETS.TEST)}, as {plan.base} says"
+        scores = f"on {', '.join(cfg.DATASETS.TEST)}, as {plan.config.base} says"
     clusters = "the square root of the number of masks"
-    if not plan.is_free("CLUSTERS.NUM_CLUSTERS"):
+    if not plan.config.is_free("CLUSTERS.NUM_CLUSTERS"):
         clusters = str(cfg.CLUSTERS.NUM_CLUSTERS)
     length = f"{cfg.SOLVER.MAX_ITER} iterations"
-    if plan.minutes is not None and plan.is_free("SOLVER.MAX_ITER"):
+    if plan.minutes_to_fill is not None:
         length = "as many iterations as fit"
     threads = plan.threads
     lines = [
@@ -37,7 +37,7 @@ def format_plan(plan: RunPlan) -> str:
         *_entry("features", plan.features.description),
         *_entry("scores", scores),
         "",
-        *_entry("settings", f"{plan.base}, fitted to these photos: {plan.output / plan.config_file.name}"),
+        *_entry("settings", f"{plan.config.base}, fitted to these photos: {plan.output / plan.config.path.name}"),
         *_entry(
             "labels",
             f"{cfg.MASKS.GENERATOR} masks at {cfg.FEATURES.IMAGE_SIZE[1]}x{cfg.FEATURES.IMAGE_SIZE[0]} pixels; thing clusters: "
@@ -73,15 +73,16 @@ def _cost_table(plan: RunPlan) -> list[str]:
     most = max(stage.memory for stage in stages)
     all_disk = format_bytes(sum(stage.disk for stage in stages))
     lines.append(_row("in all", format_seconds(total), format_bytes(most), all_disk, "memory: the largest"))
-    checkpoint = format_bytes(plan.measured.checkpoint_bytes)
+    checkpoint = format_bytes(plan.cost.checkpoint_bytes)
     lines.append(f"  Training writes a second checkpoint before it deletes the first; one, {checkpoint}, stays.")
     if plan.trains_anew:
         lines.append(
             "  The model in the output was trained with other settings: it is set aside, and a new one is trained."
         )
-    if plan.minutes is not None and plan.is_free("SOLVER.MAX_ITER") and total > 1.05 * plan.minutes * 60:
+    minutes = plan.minutes_to_fill
+    if minutes is not None and total > 1.05 * minutes * 60:
         lines.append(
-            f"  This is more than {plan.minutes:g} minutes: the other stages take what they take, and training gets at least a third of the"
+            f"  This is more than {minutes:g} minutes: the other stages take what they take, and training gets at least a third of the"
             " minutes."
         )
     return lines
@@ -105,7 +106,7 @@ def plan_warnings(plan: RunPlan) -> list[str]:
         found.append(
             f"{len(photos.unreadable)} of the {photos.num_looked_at} photos looked at cannot be read, such as {first.file_name} "
             f"({first.reason}). They are left out and named in {plan.output / 'labels' / 'failures.json'}; the run ends with an error "
-            f"where they are more than {setup_cfg(plan.config_file).MASKS.MAX_FAILURES:.0%} of the photos (MASKS.MAX_FAILURES)"
+            f"where they are more than {plan.cfg.MASKS.MAX_FAILURES:.0%} of the photos (MASKS.MAX_FAILURES)"
         )
     return found
 
@@ -118,7 +119,7 @@ def _threads(count: int, processes: int) -> str:
 
 def _tried(plan: RunPlan) -> str:
     """Returns the seconds of a training step with each number of threads that was tried; "" where there was one."""
-    seconds = plan.measured.iteration_seconds
+    seconds = plan.cost.iteration_seconds
     if len(seconds) == 1:
         return ""
     return f" (an iteration takes {', '.join(f'{value:.2f} s with {count}' for count, value in seconds.items())})"

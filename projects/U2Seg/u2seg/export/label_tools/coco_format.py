@@ -34,28 +34,34 @@ def read_coco(path: Path) -> Iterator[tuple[str, list[Region]]]:
     """Yields (the image's name, regions) from a COCO instances JSON; crowds are left out.
 
     Raises:
-        ValueError: the file has another form, an annotation has a box alone, or an image no size.
+        ValueError: the file has another form, an annotation has a box alone or an unknown category, or an image has no size.
     """
     content = read_json(path)
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
         raise ValueError(f"{path} is no COCO instances JSON: expected images, annotations and categories")
-    bare = [annotation["id"] for annotation in content["annotations"] if not annotation.get("segmentation")]
+    bare = [annotation.get("id") for annotation in content["annotations"] if not annotation.get("segmentation")]
     if bare:
         raise ValueError(
             f"{path}: {len(bare)} annotations have no mask, the first one with id {bare[0]}; draw one, or delete them"
         )
-    names = {category["id"]: category["name"] for category in content["categories"]}
+    names = {one["id"]: one["name"] for one in content["categories"] if {"id", "name"} <= one.keys()}
     by_image: dict[int, list[dict]] = {}
-    for annotation in content["annotations"]:
-        if not annotation.get("iscrowd"):
-            by_image.setdefault(annotation["image_id"], []).append(annotation)
+    for number, annotation in enumerate(content["annotations"], start=1):
+        if annotation.get("iscrowd"):
+            continue
+        if "image_id" not in annotation or annotation.get("category_id") not in names:
+            raise ValueError(
+                f"{path}: annotation number {number} (id {annotation.get('id')}) has image_id {annotation.get('image_id')} and category_id "
+                f"{annotation.get('category_id')}; expected an image and a category of the file: {', '.join(map(str, names)) or 'none'}"
+            )
+        by_image.setdefault(annotation["image_id"], []).append(annotation)
     for image in content["images"]:
         if not {"file_name", "height", "width"} <= image.keys():
             raise ValueError(f"{path}: the image with id {image.get('id')} lacks its file_name, height or width")
         size = image["height"], image["width"]
         regions = [
             Region(names[one["category_id"]], _mask(one["segmentation"], size), one.get("score"))
-            for one in by_image.get(image["id"], [])
+            for one in by_image.get(image.get("id"), [])
         ]
         yield image["file_name"], [region for region in regions if region.mask.any()]
 

@@ -50,7 +50,7 @@ def read_cvat(path: Path) -> Iterator[tuple[str, list[Region]]]:
     Masks and polygons are read; tags of whole images are left out.
 
     Raises:
-        ValueError: the file has another form, or an image has other shapes, boxes for example.
+        ValueError: the file has another form, an image has other shapes, boxes for example, or a shape lacks its label.
     """
     try:
         root = ElementTree.fromstring(path.read_bytes())
@@ -67,9 +67,20 @@ def read_cvat(path: Path) -> Iterator[tuple[str, list[Region]]]:
         size = int(image.attrib["height"]), int(image.attrib["width"])
         shapes = [shape for shape in image if shape.tag != _IMAGE_TAG]
         require_masks_and_polygons({shape.tag for shape in shapes} - _READERS.keys(), path, name)
+        _require_attributes(shapes, path, name)
         shapes.sort(key=lambda shape: int(shape.attrib.get("z_order", 0)))
         regions = [Region(shape.attrib["label"], _READERS[shape.tag](shape, size)) for shape in shapes]
         yield name, [region for region in regions if region.mask.any()]
+
+
+def _require_attributes(shapes: Sequence[ElementTree.Element], path: Path, name: str) -> None:
+    for number, shape in enumerate(shapes, start=1):
+        missing = {"label", *_NEEDED[shape.tag]} - shape.attrib.keys()
+        if missing:
+            raise ValueError(
+                f"{path}: shape {number} of the image {name}, a {shape.tag}, lacks its {', '.join(sorted(missing))}; choose CVAT for "
+                "images 1.1"
+            )
 
 
 def _mask_attributes(region: Region, order: int) -> dict[str, str]:
@@ -115,3 +126,4 @@ def _polygon(shape: ElementTree.Element, size: tuple[int, int]) -> np.ndarray:
 
 
 _READERS = {"mask": _mask, "polygon": _polygon}
+_NEEDED = {"mask": ("left", "top", "width", "height", "rle"), "polygon": ("points",)}

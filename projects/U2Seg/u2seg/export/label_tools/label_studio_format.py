@@ -30,22 +30,18 @@ _VALUE_BITS = 8
 _SHAPE_TYPE = re.compile("(bitmask|brush|ellipse|keypoint|polygon|rectangle|vector)(labels)?")
 
 
-def write_label_studio(
-    images: Iterable[LabeledImage], categories: Sequence[Category], output: Path, url_prefix: str = LOCAL_FILES
-) -> None:
+def write_label_studio(images: Iterable[LabeledImage], categories: Sequence[Category], output: Path) -> None:
     """Writes ``tasks.json`` to import, each region a prediction to accept or correct, and the project's ``label_config.xml``.
 
     Args:
-        images: the images.
+        images: the images; their directory must be mounted as Label Studio's local storage.
         categories: all that the interface offers.
         output: directory.
-        url_prefix: stands before an image's name in the task; the default is that of Label Studio's local storage, below which the
-            image directory must be mounted.
     """
     names = checked_names(categories)
     tasks = [
         {
-            "data": {_IMAGE: url_prefix + quote(image.name)},
+            "data": {_IMAGE: LOCAL_FILES + quote(image.name)},
             "predictions": [{"model_version": "u2seg", "result": [_result(region) for region in image.regions]}],
         }
         for image in images

@@ -39,6 +39,7 @@ from u2seg.utils.manifest import (
     is_complete,
     open_stage,
     refuse_foreign,
+    refuse_other_settings,
     reopen_stage,
     report_failures,
     require_shards,
@@ -219,13 +220,31 @@ def _readable_digest(plan: ImagePlan, failed: set[str]) -> str:
     return list_digest(image.name if image.name in failed else f"{image.name}\t{image.digest}" for image in plan)
 
 
-def _settings(cfg: CfgNode, plan: ImagePlan) -> dict:
+def refuse_other_masks(cfg: CfgNode, output: str | Path) -> None:
+    """Refuses settings with which the masks in a directory were not made; the images are not compared.
+
+    Args:
+        cfg: as for :func:`make_masks`.
+        output: directory of the mask stage; it need not exist.
+
+    Raises:
+        StageMismatchError: the message says what differs.
+    """
+    refuse_other_settings(output, "masks", _cfg_settings(cfg))
+
+
+def _cfg_settings(cfg: CfgNode) -> dict:
     settings = settings_of(cfg, [*_KEYS, *generator_keys(cfg), *refinement_keys(cfg)])
-    for key in _NOT_IN_MANIFEST:
+    for key in (*_NOT_IN_MANIFEST, "SHARD_SIZE"):
         settings["MASKS"].pop(key, None)
+    return {**settings, "FEATURES": feature_settings(cfg)}
+
+
+def _settings(cfg: CfgNode, plan: ImagePlan) -> dict:
+    settings = _cfg_settings(cfg)
     settings["MASKS"]["SHARD_SIZE"] = plan.shard_size
     # With the images' contents, so that another image under the same name is noticed.
-    return {**settings, "FEATURES": feature_settings(cfg), "IMAGES": {"count": plan.count, "digest": plan.digest}}
+    return {**settings, "IMAGES": {"count": plan.count, "digest": plan.digest}}
 
 
 def _shards(output: Path, plan: ImagePlan) -> Iterator[Path]:

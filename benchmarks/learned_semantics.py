@@ -34,13 +34,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from detectron2.config import CfgNode
 from PIL import Image
 from u2seg.config import setup_cfg
 from u2seg.data.formats.coco_writer import PanopticWriter
 from u2seg.engine.end_to_end import METRICS
 from u2seg.evaluation import score_panoptic_files, score_semantic_maps
 from u2seg.evaluation.evaluator import TABLES
-from u2seg.pseudo_labels import make_masks, make_pseudo_labels, make_semantics
+from u2seg.pseudo_labels import make_masks, make_pseudo_labels
 from u2seg.pseudo_labels.semantics.learned.semantic_head import MODEL
 from u2seg.utils.files import read_json, write_json
 from u2seg.utils.kmeans import CENTROIDS
@@ -167,14 +168,23 @@ def score(root: Path, method: str, weights: str, seed: int, opts: list[str]) -> 
     ]
     start = time.process_time()
     cfg = setup_cfg("quick_schedules/scenes.yaml", options)
-    train = make_semantics(cfg, root / "train", make_masks(cfg, root / "train", root / "masks_train"), root / method)
+    train = make_maps(cfg, root, "train", root / method)
     seconds = time.process_time() - start
     cfg = setup_cfg("quick_schedules/scenes.yaml", [*options, *learned_from(method, train)])
-    val = make_semantics(cfg, root / "val", make_masks(cfg, root / "val", root / "masks_val"), root / f"{method}_val")
+    val = make_maps(cfg, root, "val", root / f"{method}_val")
     score_semantic_maps(root / "annotations/panoptic_val.json", root / "panoptic_val", val, root / f"{method}_scores")
     scores = read_json(root / f"{method}_scores" / METRICS)["sem_seg"]["stego"]
     write_json(found, {"mIoU": scores["mIoU"], "pACC": scores["pACC"], "seconds": seconds})
     return read_json(found)
+
+
+def make_maps(cfg: CfgNode, root: Path, split: str, output: Path) -> Path:
+    """Returns the directory of a split's semantic maps; the masks, which all methods share, are made once."""
+    masks = make_masks(cfg, root / split, root / f"masks_{split}")
+    output.mkdir(exist_ok=True)
+    if not (output / "masks").exists():
+        (output / "masks").symlink_to(masks.absolute())
+    return make_pseudo_labels(cfg, root / split, output, stages=["semantics"]) / "semantics"
 
 
 def learned_from(method: str, semantics: Path) -> list[str]:

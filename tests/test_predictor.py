@@ -154,6 +154,23 @@ def test_a_killed_run_goes_on_where_it_was(predictor, tmp_path):
     photo(tmp_path / "in" / "b.png", seed=9)
     predict_files(half, [tmp_path / "in"], tmp_path / "out")
     assert len(calls) == 7
+    # Other images: what was written of the ones before is gone.
+    photo(tmp_path / "in" / "b.png", seed=9).rename(tmp_path / "in" / "d.png")
+    (tmp_path / "out" / "panoptic" / "notes.txt").write_text("mine")
+    predict_files(half, [tmp_path / "in"], tmp_path / "out")
+    left = {path.stem for path in (tmp_path / "out").rglob("*.*") if path.parent != tmp_path / "out"}
+    assert left == {"a", "c", "d", "notes"}
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "panoptic.json", "panoptic/a.png"])
+def test_files_that_are_no_predictions_are_not_replaced(predictor, tmp_path, name):
+    photo(tmp_path / "in" / "a.png")
+    labels = tmp_path / "labels" / name
+    labels.parent.mkdir(parents=True)
+    labels.write_text('{"stage": "panoptic"}')
+    with pytest.raises(ValueError, match=f"holds {name.split('/')[0]}, which u2seg predict did not write"):
+        predict_files(predictor, [tmp_path / "in"], tmp_path / "labels")
+    assert [path for path in (tmp_path / "labels").rglob("*") if path.is_file()] == [labels]
 
 
 def test_killed_at_every_file_operation_the_predictions_are_those_of_this_run(predictor, tmp_path, monkeypatch):
@@ -242,6 +259,16 @@ def test_refusals(checkpoint):
         Predictor(small_cfg())
     with pytest.raises(ValueError, match="ROI_HEADS.NUM_CLASSES: 5 there, 6 here"):
         Predictor(small_cfg(MODEL__WEIGHTS=checkpoint, CLUSTERS__NUM_CLUSTERS=6))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8)],
+    ids=["float", "gray", "rgba"],
+)
+def test_images_of_another_type_or_shape_are_refused(predictor, image):
+    with pytest.raises(ValueError, match=r"image_rgb must be uint8 of shape \(H, W, 3\), got"):
+        predictor(image)
 
 
 def saved_map(path, things, stuff):

@@ -143,7 +143,15 @@ def test_cocos_layout(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(None, "no panoptic labels in .*; expected"), ("{}", "is no COCO panoptic JSON")]
+    ("content", "message"),
+    [
+        (None, "no panoptic labels in .*; expected"),
+        ("{}", "is no COCO panoptic JSON"),
+        (
+            '{"images": [], "categories": [{"id": 1, "name": "a", "isthing": 1}], "annotations": [{"image_id": 1}]}',
+            r"panoptic.json: annotations\[0\] has no 'file_name'",
+        ),
+    ],
 )
 def test_what_is_missing_is_said(tmp_path, monkeypatch, capsys, content, message):
     if content:

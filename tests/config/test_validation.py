@@ -125,6 +125,8 @@ def test_rules_at_their_bounds():
         ("MODEL: {RPN: {IN_FEATURES: [[p2]]}}", "MODEL.RPN.IN_FEATURES must be a list of 1 or more values, each a str"),
         ("MODEL: {PIXEL_MEAN: [1.0]}", "MODEL.PIXEL_MEAN must be 3 values, each a number, got"),
         ("MODEL: {DEVICE: gpu}", "MODEL.DEVICE must be a device such as cpu, cuda"),
+        ("FEATURES: {DEVICE: gpu}", "FEATURES.DEVICE must be a device such as cpu, cuda"),
+        ("MODEL: {DEVICE: 'cpu:1'}", "MODEL.DEVICE must be a device such as cpu, cuda"),
         ("MODEL: 7", r"MODEL must be a section of keys \(.*META_ARCHITECTURE.*\), got 7"),
         ("SOLVER: {BASE_LR_END: -3.0}", "SOLVER.BASE_LR_END must be a number at least 0, got -3.0"),
         ("SOLVER: {BASE_LR: 0.1, BASE_LR_END: 0.2}", r"SOLVER.BASE_LR_END must be at most SOLVER.BASE_LR \(0.1\)"),

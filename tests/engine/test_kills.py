@@ -2,6 +2,7 @@
 
 import builtins
 import errno
+import hashlib
 import io
 import json
 import multiprocessing
@@ -10,6 +11,7 @@ import shutil
 import tempfile
 import time
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -21,12 +23,14 @@ from u2seg.engine import (
     TrainingMismatchError,
     U2SegTrainer,
     continue_training,
+    launch,
     run_training,
     self_training,
     training_record,
 )
 from u2seg.engine.trainer import train_and_record
 from u2seg.evaluation import EVALUATOR_REGISTRY
+from u2seg.evaluation.evaluator import RecordingEvaluator
 from u2seg.luss import recipe
 from u2seg.utils.files import atomic_path, remove_partial_files, write_json
 from u2seg.utils.write_errors import WriteError
@@ -327,3 +331,39 @@ def test_living_processes_keep_their_partial_files_and_dead_ones_do_not(tmp_path
     (tmp_path / ".u2seg-partial-abcdef.json").touch()  # of a version that did not name the process
     remove_partial_files(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["own.json"]
+
+
+class KeepsRecords(RecordingEvaluator):
+    records: ClassVar[list] = []
+
+    def __init__(self, name, cfg, output_dir):
+        pass
+
+    def reset(self):
+        pass
+
+    def process(self, inputs, outputs):
+        pass
+
+    def evaluate(self):
+        self.records.append(dict(self.weights))
+        return {}
+
+
+def test_evaluators_learn_which_weights_are_scored(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(EVALUATOR_REGISTRY._obj_map, "u2seg_panoptic", KeepsRecords)
+    monkeypatch.setattr(KeepsRecords, "records", [])
+    cfg = tiny_run(tmp_path, "SOLVER.MAX_ITER", 2, "SOLVER.CHECKPOINT_PERIOD", 1, "TEST.EVAL_PERIOD", 1)
+    U2SegTrainer(cfg).train()
+    first = tmp_path / "model_0000000.pth"
+    cfg.MODEL.WEIGHTS = str(first)
+    launch._evaluate(cfg, resume=False)
+    launch._evaluate(cfg, resume=True)
+    during, at_the_end, named, resumed = KeepsRecords.records
+    assert during["weights"] == f"averaged weights of {tmp_path} after 1 iterations"
+    for record, path in (
+        (at_the_end, tmp_path / "model_ema.pth"),
+        (named, first),
+        (resumed, tmp_path / "model_final.pth"),
+    ):
+        assert record == {"weights": str(path), "weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

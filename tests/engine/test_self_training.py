@@ -21,7 +21,8 @@ from u2seg.modeling import complete_config
 from u2seg.pseudo_labels import relabel as relabel_module
 from u2seg.pseudo_labels.relabel import Objects, confirmed_labels_first, predictions_first, relabel
 from u2seg.structures import pairwise_mask_iou
-from u2seg.utils.manifest import TooManyFailuresError
+from u2seg.utils.files import short_file_digest
+from u2seg.utils.manifest import StageMismatchError, TooManyFailuresError
 from u2seg.utils.write_errors import WriteError
 
 
@@ -254,6 +255,24 @@ def test_an_image_that_cannot_be_read_any_more_is_recorded_and_the_others_are_la
     assert [row["file_name"] for row in failures] == ["000002.png"] and "no such file" in failures[0]["reason"]
 
 
+def test_other_weights_and_other_old_labels_are_noticed_and_moved_ones_are_not(two_images, tmp_path):
+    weights = tmp_path / "model_final.pth"
+    weights.write_bytes(b"1")
+    two_images.MODEL.WEIGHTS = str(weights)
+    relabel(two_images, tmp_path / "new", 0.7)
+    two_images.MODEL.WEIGHTS = str(weights.rename(tmp_path / "moved.pth"))
+    (tmp_path / "new").rename(tmp_path / "moved")
+    relabel(two_images, tmp_path / "moved", 0.7)
+    (tmp_path / "moved.pth").write_bytes(b"2")
+    with pytest.raises(StageMismatchError, match=r"\n  settings\.weights: asked for [^\n]*\nChoose"):
+        relabel(two_images, tmp_path / "moved", 0.7)
+    (tmp_path / "moved.pth").write_bytes(b"1")
+    instances = Path(two_images.DATASETS.BY_PATH.self_train.ROOT) / "panoptic" / "instances.json"
+    instances.write_text(instances.read_text() + " ")
+    with pytest.raises(StageMismatchError, match=r"\n  settings\.labels: asked for [^\n]*\nChoose"):
+        relabel(two_images, tmp_path / "moved", 0.7)
+
+
 def test_two_rounds_and_a_third_call_that_has_nothing_to_do(run, tmp_path, monkeypatch):
     from u2seg.engine import U2SegTrainer
 
@@ -268,7 +287,8 @@ def test_two_rounds_and_a_third_call_that_has_nothing_to_do(run, tmp_path, monke
         json.loads((tmp_path / "rounds" / f"round-{n}" / "labels/panoptic/manifest.json").read_text()) for n in (1, 2)
     ]
     assert [m["settings"]["score_thresh"] for m in manifests] == [0.0, 0.9]
-    assert manifests[1]["settings"]["weights"].endswith("round-1/model/model_final.pth")  # from the last checkpoint
+    last_checkpoint = tmp_path / "rounds" / "round-1" / "model" / "model_final.pth"
+    assert manifests[1]["settings"]["weights"] == short_file_digest(last_checkpoint)
     before = contents(tmp_path / "rounds")
     monkeypatch.setattr(relabel_module, "_load_model", lambda cfg: pytest.fail("predicted again"))
     assert self_train(run, tmp_path / "rounds", 2) == last

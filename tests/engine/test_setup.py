@@ -1,5 +1,7 @@
 """Completing a configuration; optimizers and their learning rates; scoring through the registries."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +14,11 @@ from u2seg.checkpoint.loading import check_class_counts
 from u2seg.config import setup_cfg
 from u2seg.data import DatasetFilesError
 from u2seg.engine import U2SegTrainer
-from u2seg.engine.expected_results import refuse_impossible_results, verify_expected_results
+from u2seg.engine.expected_results import (
+    refuse_impossible_results,
+    refuse_impossible_scoring,
+    verify_expected_results,
+)
 from u2seg.modeling import complete_config
 from u2seg.solver import build_optimizer
 from u2seg.solver.build import lr_factors
@@ -42,6 +48,9 @@ def test_class_counts_come_from_the_training_set(coco_root):
     assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 3
     assert cfg.MODEL.FPN.NORM == "BN"  # one process
     assert ("cuda" if torch.cuda.is_available() else "cpu") == cfg.MODEL.DEVICE
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "auto"
+    assert ("cuda" if torch.cuda.is_available() else "cpu") == complete_config(cfg).MODEL.DEVICE
 
 
 def test_evaluation_needs_no_training_files_and_training_does(coco_root, tmp_path):
@@ -223,6 +232,32 @@ def test_expected_results_that_no_run_can_reach_are_refused_before_it(tiny_cfg, 
     cfg.DATASETS.TEST, cfg.TEST.EXPECTED_RESULTS = tests, [row]
     with pytest.raises(ValueError, match=message):
         refuse_impossible_results(cfg)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error", "message"),
+    [
+        ("PROTOCOLS", ("hungarain",), ValueError, "Unknown protocol .* 'hungarain'; registered: cups"),
+        ("LABEL_MAP.FILE", "none.json", FileNotFoundError, "LABEL_MAP.FILE names none.json, which is not there"),
+        ("LABEL_MAP.FILE", "map.json", ValueError, "maps 9 thing and 1 stuff clusters, the predictions have 2 and 2"),
+        ("LABEL_MAP.FIT_ON", "my_trian", FileNotFoundError, "FIT_ON is 'my_trian', but .* it names tiny_train"),
+        ("LABEL_MAP.FIT_ON", "none.npz", FileNotFoundError, "FIT_ON is 'none.npz'"),
+    ],
+)
+def test_scoring_that_cannot_succeed_is_refused_before_training(
+    tiny_cfg, tmp_path, monkeypatch, key, value, error, message
+):
+    monkeypatch.chdir(tmp_path)
+    fields = {"error_category": [], "semantic": None, "categories": [], "provenance": {}}
+    Path("map.json").write_text(json.dumps({"thing_clusters": [0] * 9, "stuff_clusters": [0], **fields}))
+    cfg = tiny_cfg(tmp_path)
+    cfg.DATASETS.TEST = ("tiny_train",)
+    cfg.TEST.LABEL_MAP.FIT_ON = "tiny_train"
+    refuse_impossible_scoring(cfg)
+    cfg.TEST.LABEL_MAP.FIT_ON = ""
+    cfg.merge_from_list([f"TEST.{key}", value])
+    with pytest.raises(error, match=message):
+        refuse_impossible_scoring(cfg)
 
 
 def test_expected_results_that_were_not_scored_are_named(tiny_cfg, tmp_path):

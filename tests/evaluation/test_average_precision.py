@@ -1,6 +1,7 @@
 """AP and AR against pycocotools' COCOeval, array by array."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -174,3 +175,13 @@ def test_polygons_and_crowds_perturbed_equal_pycocotools(kind, synthetic_coco):
     assert curves.summary()["AP"] > 5
     np.testing.assert_array_equal(curves.precision, official.eval["precision"])
     np.testing.assert_array_equal(curves.recall, official.eval["recall"])
+
+
+def test_ground_truth_of_which_some_has_masks_is_refused(synthetic_coco, tmp_path):
+    content = json.loads(Path(synthetic_coco.instances_json).read_text())
+    del content["annotations"][3]["segmentation"]
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    message = r"instances\.json: annotations\[3\] has no segmentation, annotations\[0\] has one; either all"
+    with pytest.raises(ValueError, match=message):
+        InstanceGroundTruth(path)

@@ -19,7 +19,7 @@ from u2seg.evaluation import (
     load_tables,
     score_saved_tables,
 )
-from u2seg.evaluation.evaluator import PanopticEvaluator
+from u2seg.evaluation.evaluator import PanopticEvaluator, weights_in_memory, weights_of_file
 from u2seg.evaluation.scoring import detectron2_results
 from u2seg.evaluation.tables.ground_truth import PanopticGroundTruth
 from u2seg.evaluation.tables.image_tables import regions_of_map
@@ -76,8 +76,10 @@ def perfect_output(gt, image_id, thing_cluster=(3, 1), stuff_cluster=(2, 0)):
     return {"panoptic_seg": (torch.tensor(segment_map), infos), "instances": instances, "sem_seg": head}
 
 
-def evaluated(name, cfg, outputs):
+def evaluated(name, cfg, outputs, weights=None):
     evaluator = EVALUATOR_REGISTRY.get("u2seg_panoptic")(name, cfg, None)
+    if weights is not None:
+        evaluator.weights = weights_of_file(weights)
     evaluator.reset()
     for image_id, output in outputs.items():
         evaluator.process([{"image_id": image_id}], [output])
@@ -149,19 +151,20 @@ def test_tables_are_joined_as_they_come_and_score_the_same(scene, monkeypatch):
     assert evaluator.evaluate() == expected
 
 
-def test_the_record_names_weights_and_newest_checkpoint(scene, tmp_path):
+def test_the_record_names_the_scored_weights_and_no_other_checkpoint(scene, tmp_path):
     name, gt, cfg = scene
-    weights = tmp_path / "weights.pth"
-    weights.write_bytes(b"abc")
-    cfg.MODEL.WEIGHTS = str(weights)
     (tmp_path / "out").mkdir()
+    weights = tmp_path / "out/model_0000999.pth"
+    weights.write_bytes(b"abc")
     (tmp_path / "out/last_checkpoint").write_text("model_final.pth")
     (tmp_path / "out/model_final.pth").write_bytes(b"")
-    evaluated(name, cfg, {1: perfect_output(gt, 1)})
+    evaluated(name, cfg, {1: perfect_output(gt, 1)}, weights)
     record = json.loads((tmp_path / "out/inference" / name / "provenance.json").read_text())
-    # SHA-256 of "abc" and of nothing: FIPS 180-2, appendix B.
-    assert record["weights_sha256"].startswith("ba7816bf") and record["last_checkpoint_sha256"].startswith("e3b0c442")
-    assert record["last_checkpoint"].endswith("model_final.pth")
+    assert record["weights"] == str(weights)
+    assert record["weights_sha256"].startswith("ba7816bf")  # of "abc": FIPS 180-2, appendix B
+    assert "model_final" not in json.dumps(record)
+    metrics = json.loads((tmp_path / "out/inference" / name / "metrics.json").read_text())
+    assert metrics["record"]["checkpoint"] == str(weights)
     label_map = json.loads((tmp_path / "out/inference" / name / "label_map_cups.json").read_text())
     assert label_map["provenance"]["weights_sha256"].startswith("ba7816bf")
     assert label_map["provenance"]["protocol"] == "cups" and label_map["provenance"]["thing_clusters"] == K
@@ -255,6 +258,87 @@ def test_fitting_on_a_dataset_that_was_not_scored_before_is_refused(scene):
         FileNotFoundError, match="FIT_ON is 'my_train', but .*my_train/tables.npz is not there; put that dataset"
     ):
         evaluated(name, cfg, {1: perfect_output(gt, 1)})
+
+
+def test_weights_in_memory_are_told_apart_by_their_values_and_names():
+    def digest(weights):
+        return weights_in_memory("a training", weights)["weights_sha256"]
+
+    weights = {"a": torch.ones(2, 3), "b": torch.tensor(7)}
+    assert digest(weights) == digest(dict(reversed(weights.items())))
+    others = [
+        {**weights, "a": torch.ones(3, 2)},
+        {**weights, "b": torch.tensor(8)},
+        {"c": weights["a"], "b": weights["b"]},
+    ]
+    assert len({digest(weights), *map(digest, others)}) == 4
+
+
+def test_fitting_on_tables_of_other_weights_is_refused(scene, tmp_path):
+    name, gt, cfg = scene
+    first, second = tmp_path / "first.pth", tmp_path / "second.pth"
+    first.write_bytes(b"1")
+    second.write_bytes(b"2")
+    outputs = {i: perfect_output(gt, i) for i in gt.annotations}
+    inference = tmp_path / "out" / "inference"
+    for made_by, message in ((None, "unknown weights"), (first, r".*first\.pth \(SHA-256 6b86b273ff34\)")):
+        evaluated(name, cfg, outputs, made_by)
+        (inference / name).rename(inference / f"fit_on_{made_by is None}")
+        cfg.TEST.LABEL_MAP.FIT_ON = f"fit_on_{made_by is None}"
+        with pytest.raises(
+            ValueError, match=f"made with {message}, and .*second.pth .* are scored here. Score '{name}'"
+        ):
+            evaluated(name, cfg, outputs, second)
+        cfg.TEST.LABEL_MAP.FIT_ON = ""
+    cfg.TEST.LABEL_MAP.FIT_ON = "fit_on_False"
+    assert evaluated(name, cfg, outputs, first)["panoptic_seg"]["PQ"] == 100
+
+
+def test_saved_tables_are_scored_with_as_many_detections_as_in_the_evaluation(scene, tmp_path):
+    name, gt, cfg = scene
+    cfg.TEST.DETECTIONS_PER_IMAGE = 300
+    outputs = {i: perfect_output(gt, i) for i in gt.annotations}
+    for output in outputs.values():  # the right detections come after 110 others of each class
+        right = output["instances"]
+        wrong = Instances(right.image_size)
+        wrong.pred_classes = torch.tensor([3, 1]).repeat(110)
+        wrong.scores = torch.full((220,), 0.95)
+        wrong.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(220, 1))
+        wrong.pred_masks = torch.zeros(220, *right.image_size, dtype=torch.bool)
+        output["instances"] = Instances.cat([wrong, right])
+    expected = evaluated(name, cfg, outputs)
+    assert expected["bbox"]["AP"] > 0
+    score_saved_tables(tmp_path / "out/inference" / name / "tables.npz", output=tmp_path / "again")
+    again = json.loads((tmp_path / "again/metrics.json").read_text())
+    del again["record"]
+    assert detectron2_results(again, "hungarian") == expected
+
+
+def test_files_of_an_earlier_evaluation_do_not_stay(scene, tmp_path):
+    name, gt, cfg = scene
+    outputs = {1: perfect_output(gt, 1)}
+    directory = tmp_path / "out/inference" / name
+    cfg.TEST.PROTOCOLS, cfg.TEST.BOOTSTRAP = ("hungarian", "cups"), 2
+    evaluated(name, cfg, outputs)
+    (directory / "label_map_of_mine.json").write_text("{}")
+    before = {path.name for path in directory.iterdir()}
+    cfg.TEST.PROTOCOLS, cfg.TEST.BOOTSTRAP, cfg.TEST.SAVE_TABLES = ("hungarian",), 0, False
+    evaluated(name, cfg, outputs)
+    after = {path.name for path in directory.iterdir()}
+    assert before - after == {"intervals.json", "label_map_cups.json", "tables.npz"} and after < before
+
+
+def test_a_saved_label_map_is_neither_written_again_nor_deleted(scene, tmp_path):
+    name, gt, cfg = scene
+    outputs = {1: perfect_output(gt, 1)}
+    directory = tmp_path / "out/inference" / name
+    cfg.TEST.PROTOCOLS = ("hungarian", "cups")
+    evaluated(name, cfg, outputs)
+    cfg.TEST.LABEL_MAP.FILE = str(directory / "label_map_cups.json")
+    saved = Path(cfg.TEST.LABEL_MAP.FILE).read_bytes()
+    evaluated(name, cfg, outputs)
+    assert [path.name for path in directory.glob("label_map_*.json")] == ["label_map_cups.json"]
+    assert Path(cfg.TEST.LABEL_MAP.FILE).read_bytes() == saved
 
 
 @pytest.mark.gpu

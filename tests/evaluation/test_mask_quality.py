@@ -156,3 +156,22 @@ def test_clear_errors(gt, tmp_path):
     path.write_text('[{"image_id": 7, "bbox": [0, 0, 1, 1]}]')
     with pytest.raises(ValueError, match=r"entry\[0\] has no 'segmentation'"):
         evaluate_masks(path, gt)
+
+
+def test_ground_truth_without_crowd_flags_and_with_boxes_alone(gt, tmp_path):
+    """iscrowd may be absent, and so may masks; what masks there are is not scored where some are missing."""
+    results = write_results(tmp_path / "results.json", [(7, box(0, 0, 40, 40), 0.9), (9, box(10, 10, 20, 30), 0.8)])
+    content = json.loads(gt.read_text())
+    content["annotations"] = [a for a in content["annotations"] if not a["iscrowd"]]
+    gt.write_text(json.dumps(content))
+    expected = evaluate_masks(results, gt)
+    for annotation in content["annotations"]:
+        del annotation["iscrowd"]
+    gt.write_text(json.dumps(content))
+    assert json.dumps(evaluate_masks(results, gt)) == json.dumps(expected)  # NaN equals NaN in text alone
+    del content["annotations"][1]["segmentation"]
+    gt.write_text(json.dumps(content))
+    found = evaluate_masks(results, gt)
+    assert json.dumps(found) == json.dumps({"bbox": expected["bbox"], "counts": expected["counts"]})
+    text = format_quality(found)
+    assert "boxes alone are scored: not every annotation of the ground truth has a mask" in text and "segm" not in text

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from score_oracles import categories, official_pq, perturbed, random_map, write_coco_panoptic
 from u2seg.data.formats.coco_panoptic import read_panoptic_png
-from u2seg.evaluation.metrics.panoptic_quality import match_segments, panoptic_quality
+from u2seg.evaluation.metrics.panoptic_quality import _Segments, match_segments, panoptic_quality
 from u2seg.evaluation.tables.panoptic_files import tables_from_panoptic_files
 
 NAMES = [f"{metric}{group}" for group in ("", "_th", "_st") for metric in ("PQ", "SQ", "RQ")]
@@ -55,3 +55,9 @@ def test_equals_panopticapi_on_cocos_categories_perturbed(tmp_path, synthetic_co
     assert expected["PQ"] > 10
     for name in NAMES:
         assert scores[name] == pytest.approx(expected[name], abs=1e-9), name
+
+
+def test_segments_of_image_1048576_are_not_merged_with_others():
+    image, label, area = np.array([5, 1 << 20, 1 << 20]), np.array([1, 0, 0]), np.array([3, 4, 5])
+    merged = _Segments.of(image, label, area).merged(np.array([False, True, True]))
+    assert (merged.image.tolist(), merged.area.tolist()) == ([5, 1 << 20], [3, 9])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch.multiprocessing as mp
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from score_oracles import categories, perturbed, random_map
 from u2seg.evaluation import ScoreSettings, evaluate_tables, load_tables, save_tables
@@ -21,7 +21,7 @@ from u2seg.evaluation.tables.image_tables import (
     panoptic_blocks,
     regions_of_map,
 )
-from u2seg.evaluation.tables.segment_tables import BLOCKS, TableSpace, concatenate_tables
+from u2seg.evaluation.tables.segment_tables import BLOCKS, TableSpace, concatenate_tables, empty_tables
 from u2seg.structures.label_space import LabelSpace
 
 K, S = 6, 5
@@ -97,6 +97,26 @@ def test_renaming_clusters_changes_nothing(seed, random):
     random.shuffle(stuff)
     renamed = concatenate_tables(parts_of(seed, np.array(things + stuff)))
     same(evaluate_tables(renamed, SETTINGS).results, reference(seed))
+
+
+@quick
+@given(st.lists(st.lists(st.integers(0, 3), min_size=3, max_size=3), min_size=3, max_size=3), st.permutations(range(3)))
+@example([[4, 3, 0], [3, 2, 0], [0, 0, 1]], [1, 0, 2])
+@pytest.mark.parametrize("protocol", ["hungarian", "cups"])
+def test_renaming_the_classes_of_a_semantic_head_alone_changes_nothing(protocol, counts, order):
+    """In the example two matchings have the largest sum, 7, and other IoUs."""
+    categories = LabelSpace((1,), (2, 3, 4), ("thing",), ("a", "b", "c"))
+    empty = empty_tables(TableSpace("toy", 1, 3, categories, ("semantic",)))
+
+    def score(stuff):
+        cells = [
+            (0, 1 + c, 1 + new, counts[old][c]) for new, old in enumerate(stuff) for c in range(3) if counts[old][c]
+        ]
+        head_pixels = np.array([(0, 0, 0, 1), *cells], empty.head_pixels.dtype)
+        tables = replace(empty, images=np.array([(1, 9, 9)], empty.images.dtype), head_pixels=head_pixels)
+        return evaluate_tables(tables, ScoreSettings((protocol,))).results["sem_seg"][protocol]
+
+    assert score(order) == pytest.approx(score(range(3)))
 
 
 @quick

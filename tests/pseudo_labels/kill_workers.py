@@ -29,7 +29,7 @@ from synthetic_images import synthetic_photo
 from u2seg.config import setup_cfg
 from u2seg.pseudo_labels import make_pseudo_labels
 from u2seg.pseudo_labels.pipeline import finalize, make_worker_share
-from u2seg.pseudo_labels.sharding import Worker
+from u2seg.pseudo_labels.worker import Worker
 from u2seg.utils.manifest import IncompleteStageError, is_complete
 
 CONFIG = "quick_schedules/coco_mini_handmade.yaml"

@@ -32,7 +32,7 @@ def test_ids_names_and_digest_are_those_of_the_whole_list(tmp_path, monkeypatch)
     monkeypatch.setattr(image_plan, "_SHARDS_PER_FILE", 2)
     for seed in range(60):
         names = random_names(random.Random(seed)) if seed % 3 else [f"{seed + i:04d}.jpg" for i in range(7)]
-        plan = write_plan(Names(names), tmp_path / str(seed), lambda count: 2)
+        plan = write_plan(Names(names), tmp_path / str(seed), 2)
         digests = [f"digest of {name!a}" for name in names]
         expected = [PlannedImage(*row) for row in zip(image_ids(names), names, png_names(names), digests)]
         assert list(plan) == expected
@@ -42,21 +42,21 @@ def test_ids_names_and_digest_are_those_of_the_whole_list(tmp_path, monkeypatch)
 
 
 def test_a_name_that_is_no_utf8_is_kept(tmp_path):
-    (image,) = write_plan(Names(["\udce9.jpg"]), tmp_path, lambda count: 2)
+    (image,) = write_plan(Names(["\udce9.jpg"]), tmp_path, 2)
     assert (image.name, image.png_name) == ("\udce9.jpg", "\\udce9.png")
 
 
 def test_it_is_written_once_and_found_by_the_manifest(tmp_path):
-    plan = write_plan(Names(["a.jpg", "b.jpg", "c.jpg"]), tmp_path, lambda count: 2)
+    plan = write_plan(Names(["a.jpg", "b.jpg", "c.jpg"]), tmp_path, 2)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert write_plan(Names(["a.jpg", "b.jpg", "c.jpg"]), tmp_path, lambda count: 2) == plan
+    assert write_plan(Names(["a.jpg", "b.jpg", "c.jpg"]), tmp_path, 2) == plan
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == files
     assert find_plan(tmp_path) is None
     settings = {"IMAGES": {"digest": plan.digest}, "MASKS": {"SHARD_SIZE": 2}}
     (tmp_path / "manifest.json").write_text(json.dumps({"settings": settings}))
     assert find_plan(tmp_path) == plan
 
-    other = write_plan(Names(["a.jpg", "b.jpg"]), tmp_path, lambda count: 2)
+    other = write_plan(Names(["a.jpg", "b.jpg"]), tmp_path, 2)
     assert find_plan(tmp_path) == plan and other.key != plan.key
     remove_other_plans(plan)
     assert find_plan(tmp_path) == plan
@@ -65,9 +65,9 @@ def test_it_is_written_once_and_found_by_the_manifest(tmp_path):
 
 def test_nothing_and_twice_the_same_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no image below some names"):
-        write_plan(Names([]), tmp_path, automatic_shard_size)
+        write_plan(Names([]), tmp_path, 0)
     with pytest.raises(ValueError, match=r"some names lists 'b\.jpg' twice"):
-        write_plan(Names(["b.jpg", "a.jpg", "b.jpg"]), tmp_path, automatic_shard_size)
+        write_plan(Names(["b.jpg", "a.jpg", "b.jpg"]), tmp_path, 0)
     assert not list(tmp_path.iterdir())
 
 

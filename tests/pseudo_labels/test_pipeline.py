@@ -22,7 +22,7 @@ from u2seg.utils.manifest import StageMismatchError, TooManyFailuresError, is_co
 TOOL = Path(__file__).parents[2] / "tools" / "make_pseudo_labels.py"
 OPTIONS = [
     *("FEATURES.IMAGE_SIZE", "(72,108)", "FEATURES.HANDMADE.PATCH_SIZE", "4", "FEATURES.BATCH_SIZE", "3"),
-    *("MASKS.NUM_WORKERS", "0", "MASKS.SHARD_SIZE", "3", "MASKS.MIN_AREA", "0.005"),
+    *("MASKS.NUM_WORKERS", "0", "MASKS.SHARD_SIZE", "3", "MASKS.MIN_AREA", "0.005", "MASKS.MAX_FAILURES", "0.5"),
     *("CLUSTERS.NUM_CLUSTERS", "2", "CLUSTERS.NUM_RESTARTS", "1"),
     *("SEMANTICS.NUM_CLUSTERS", "2", "SEMANTICS.NUM_RESTARTS", "1"),
 ]
@@ -65,7 +65,7 @@ def cfg():
 @pytest.fixture(scope="module")
 def labels(photos, cfg, tmp_path_factory):
     """The result of an uninterrupted run."""
-    return make_pseudo_labels(cfg, photos, tmp_path_factory.mktemp("labels"), max_failures=0.5)
+    return make_pseudo_labels(cfg, photos, tmp_path_factory.mktemp("labels"))
 
 
 def snapshot(root: Path) -> dict[str, bytes]:
@@ -145,7 +145,7 @@ def test_the_two_kinds_of_blobs_fall_into_two_clusters(labels):
 
 def test_a_second_run_changes_nothing(labels, photos, cfg):
     before = snapshot(labels)
-    make_pseudo_labels(cfg, photos, labels, max_failures=0.5)
+    make_pseudo_labels(cfg, photos, labels)
     assert snapshot(labels) == before
 
 
@@ -165,7 +165,7 @@ def test_interrupted_at_every_write_the_result_is_the_same(labels, photos, cfg, 
         # A panoptic shard of three images is seven files, the largest unit of work; each attempt gets about one unit on.
         countdown[0] = 8 + interruptions % 3
         try:
-            make_pseudo_labels(cfg, photos, tmp_path / "labels", max_failures=0.5)
+            make_pseudo_labels(cfg, photos, tmp_path / "labels")
             break
         except KeyboardInterrupt:
             interruptions += 1
@@ -178,7 +178,7 @@ def test_interrupted_at_every_write_the_result_is_the_same(labels, photos, cfg, 
 def test_killed_for_real_it_goes_on(labels, photos, tmp_path):
     output = tmp_path / "labels"
     command = [sys.executable, str(TOOL), str(photos), "--config-file", "quick_schedules/scenes.yaml"]
-    command += ["--output", str(output), "--max-failures", "0.5", *OPTIONS]
+    command += ["--output", str(output), *OPTIONS]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
@@ -192,7 +192,8 @@ def test_killed_for_real_it_goes_on(labels, photos, tmp_path):
     assert snapshot(output) == snapshot(labels)
 
 
-def test_too_many_failures_end_the_run_with_the_list(photos, cfg, tmp_path):
+def test_too_many_failures_end_the_run_with_the_list(photos, tmp_path):
+    cfg = setup_cfg("quick_schedules/scenes.yaml", [*OPTIONS, "MASKS.MAX_FAILURES", "0.01"])
     with pytest.raises(TooManyFailuresError, match=r"(?s)2 of 10 images.*cut\.jpg: .*empty\.jpg: .*empty"):
         make_pseudo_labels(cfg, photos, tmp_path / "labels")
 
@@ -232,10 +233,10 @@ def test_an_output_among_the_images_and_a_strangers_manifest_are_refused(photos,
 def test_an_image_replaced_under_its_name_is_noticed(photos, cfg, tmp_path):
     copy = tmp_path / "photos"
     shutil.copytree(photos, copy)
-    make_pseudo_labels(cfg, copy, tmp_path / "labels", stages=["masks"], max_failures=0.5)
+    make_pseudo_labels(cfg, copy, tmp_path / "labels", stages=["masks"])
     Image.fromarray(draw_photo(99, (50, 70))).save(copy / "a.jpg")
     with pytest.raises(StageMismatchError, match="IMAGES.digest"):
-        make_pseudo_labels(cfg, copy, tmp_path / "labels", stages=["masks"], max_failures=0.5)
+        make_pseudo_labels(cfg, copy, tmp_path / "labels", stages=["masks"])
 
 
 def test_other_features_are_refused_by_a_finished_semantic_stage(labels, photos):
@@ -253,14 +254,14 @@ def test_a_name_that_is_no_utf8_is_recorded(photos, cfg, tmp_path):
         os.rename(os.fsencode(copy / "b.jpg"), os.fsencode(copy) + b"/\xe9.jpg")
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
-    output = make_pseudo_labels(cfg, copy, tmp_path / "labels", max_failures=0.5)
+    output = make_pseudo_labels(cfg, copy, tmp_path / "labels")
     failures = {row["file_name"]: row["reason"] for row in json.loads((output / "failures.json").read_text())}
     assert failures["\\udce9.jpg"] == "its name is not UTF-8; rename it"
 
 
 def test_stages_can_be_run_one_by_one(labels, photos, cfg, tmp_path):
     for stage in ("masks", "clusters", "semantics", "panoptic"):
-        make_pseudo_labels(cfg, photos, tmp_path / "labels", stages=[stage], max_failures=0.5)
+        make_pseudo_labels(cfg, photos, tmp_path / "labels", stages=[stage])
     assert snapshot(tmp_path / "labels") == snapshot(labels)
 
 
@@ -272,7 +273,7 @@ def test_a_repaired_image_is_read_and_gives_the_labels_of_a_new_run(photos, cfg,
     repaired, output = tmp_path / "photos", tmp_path / "labels"
     shutil.copytree(photos, repaired)
     command = ["labels", str(repaired), "--config-file", "quick_schedules/scenes.yaml", "--output", str(output)]
-    command += ["--max-failures", "0.5", *OPTIONS]
+    command += [*OPTIONS]
     assert main([*command, "--worker", "0/2", "--retry-failures"]) == 1
     assert "in a run without it" in capsys.readouterr().err
     assert main([*command, "--retry-failures"]) == 1
@@ -291,7 +292,7 @@ def test_a_repaired_image_is_read_and_gives_the_labels_of_a_new_run(photos, cfg,
     assert not is_complete(output / "panoptic") and is_complete(output / "masks")
     assert main([*command, "--retry-failures"]) == 0
     assert "1 of the unreadable images can be read now" in capsys.readouterr().out
-    assert snapshot(output) == snapshot(make_pseudo_labels(cfg, repaired, tmp_path / "new", max_failures=0.5))
+    assert snapshot(output) == snapshot(make_pseudo_labels(cfg, repaired, tmp_path / "new"))
     untouched = {
         name for name, content in before.items() if "masks/shard" in name and content == snapshot(output)[name]
     }
@@ -312,21 +313,21 @@ def test_labels_may_stay_in_shards_and_become_cocos_files_later(labels, photos, 
     for stage in ("masks", "clusters", "semantics"):
         shutil.copy(labels / stage / "manifest.json", output / stage / "manifest.json")
     shards = setup_cfg("quick_schedules/scenes.yaml", [*OPTIONS, "PANOPTIC_LABELS.FORMAT", "shards"])
-    make_pseudo_labels(shards, photos, output, max_failures=0.5)
+    make_pseudo_labels(shards, photos, output)
     made = snapshot(output / "panoptic")
     assert set(made) == {"manifest.json", *(f"shard-{i:06d}.{kind}" for i in range(4) for kind in ("parquet", "tar"))}
     assert made["manifest.json"] == (labels / "panoptic/manifest.json").read_bytes()
-    make_pseudo_labels(shards, photos, output, max_failures=0.5)
+    make_pseudo_labels(shards, photos, output)
     assert snapshot(output / "panoptic") == made
     # A run that was begun with shards may go on without.
     reopen_stage(output / "panoptic", "panoptic", json.loads(made["manifest.json"])["settings"])
     (output / "panoptic/shard-000002.parquet").unlink()
     with_files = setup_cfg("quick_schedules/scenes.yaml", OPTIONS)
     for _ in range(2):
-        make_pseudo_labels(with_files, photos, output, max_failures=0.5)
+        make_pseudo_labels(with_files, photos, output)
         assert snapshot(output) == snapshot(labels)
     # COCO's files that are there stay.
-    make_pseudo_labels(shards, photos, output, max_failures=0.5)
+    make_pseudo_labels(shards, photos, output)
     assert snapshot(output) == snapshot(labels)
 
 
@@ -340,12 +341,12 @@ def test_workers_in_any_order_give_the_same_bytes(labels, photos, tmp_path):
     ):  # 1/3 never runs: the rest is made later
         assert main([*command, "--worker", worker, *OPTIONS]) == 0
         assert {int(path.stem[-6:]) for path in output.glob("masks/shard-*")} == shards
-    assert main([*command, "--max-failures", "0.5", *OPTIONS]) == 0
+    assert main([*command, *OPTIONS]) == 0
     assert snapshot(output) == snapshot(labels)
 
 
 def test_two_local_processes_give_the_same_bytes(labels, photos, cfg, tmp_path):
-    output = make_pseudo_labels(cfg, photos, tmp_path / "labels", max_failures=0.5, num_workers=2)
+    output = make_pseudo_labels(cfg, photos, tmp_path / "labels", num_workers=2)
     assert snapshot(output) == snapshot(labels)
 
 
@@ -363,12 +364,13 @@ def test_more_clusters_than_masks_is_a_clear_error(photos, tmp_path):
         r"fewer than the 500 clusters asked for .* change what RecursiveCut reads.*: MASKS\.RECURSIVE, MASKS\.MIN_AREA"
     )
     with pytest.raises(ValueError, match=message):
-        make_pseudo_labels(cfg, photos, tmp_path / "labels", max_failures=0.5)
+        make_pseudo_labels(cfg, photos, tmp_path / "labels")
 
 
 @pytest.mark.parametrize("embedding", ["masked_crop", "random_vectors"])
 def test_other_embeddings_run_the_same_chain(photos, tmp_path, embedding):
     cfg = setup_cfg("quick_schedules/scenes.yaml", [*OPTIONS, "CLUSTERS.EMBEDDING", embedding])
-    output = make_pseudo_labels(cfg, photos, tmp_path / "labels", max_failures=0.5)
+    output = make_pseudo_labels(cfg, photos, tmp_path / "labels")
     histogram = json.loads((output / "clusters" / "histogram.json").read_text())
     assert sum(histogram["masks_per_cluster"]) >= 8 and histogram["empty_clusters"] == 0
+    assert not list(output.glob("clusters/.*"))

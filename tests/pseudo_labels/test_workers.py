@@ -22,9 +22,10 @@ from u2seg.pseudo_labels.image_source import DirectorySource
 from u2seg.pseudo_labels.launchers import finish_when_visible, on_gpu
 from u2seg.pseudo_labels.lost_images import count_put_back
 from u2seg.pseudo_labels.masks import mask_stage
-from u2seg.pseudo_labels.pipeline import finalize, make_worker_share
+from u2seg.pseudo_labels.pipeline import finalize, make_worker_share, retry_failures
 from u2seg.pseudo_labels.semantics import semantic_providers
-from u2seg.pseudo_labels.sharding import Worker
+from u2seg.pseudo_labels.worker import Worker
+from u2seg.utils.files import write_json
 from u2seg.utils.manifest import IncompleteStageError, StageMismatchError
 from u2seg.utils.write_errors import WriteError
 
@@ -95,12 +96,20 @@ def test_finalize_names_what_is_missing_and_closes_nothing(photos, cfg, tmp_path
     assert missing in capsys.readouterr().err
     assert snapshot(output) == before
     assert main([*command, "--worker", "0/2"]) == 0
-    assert main([*command, "--finalize"]) == 0
+    strict = [*command, "MASKS.MAX_FAILURES", "0.01"]
+    assert main([*strict, "--finalize"]) == 1
+    assert "Run again with a larger MASKS.MAX_FAILURES to go on without them, or repair" in capsys.readouterr().err
+    assert main([*strict, "--finalize", "--max-failures", "50"]) == 1
+    assert "MASKS.MAX_FAILURES" in (message := capsys.readouterr().err) and "50" in message
+    assert main([*strict, "--finalize", "--max-failures", "0.5"]) == 0
     assert "closed; next: cluster samples, semantic samples" in capsys.readouterr().out
     failures = json.loads((output / "failures.json").read_text())
     assert [row["file_name"] for row in failures] == ["3.png"]
     with pytest.raises(IncompleteStageError, match=r"\.sample-\w{8}-000000\.npy, \.sample-\w{8}-000001\.npy"):
         finalize(cfg, photos, output)
+    # What is closed stays closed: the other workers need no --max-failures.
+    assert main([*strict, "--worker", "0/2"]) == 0
+    assert "made its share of: cluster samples, semantic samples" in capsys.readouterr().out
 
 
 def test_more_workers_than_shards_and_fewer_stages(labels, photos, cfg, tmp_path):
@@ -255,6 +264,9 @@ def test_torchrun_s_variables_are_asked_for(photos, tmp_path, capsys, monkeypatc
         (["--worker", "0/2", "--workers", "2"], "leave it out with --worker"),
         (["--launcher", "slurm", "--workers", "2"], "leave it out with --launcher"),
         (["--finalize", "--retry-failures"], "in a run without it"),
+        (["--jobs", "2"], "--jobs is for SLURM jobs; add --launcher slurm"),
+        (["--launcher", "local", "--partition", "gpu"], "--partition is for SLURM jobs"),
+        (["--worker", "0/2", "--time", "60"], "--time is for SLURM jobs"),
     ):
         assert main([*command, *options]) == 1
         assert expected in capsys.readouterr().err
@@ -335,6 +347,13 @@ def test_an_image_of_another_size_is_not_put_back(photos, labels, tmp_path):
     (copy / "5.png").unlink()
     assert count_put_back(DirectorySource(copy), labels / "masks", names) == 0
     assert count_put_back(DirectorySource(copy), labels / "masks", set()) == 0
+
+
+def test_images_that_are_put_back_count_also_in_shards_that_are_made_again(photos, labels, cfg, tmp_path):
+    copy, output = shutil.copytree(photos, tmp_path / "photos"), shutil.copytree(labels, tmp_path / "labels")
+    write_json(output / "semantics" / "failures.json", [{"file_name": "2.png", "reason": "no such file"}])
+    shutil.copy(copy / "1.png", copy / "3.png")  # of the same shard, and broken when masks were made
+    assert retry_failures(cfg, copy, output) == 2
 
 
 def test_a_list_may_lie_beside_the_labels(photos, cfg, tmp_path):

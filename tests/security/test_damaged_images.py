@@ -261,8 +261,8 @@ def test_damaged_images_are_recorded_and_the_rest_is_labeled(tmp_path):
     (root / "cut.jpg").write_bytes(encoded("JPEG")[:300])
     (root / "link.png").symlink_to(root / "absent.png")
     os.mkfifo(root / "pipe.png")
-    cfg = setup_cfg("quick_schedules/scenes.yaml", ["MASKS.NUM_WORKERS", 0])
-    make_masks(cfg, root, tmp_path / "masks", max_failures=1.0)
+    cfg = setup_cfg("quick_schedules/scenes.yaml", ["MASKS.NUM_WORKERS", 0, "MASKS.MAX_FAILURES", 1.0])
+    make_masks(cfg, root, tmp_path / "masks")
     reasons = {record.file_name: record.error for record in iter_records(tmp_path / "masks")}
     assert reasons.pop("whole.png") is None and "pipe.png" not in reasons
     assert all(reasons.values()) and set(reasons) == {"long.png", "empty.jpg", "text.webp", "cut.jpg", "link.png"}

@@ -120,7 +120,8 @@ def test_an_image_lost_between_two_stages_is_recorded_and_may_be_put_back(photos
     # With the limit that it passes, the other image is labeled.
     shutil.copytree(output, tmp_path / "part")
     rest = [name for name in STAGES if name not in before]
-    make_pseudo_labels(cfg, copy, tmp_path / "part", stages=rest, max_failures=0.5)
+    tolerant = setup_cfg(CFG[0], [*OPTIONS, "MASKS.MAX_FAILURES", "0.5"])
+    make_pseudo_labels(tolerant, copy, tmp_path / "part", stages=rest)
     rows = json.loads((tmp_path / "part" / "failures.json").read_text())
     assert [row["file_name"] for row in rows] == ["1.png"]
     assert ("no such file" if stage == "clusters" else "truncated") in rows[0]["reason"]

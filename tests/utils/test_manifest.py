@@ -134,7 +134,7 @@ def test_missing_shards_are_named(tmp_path):
 def test_a_directory_that_another_run_took_is_noticed(tmp_path):
     open_stage(tmp_path, "masks", {"size": (2, 3)})
     check_stage(tmp_path, "masks", {"size": (2, 3)})
-    open_stage(tmp_path, "masks", {"size": (4, 3)})  # no result yet: it binds nobody
+    open_stage(tmp_path, "masks", {"size": (4, 3)})  # no result yet: it fixes nothing
     with pytest.raises(StageMismatchError, match="another run with other settings took"):
         check_stage(tmp_path, "masks", {"size": (2, 3)})
 
@@ -159,5 +159,6 @@ def test_failures_are_listed_and_too_many_end_the_run(tmp_path):
         {"file_name": "a.jpg", "reason": "truncated"},
         {"file_name": "b.jpg", "reason": "empty"},
     ]
-    with pytest.raises(TooManyFailuresError, match=r"(?s)2 of 199 images.*a\.jpg: truncated"):
-        report_failures(tmp_path, failures, total=199, max_share=0.01)
+    message = r"(?s)2 of 199 images.*a\.jpg: truncated.*with a larger MASKS\.MAX_FAILURES to go on without them, or fix them\.$"
+    with pytest.raises(TooManyFailuresError, match=message):
+        report_failures(tmp_path, failures, total=199, max_share=0.01, remedy=", or fix them")

@@ -27,7 +27,14 @@ from u2seg.utils.files import (
     remove_partial_files,
     write_json,
 )
-from u2seg.utils.image_io import ImageReadError, image_ids, list_images, png_names, read_image_rgb
+from u2seg.utils.image_io import (
+    ImageReadError,
+    check_image_rgb,
+    image_ids,
+    list_images,
+    png_names,
+    read_image_rgb,
+)
 from u2seg.utils.manifest import FAILURES, MANIFEST, Failure
 from u2seg.utils.progress import Progress
 from u2seg.version import __version__
@@ -35,6 +42,7 @@ from u2seg.visualization import draw_panoptic, save_image
 from u2seg.visualization.class_style import ClassStyle, style_from_label_map
 
 VISUALIZATIONS, PANOPTIC, INSTANCES = "visualizations", "panoptic", "instances"
+_PANOPTIC_JSON, _RESULTS_JSON = "panoptic.json", "coco_results.json"
 
 
 @dataclass(frozen=True)
@@ -97,8 +105,12 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, image_rgb: np.ndarray) -> Prediction:
-        """Returns the prediction for one image, uint8 (H, W, 3) in RGB; ``u2seg.read_image_rgb`` reads such."""
-        height, width = image_rgb.shape[:2]
+        """Returns the prediction for one image, uint8 (H, W, 3) in RGB; ``u2seg.read_image_rgb`` reads such.
+
+        Raises:
+            ValueError: the image has another type or shape.
+        """
+        height, width = check_image_rgb(image_rgb).shape[:2]
         pixels = image_rgb if self.cfg.INPUT.FORMAT == "RGB" else image_rgb[:, :, ::-1]
         pixels = resized_for_model(pixels, self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
         image = torch.from_numpy(pixels.astype(np.float32).transpose(2, 0, 1))
@@ -167,7 +179,8 @@ def predict_files(
     PNG and its annotation), ``instances/NAME.json`` (COCO results: all detections with boxes and masks). Written at the end:
     ``panoptic.json`` and ``coco_results.json`` with all images in one file, and ``failures.json``.
 
-    Killed and called again with the same model and images, it goes on where it was; with others it starts anew.
+    Killed and called again with the same model and images, it goes on where it was; with others it deletes what it wrote and starts
+    anew.
 
     Args:
         predictor: the model.
@@ -177,6 +190,7 @@ def predict_files(
 
     Raises:
         FileNotFoundError: an input directory holds no image.
+        ValueError: ``output`` holds files that no prediction wrote and that would be replaced, pseudo-labels for example.
         u2seg.utils.write_errors.WriteError: the disk is full, or ``output`` is read-only or was deleted.
     """
     files = find_images(inputs)
@@ -211,22 +225,32 @@ def predict_files(
             annotations.append(read_json(record))
             result_files.append(results)
     panoptic = {"images": images, "annotations": annotations, "categories": named_categories(predictor)}
-    write_json(output / "panoptic.json", panoptic)
-    _join_lists(result_files, output / "coco_results.json")
+    write_json(output / _PANOPTIC_JSON, panoptic)
+    _join_lists(result_files, output / _RESULTS_JSON)
     write_json(output / FAILURES, [{"file_name": f.file_name, "reason": f.reason} for f in failures])
     return failures
 
 
 def _same_run(output: Path, predictor: Predictor, files: dict[str, Path]) -> bool:
-    """Returns whether ``output`` was begun with the same model and images; writes down with which it is from now on."""
+    """Returns whether ``output`` was begun with the same model and images; if not, clears it and writes down with which it is now."""
     states = [f"{name} {path.stat().st_mtime_ns if path.is_file() else 0}" for name, path in files.items()]
     wanted = {"model": predictor.digest, "images": list_digest(states), "version": __version__}
     manifest = output / MANIFEST
-    if manifest.is_file() and read_json(manifest) == wanted:
+    earlier = read_json(manifest) if manifest.is_file() else None
+    if earlier == wanted:
         return True
+    written = [output / name for name in (INSTANCES, VISUALIZATIONS, PANOPTIC, _PANOPTIC_JSON, _RESULTS_JSON)]
+    foreign = [path for path in (manifest, *written) if path.exists()]
+    is_ours = isinstance(earlier, dict) and earlier.keys() == wanted.keys()
+    if foreign and not is_ours:
+        raise ValueError(
+            f"{output} holds {foreign[0].name}, which u2seg predict did not write and would replace; give another output directory"
+        )
     # Before the manifest, or a kill would leave results of the other run that look like this one's.
-    for png in png_names(list(files)):
-        (output / INSTANCES / Path(png).with_suffix(".json")).unlink(missing_ok=True)
+    for path in written:
+        for file in [path] if path.is_file() else path.rglob("*.*"):
+            if file.suffix in (".json", ".png", ".jpg"):
+                file.unlink()
     write_json(manifest, wanted)
     return False
 

@@ -1,12 +1,17 @@
 """Embeddings and saved centroids, on masks made by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from label_stages import make_clusters
+from PIL import Image
 from pycocotools import mask as mask_utils
 from u2seg.config import setup_cfg
-from u2seg.data.formats.mask_shards import write_shard
-from u2seg.pseudo_labels.clusters.cluster_stage import iter_assigned, load_centroids, make_clusters
-from u2seg.pseudo_labels.clusters.mask_embeddings import crop_on_white, mask_pooled
+from u2seg.data.formats.mask_shards import mask_shards, write_shard
+from u2seg.pseudo_labels.clusters.cluster_stage import load_centroids, read_assigned
+from u2seg.pseudo_labels.clusters.mask_embeddings import crop_on_white, mask_pooled, masked_crop
+from u2seg.pseudo_labels.image_source import DirectorySource
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.manifest import close_stage, open_stage, shard_path
 
@@ -39,7 +44,9 @@ def masks(tmp_path):
 def test_every_mask_gets_its_cluster_in_its_image(masks, tmp_path):
     cfg = setup_cfg("quick_schedules/scenes.yaml", ["CLUSTERS.NUM_CLUSTERS", "2"])
     clusters = make_clusters(cfg, tmp_path, masks, tmp_path / "clusters")
-    assigned = {r.image_id: labels.tolist() for shard in iter_assigned(masks, clusters) for r, labels in shard}
+    assigned = {
+        r.image_id: labels.tolist() for shard in mask_shards(masks) for r, labels in read_assigned(shard, clusters)
+    }
     near, far = assigned[1]
     assert near != far and assigned == {1: [near, far], 2: [], 3: [near, far, far]}
     centroids = load_centroids(clusters / "centroids.npy", 2, "CLUSTERS")
@@ -48,6 +55,23 @@ def test_every_mask_gets_its_cluster_in_its_image(masks, tmp_path):
         load_centroids(clusters / "centroids.npy", 3, "CLUSTERS")
     with pytest.raises(FileNotFoundError, match="CLUSTERS.CENTROIDS"):
         load_centroids(tmp_path / "none.npy", 2, "CLUSTERS")
+
+
+def test_vectors_of_another_network_are_not_taken_over(tmp_path):
+    Image.new("RGB", (3, 2), (200, 30, 30)).save(tmp_path / "1.png")
+    records = [replace(record(1, [[0, 0], [9, 9]]), file_name="1.png")]
+    (tmp_path / "together").mkdir()
+
+    def embed(network, output):
+        options = ["FEATURES.NAME", network, "FEATURES.IMAGE_SIZE", "(16,16)", "FEATURES.DEVICE", "cpu"]
+        cfg = setup_cfg("quick_schedules/scenes.yaml", options)
+        return masked_crop(cfg, DirectorySource(tmp_path), output)(records)
+
+    first = embed("RawPixels", tmp_path / "together")
+    np.testing.assert_array_equal(embed("RawPixels", tmp_path / "together"), first)
+    second = embed("HandmadeDescriptor", tmp_path / "together")
+    np.testing.assert_array_equal(second, embed("HandmadeDescriptor", tmp_path / "apart"))
+    assert second.shape != first.shape
 
 
 def test_pooled_embeddings_come_in_the_masks_order(masks, tmp_path):

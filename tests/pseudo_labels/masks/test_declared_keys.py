@@ -129,3 +129,18 @@ def test_a_part_that_declares_nothing_is_taken_to_read_all(monkeypatch):
 def test_the_features_of_every_backbone_count():
     cfg = config("MASKS.GENERATOR", "VoteCut", "FEATURES.OTHERS", [["NAME", "RawPixels", "RAW_PIXELS.PATCH_SIZE", 8]])
     assert set(feature_settings(cfg)) == {"NAME", "IMAGE_SIZE", "POSITION_SHARE", "OTHERS", "HANDMADE", "RAW_PIXELS"}
+
+
+def test_weights_count_by_their_content(tmp_path):
+    def settings(path, content):
+        path.write_bytes(content)
+        section = ("FEATURES.NAME", "ResNetFeatures", "FEATURES.RESNET.WEIGHTS", path)
+        others = ("FEATURES.OTHERS", [["NAME", "TimmViT", "VIT.WEIGHTS", str(path), "VIT.BLOCK", 3]])
+        return feature_settings(config(*section, *others))
+
+    first = settings(tmp_path / "a.pth", b"1")
+    assert settings(tmp_path / "b.pth", b"1") == first
+    other = settings(tmp_path / "a.pth", b"2")
+    assert other["RESNET"].pop("WEIGHTS") != first["RESNET"].pop("WEIGHTS")
+    assert other["OTHERS"][0].pop(3) != first["OTHERS"][0].pop(3)
+    assert other == first and first["OTHERS"] == [["NAME", "TimmViT", "VIT.WEIGHTS", "VIT.BLOCK", 3]]

@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 from u2seg.config import add_u2seg_config
 from u2seg.data.formats.mask_shards import iter_records
 from u2seg.pseudo_labels.masks import make_masks
+from u2seg.pseudo_labels.masks.mask_stage import reopen_failures
 from u2seg.utils.manifest import FAILURES, StageMismatchError, TooManyFailuresError
 
 
@@ -126,7 +127,8 @@ def test_other_settings_are_refused(cfg, images, tmp_path):
 
 def test_broken_images_are_recorded(cfg, images, tmp_path):
     (images / "3.png").write_bytes(b"not an image")
-    output = make_masks(cfg, images, tmp_path / "masks", max_failures=0.5)
+    cfg.MASKS.MAX_FAILURES = 0.5
+    output = make_masks(cfg, images, tmp_path / "masks")
     records = list(iter_records(output))
     assert [record.error is None for record in records] == [True, True, True, False, True]
     failures = json.loads((output / FAILURES).read_text())
@@ -139,6 +141,31 @@ def test_too_many_broken_images_end_the_run_after_the_work(cfg, images, tmp_path
     with pytest.raises(TooManyFailuresError, match="1 of 5 images could not be read"):
         make_masks(cfg, images, tmp_path / "masks")
     assert len(list(iter_records(tmp_path / "masks"))) == 5
+
+
+def test_a_stage_that_is_not_finished_can_be_reopened_for_repaired_images(cfg, images, tmp_path):
+    whole, discarded = make_masks(cfg, images, tmp_path / "whole"), []
+    good = (images / "3.png").read_bytes()
+    (images / "3.png").write_bytes(b"")
+    output = tmp_path / "masks"
+    with pytest.raises(TooManyFailuresError, match="u2seg labels` with --retry-failures"):
+        make_masks(cfg, images, output)
+
+    def reopen():
+        return reopen_failures(cfg, images, output, lambda: discarded.append(len(list(output.glob("shard-*")))))
+
+    assert reopen() == 0
+    (images / "3.png").write_bytes(good)
+    cfg.MASKS.TAU = 0.5
+    with pytest.raises(StageMismatchError, match=r"MASKS\.TAU: asked for 0\.5"):
+        reopen()
+    cfg.MASKS.TAU = 0.6
+    assert reopen() == 1 and discarded == [3] and len(list(output.glob("shard-*"))) == 2
+    assert reopen() == 0, "as after a kill"
+    make_masks(cfg, images, output)
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == {
+        path.name: path.read_bytes() for path in whole.iterdir()
+    }
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1), (3, 1000)])

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from label_stages import make_semantics
 from PIL import Image
 from u2seg.checkpoint import CheckpointError, read_weights
 from u2seg.config import setup_cfg
@@ -29,7 +30,6 @@ from u2seg.pseudo_labels.semantics.learned.learned_providers import LearnedSeman
 from u2seg.pseudo_labels.semantics.learned.neighbors import nearest_neighbors
 from u2seg.pseudo_labels.semantics.learned.semantic_head import PixelClusters, PixelSettings, SemanticHead
 from u2seg.pseudo_labels.semantics.learned.stego_training import mean_correlation
-from u2seg.pseudo_labels.semantics.semantic_stage import make_semantics
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import read_json
 from u2seg.utils.image_io import ImageReadError
@@ -44,6 +44,9 @@ SEMANTICS.STEGO.DIM 8 SEMANTICS.STEGO.NUM_POINTS 5 SEMANTICS.STEGO.MAX_ITER 8
 SEMANTICS.CAUSE.DIM 8 SEMANTICS.CAUSE.CODEBOOK_SIZE 6 SEMANTICS.CAUSE.PROJECTION_DIM 8 SEMANTICS.CAUSE.BANK_SIZE 4
 SEMANTICS.CAUSE.HEAD_EPOCHS 1 SEMANTICS.CAUSE.PROBE_EPOCHS 1 SEMANTICS.CAUSE.CELL 2
 """
+
+
+TOLERANT = ("MASKS.MAX_FAILURES", "0.5")
 
 
 @pytest.fixture(scope="module")
@@ -283,12 +286,12 @@ def test_an_image_that_was_lost_since_is_recorded_and_the_others_are_labeled(pro
     images, output = tmp_path / "photos", tmp_path / "s"
     shutil.copytree(photos, images)
     (images / "2.png").unlink()
-    cfg = make_cfg(provider)
     with pytest.raises(TooManyFailuresError):
-        make_semantics(cfg, images, masks, output, max_failures=0.0)
+        make_semantics(make_cfg(provider), images, masks, output)
     assert {path.name for path in output.iterdir()} == {"manifest.json", "failures.json"}
 
-    maps = maps_of(make_semantics(cfg, images, masks, output, max_failures=0.5))
+    cfg = make_cfg(provider, *TOLERANT)
+    maps = maps_of(make_semantics(cfg, images, masks, output))
     assert sorted(maps) == ["0.png", "1.png", "3.png"]
     assert np.load(output / "readable.npy").tolist() == [0, 1, 3]
     assert [failure["file_name"] for failure in read_json(output / "failures.json")] == ["2.png"]
@@ -298,9 +301,9 @@ def test_an_image_that_was_lost_since_is_recorded_and_the_others_are_labeled(pro
     for path in images.iterdir():
         path.unlink()
     with pytest.raises(TooManyFailuresError):
-        make_semantics(cfg, images, masks, tmp_path / "none", max_failures=0.5)
+        make_semantics(cfg, images, masks, tmp_path / "none")
     with pytest.raises(ImageReadError, match=f"none of the 4 images .*{provider} has nothing to learn from"):
-        make_semantics(make_cfg(provider), images, masks, tmp_path / "untrained", max_failures=0.5)
+        make_semantics(make_cfg(provider, *TOLERANT), images, masks, tmp_path / "untrained")
 
 
 def test_an_image_that_is_lost_during_the_training_gives_way_to_the_next(photos, masks, tmp_path, caplog, monkeypatch):
@@ -315,7 +318,7 @@ def test_an_image_that_is_lost_during_the_training_gives_way_to_the_next(photos,
         return found
 
     monkeypatch.setattr(LearnedSemantics, "_find_readable", check_then_lose)
-    maps = maps_of(make_semantics(make_cfg("STEGO"), images, masks, tmp_path / "s", max_failures=0.5))
+    maps = maps_of(make_semantics(make_cfg("STEGO", *TOLERANT), images, masks, tmp_path / "s"))
     assert sorted(maps) == ["0.png", "2.png"] and np.load(tmp_path / "s" / "readable.npy").tolist() == [0, 1, 2, 3]
     warnings = [record.message for record in caplog.records if "during the training" in record.message]
     assert len(warnings) == 1 and warnings[0].startswith("2 of 4 images") and "The first: 1.png: " in warnings[0]

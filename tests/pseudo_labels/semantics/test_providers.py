@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from label_stages import make_semantics
 from PIL import Image
 from u2seg.config import setup_cfg
 from u2seg.data.formats.semantic_shards import iter_semantic_maps, read_semantic_shard, write_semantic_shard
 from u2seg.pseudo_labels.masks import make_masks
 from u2seg.pseudo_labels.semantics.semantic_providers import _largest_vote, nearest_centroid_map
-from u2seg.pseudo_labels.semantics.semantic_stage import make_semantics
 from u2seg.utils.manifest import StageMismatchError
 
 

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from label_stages import make_semantics
 from PIL import Image
 from u2seg.config import setup_cfg
 from u2seg.data.formats.semantic_shards import iter_semantic_maps
 from u2seg.pseudo_labels.masks import make_masks
 from u2seg.pseudo_labels.masks.hierarchy.merging import MergeTree
 from u2seg.pseudo_labels.semantics.region_kmeans import RegionWeights, divide_image
-from u2seg.pseudo_labels.semantics.semantic_stage import make_semantics
 from u2seg.utils.manifest import StageMismatchError
 
 SKY, GRASS, WALL = (120, 160, 230), (40, 130, 40), (190, 150, 110)

@@ -16,6 +16,7 @@ from u2seg.pseudo_labels.semantics.learned.cluster_probe import ClusterProbe
 from u2seg.pseudo_labels.semantics.learned.code_heads import CodeHead
 from u2seg.pseudo_labels.semantics.learned.semantic_head import SemanticHead, save_semantic_head
 from u2seg.utils.files import read_json
+from u2seg.utils.image_io import ImageReadError
 from u2seg.utils.manifest import close_stage, open_stage
 
 
@@ -175,6 +176,16 @@ def test_a_linear_probe_takes_pairs_by_name_and_equal_classes(ground_truth, tmp_
     other.class_names = ("sky", "grass")
     with pytest.raises(ValueError, match=r"classes that are scored, sky, grass, \.\.\., got c1, c2"):
         score_linear_probe(setup_cfg("quick_schedules/scenes.yaml"), "head.pth", labeled, other)
+    Image.fromarray(np.zeros((4, 7, 3), np.uint8)).save(images / "b.png")
+    with pytest.raises(
+        ImageReadError, match=r"b\.png has 4 x 7 pixels \(height x width\), its ground truth in .* 4 x 6"
+    ):
+        labeled.read(1)
+    for name in ("a.jpg", "unlabeled.jpg"):
+        Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(images / name)
+    with pytest.raises(ValueError, match=r"images has several images named a; .*a name of its own"):
+        LabeledImages(images, *ground_truth)
+    (images / "a.jpg").unlink()
     (images / "a.png").unlink()
     with pytest.raises(ValueError, match=r"1 of 2 are not there, for example \['a'\]"):
         LabeledImages(images, *ground_truth)

@@ -17,7 +17,7 @@ from u2seg.pseudo_labels import STAGES, make_pseudo_labels
 from u2seg.pseudo_labels.launchers import Launcher, LocalLauncher, SlurmLauncher, TorchrunLauncher, is_leading_rank
 from u2seg.pseudo_labels.phases import LabelRun
 from u2seg.pseudo_labels.pipeline import finalize, make_worker_share, retry_failures
-from u2seg.pseudo_labels.sharding import Worker
+from u2seg.pseudo_labels.worker import Worker
 from u2seg.utils.command_line import comma_separated
 from u2seg.utils.files import read_json
 from u2seg.utils.manifest import FAILURES
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-failures",
         type=float,
         metavar="SHARE",
-        help="share of unreadable photos, 0 to 1, that is tolerated (default MASKS.MAX_FAILURES, 0.01)",
+        help="share of unreadable photos, 0 to 1, that is tolerated; sets MASKS.MAX_FAILURES",
     )
     parser.add_argument(
         "--retry-failures",
@@ -60,7 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="processes of this machine that share the work (default 1; with --launcher local: one for each GPU, else for each core)",
+        help="processes of this machine that share the work (default 1; with --launcher local: one for each GPU, else "
+        "the number of cores divided by MASKS.NUM_WORKERS)",
     )
     workers.add_argument(
         "--worker",
@@ -73,21 +74,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="close the round that workers have made, and make nothing; fails and names what is missing if a worker has not ended",
     )
     workers.add_argument("--partition", metavar="NAME", help="SLURM partition (default: the cluster's)")
-    workers.add_argument("--jobs", type=int, default=4, metavar="N", help="SLURM jobs that share the work (default 4)")
-    workers.add_argument(
-        "--time", type=int, default=24 * 60, metavar="MINUTES", help="time limit of a SLURM job (default 1440, a day)"
-    )
+    workers.add_argument("--jobs", type=int, metavar="N", help="SLURM jobs that share the work (default 4)")
+    workers.add_argument("--time", type=int, metavar="MINUTES", help="time limit of a SLURM job (default 1440, a day)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Makes the labels and says where they are."""
-    cfg = setup_cfg(args.config_file, args.opts)
-    cfg.freeze()
     _check_combination(args)
+    limit = [] if args.max_failures is None else ["MASKS.MAX_FAILURES", str(args.max_failures)]
+    cfg = setup_cfg(args.config_file, [*args.opts, *limit])
+    cfg.freeze()
     if args.worker:
         return _run_worker(cfg, args)
     if args.finalize:
-        upcoming = finalize(cfg, args.images, args.output, stages=args.stages, max_failures=args.max_failures)
+        upcoming = finalize(cfg, args.images, args.output, stages=args.stages)
         print(f"closed; next: {', '.join(upcoming)}" if upcoming else f"the labels in {args.output} are complete")
         return 0
     if args.retry_failures:
@@ -97,7 +97,6 @@ def run(args: argparse.Namespace) -> int:
         args.images,
         args.output,
         stages=args.stages,
-        max_failures=args.max_failures,
         num_workers=1 if args.workers is None else args.workers,
         launcher=_launcher(args),
     )
@@ -109,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_combination(args: argparse.Namespace) -> None:
-    for name in ("workers", "jobs"):
+    for name in ("workers", "jobs", "time"):
         count = getattr(args, name)
         if count is not None and count < 1:
             raise ValueError(f"--{name} must be at least 1, got {count}")
@@ -118,6 +117,9 @@ def _check_combination(args: argparse.Namespace) -> None:
         raise ValueError(f"--{chosen[0]} and --{chosen[1]} do not go together: choose who runs the workers")
     if args.retry_failures and chosen:
         raise ValueError(f"--{chosen[0]} does not look for repaired images; use --retry-failures in a run without it")
+    for name in ("partition", "jobs", "time"):
+        if getattr(args, name) is not None and args.launcher != "slurm":
+            raise ValueError(f"--{name} is for SLURM jobs; add --launcher slurm, or leave it out")
     if args.workers is not None and (args.worker or args.finalize or args.launcher in ("torchrun", "slurm")):
         raise ValueError(f"--workers counts processes of this machine; leave it out with --{chosen[0]}")
 
@@ -137,5 +139,6 @@ def _launcher(args: argparse.Namespace) -> Callable[[CfgNode, LabelRun], Launche
     if args.launcher == "torchrun":
         return TorchrunLauncher
     if args.launcher == "slurm":
-        return partial(SlurmLauncher, jobs=args.jobs, partition=args.partition, minutes=args.time)
+        given = {"jobs": args.jobs, "partition": args.partition, "minutes": args.time}
+        return partial(SlurmLauncher, **{name: value for name, value in given.items() if value is not None})
     return None

@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode as CN
 
-from u2seg.config.validation import COUNT, Rule, choice, flag, integer, number, register_rules, several, text
+from u2seg.config.validation import COUNT, Rule, choice, device, flag, integer, number, register_rules, several, text
 
 
 def add_features_config(cfg: CN) -> None:
@@ -64,7 +64,7 @@ register_rules(
         "FEATURES.NAME": text(),
         "FEATURES.IMAGE_SIZE": several(integer(16, 8192), count=2),
         "FEATURES.BATCH_SIZE": COUNT,
-        "FEATURES.DEVICE": text(),
+        "FEATURES.DEVICE": device(),
         "FEATURES.POSITION_SHARE": number(0, 0.99),
         "FEATURES.OTHERS": several(several(_ANYTHING, at_least=2)),
         "FEATURES.HANDMADE.PATCH_SIZE": integer(1, 1024),

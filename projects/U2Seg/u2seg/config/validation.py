@@ -211,12 +211,10 @@ def _plain(bound: float) -> str:
 
 
 def device() -> Rule:
-    """Returns the rule for a device's name, as torch takes it."""
+    """Returns the rule for a device's name; "auto" is CUDA where there is one, else the CPU."""
     return Rule(
-        "a device such as cpu, cuda, cuda:1 or mps",
-        lambda value: (
-            isinstance(value, str) and re.fullmatch(r"(auto|cpu|cuda|mps|xpu|npu|hpu|meta)(:\d+)?", value) is not None
-        ),
+        "a device such as cpu, cuda, cuda:1 or mps, or auto",
+        lambda value: isinstance(value, str) and re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", value) is not None,
     )
 
 

@@ -1,6 +1,7 @@
-"""``TEST.EXPECTED_RESULTS``: scores that a run must reach. What no run could reach is refused before it begins."""
+"""``TEST.EXPECTED_RESULTS``: scores that a run must reach. What no run could score or reach is refused before it begins."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -8,8 +9,10 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from u2seg.data.datasets.registration import EVALUATOR_TYPE
-from u2seg.evaluation.evaluator import PARTIAL
-from u2seg.evaluation.scoring import CLASS_AGNOSTIC, TASKS, ScoreSettings
+from u2seg.evaluation.evaluator import PARTIAL, TABLES
+from u2seg.evaluation.matching.protocols import build_protocol
+from u2seg.evaluation.scoring import CLASS_AGNOSTIC, TASKS, ScoreSettings, saved_label_map
+from u2seg.evaluation.tables.segment_tables import TableSpace
 
 
 def refuse_impossible_results(cfg: CfgNode) -> None:
@@ -40,6 +43,44 @@ def refuse_impossible_results(cfg: CfgNode) -> None:
             raise ValueError(
                 f"TEST.EXPECTED_RESULTS names the task {own!r}, which is not scored on {name}; there are {', '.join(scored)}"
             )
+
+
+def refuse_impossible_scoring(cfg: CfgNode) -> None:
+    """Refuses what else would only be found out after the training and the inference.
+
+    Args:
+        cfg: complete.
+
+    Raises:
+        UnknownNameError: ``TEST.PROTOCOLS`` names an unknown protocol.
+        FileNotFoundError: the label map, or the tables on which to fit one, are not there and will not be.
+        ValueError: both are given, or the label map belongs to other clusters or categories than those that are scored.
+    """
+    for protocol in cfg.TEST.PROTOCOLS:
+        build_protocol(protocol)
+    settings = ScoreSettings.of_config(cfg)
+    if settings.fit_on:
+        _require_tables(cfg, Path(settings.fit_on))
+    if settings.label_map:
+        if not Path(settings.label_map).is_file():
+            raise FileNotFoundError(f"TEST.LABEL_MAP.FILE names {settings.label_map}, which is not there")
+        counts = cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES - 1
+        for name in cfg.DATASETS.TEST:
+            categories = MetadataCatalog.get(name).get("label_space")
+            if categories is not None:
+                saved_label_map(settings, TableSpace(name, *counts, categories, ()))
+
+
+def _require_tables(cfg: CfgNode, fit_on: Path) -> None:
+    """Refuses a ``TEST.LABEL_MAP.FIT_ON`` that is neither there nor among what this run scores."""
+    inference = Path(cfg.OUTPUT_DIR) / "inference"
+    tables = fit_on if fit_on.suffix == ".npz" else inference / fit_on / TABLES
+    made_here = [inference / name / TABLES for name in cfg.DATASETS.TEST]
+    if tables not in made_here and not tables.is_file():
+        raise FileNotFoundError(
+            f"TEST.LABEL_MAP.FIT_ON is {str(fit_on)!r}, but {tables} is not there, and DATASETS.TEST does not name the dataset; "
+            f"it names {', '.join(cfg.DATASETS.TEST) or 'none'}"
+        )
 
 
 def _tasks(cfg: CfgNode, name: str) -> list[str]:

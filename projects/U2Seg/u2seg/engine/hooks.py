@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from u2seg.checkpoint.checkpointer import require_finite, save_to_disk
 from u2seg.data import build_mapper
+from u2seg.engine.training_record import AVERAGED
 from u2seg.utils.files import atomic_path
 from u2seg.utils.image_io import png_names
 from u2seg.utils.registry import NamedRegistry
@@ -93,13 +94,13 @@ class EMAHook(HookBase):
     def __init__(self, average: AveragedWeights, output_dir: str):
         """Keeps the average and the run's directory."""
         self._average = average
-        self._path = Path(output_dir) / "model_ema.pth"
+        self._path = Path(output_dir) / AVERAGED
 
     def after_step(self) -> None:
         """Updates the average."""
         self._average.update()
         if self.trainer.iter + 1 == self.trainer.max_iter and comm.is_main_process():
-            require_finite(self._average.weights, "model_ema.pth")
+            require_finite(self._average.weights, AVERAGED)
             with atomic_path(self._path) as temporary:
                 save_to_disk({"model": self._average.weights}, temporary)
 

@@ -16,9 +16,10 @@ from u2seg.checkpoint.loading import load_weights
 from u2seg.config import find_config_file, setup_cfg
 from u2seg.config.config import require_chosen_model
 from u2seg.engine import training_record
-from u2seg.engine.expected_results import refuse_impossible_results, verify_expected_results
+from u2seg.engine.expected_results import refuse_impossible_results, refuse_impossible_scoring, verify_expected_results
 from u2seg.engine.self_training import self_train
 from u2seg.engine.trainer import U2SegTrainer, train_and_record
+from u2seg.evaluation.evaluator import weights_of_file
 from u2seg.modeling.build import complete_config
 from u2seg.utils.write_errors import clear_write_errors
 
@@ -74,6 +75,7 @@ def _complete_config(args: argparse.Namespace) -> CfgNode:
     require_chosen_model(cfg, args.config_file)
     complete_config(cfg, eval_only=args.eval_only)
     refuse_impossible_results(cfg)
+    refuse_impossible_scoring(cfg)
     cfg.freeze()
     return cfg
 
@@ -111,7 +113,7 @@ def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict:
     if not path:
         raise ValueError("--eval-only needs a model: MODEL.WEIGHTS FILE, or --resume for OUTPUT_DIR's last checkpoint")
     load_weights(model, cfg, path)
-    results = U2SegTrainer.test(cfg, model)
+    results = U2SegTrainer.test(cfg, model, weights=weights_of_file(path))
     verify_expected_results(cfg, results)
     return results
 
@@ -122,6 +124,7 @@ def run_self_training(args: argparse.Namespace) -> Path:
     cfg = setup_cfg(args.config_file, args.opts)
     cfg.OUTPUT_DIR = args.output
     complete_config(cfg)
+    refuse_impossible_scoring(cfg)
     cfg.freeze()
     _set_up(cfg, args)
     return self_train(cfg, args.output, args.rounds)

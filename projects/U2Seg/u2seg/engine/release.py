@@ -11,11 +11,10 @@ from u2seg.checkpoint.checkpointer import LAST_CHECKPOINT, last_checkpoint
 from u2seg.checkpoint.reading import CheckpointError, read_checkpoint, read_weights
 from u2seg.config.config_file import read_config_file
 from u2seg.engine.model_card import is_detector, model_card
-from u2seg.engine.training_record import FINAL
+from u2seg.engine.training_record import AVERAGED, FINAL
 from u2seg.utils.files import atomic_path, file_digest
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
-AVERAGED = "model_ema.pth"
 BACKBONE_PREFIX = "backbone."
 
 # What a model needs where it is used. The rest of a run's settings describes its training, and names directories.

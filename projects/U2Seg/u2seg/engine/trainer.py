@@ -6,8 +6,9 @@ import os
 import random
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from detectron2.config import CfgNode
@@ -26,6 +27,7 @@ from u2seg.engine.hooks import HOOK_REGISTRY, AveragedWeights, EMAHook, Visualiz
 from u2seg.engine.log_writers import build_log_writers
 from u2seg.engine.training_step import TrainingStep, resolve_precision
 from u2seg.evaluation import EVALUATOR_REGISTRY
+from u2seg.evaluation.evaluator import RecordingEvaluator, weights_in_memory, weights_of_file
 from u2seg.modeling import build_model, checkpoint_residual_blocks
 from u2seg.modeling.stable_order import StableOrder
 from u2seg.solver.build import build_optimizer
@@ -137,8 +139,20 @@ class U2SegTrainer(DefaultTrainer):
     def _score(self) -> OrderedDict:
         """Scores the averaged weights where there are some, else the model's own; Detectron2's EvalHook calls it."""
         with self.scored_weights():
-            self._last_eval_results = self.test(self.cfg, self.model)
+            self._last_eval_results = self.test(self.cfg, self.model, weights=self._scored_record())
         return self._last_eval_results
+
+    def _scored_record(self) -> dict[str, str]:
+        """Returns which weights the model has now, for the record: a file's at the end of a training, else those of an iteration."""
+        if not comm.is_main_process():  # nobody else writes, and the file may be unfinished when seen from there
+            return {}
+        averaged = self.average is not None
+        final = Path(self.cfg.OUTPUT_DIR) / (training_record.AVERAGED if averaged else f"{training_record.FINAL}.pth")
+        if self.iter >= self.max_iter and final.is_file():
+            return weights_of_file(final)
+        done = min(self.iter + 1, self.max_iter)
+        name = f"{'averaged weights of ' if averaged else ''}{self.cfg.OUTPUT_DIR} after {done} iterations"
+        return weights_in_memory(name, self.model.state_dict())
 
     def scored_weights(self) -> contextlib.AbstractContextManager:
         """Returns a block in which the model has the weights that are scored: the averaged ones where there are some."""
@@ -207,6 +221,7 @@ class U2SegTrainer(DefaultTrainer):
         cfg: CfgNode,
         model: torch.nn.Module,
         evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+        weights: Mapping[str, str] = MappingProxyType({}),
     ) -> OrderedDict:
         """Returns the scores on ``DATASETS.TEST``, from one inference pass over each set; the main process prints one table a set.
 
@@ -214,6 +229,7 @@ class U2SegTrainer(DefaultTrainer):
             cfg: the configuration.
             model: with its weights.
             evaluators: one for each test set; None: those that the datasets name.
+            weights: which weights the model has, for the record; see :class:`u2seg.evaluation.evaluator.RecordingEvaluator`.
 
         Returns:
             The evaluator's result where there is one test set, else dataset -> result; empty in other processes than the main one.
@@ -223,6 +239,8 @@ class U2SegTrainer(DefaultTrainer):
         results: OrderedDict = OrderedDict()
         for index, name in enumerate(cfg.DATASETS.TEST):
             evaluator = cls.build_evaluator(cfg, name) if evaluators is None else evaluators[index]
+            if isinstance(evaluator, RecordingEvaluator):
+                evaluator.weights = weights
             loader = cls.build_test_loader(cfg, name)
             with StableOrder():  # as the predictor has it: one model, one output
                 scores = inference_on_dataset(model, _CountedBatches(loader), evaluator)

@@ -16,6 +16,7 @@ from u2seg.version import __version__
 
 RECORD = "training.json"
 FINAL = "model_final"
+AVERAGED = "model_ema.pth"  # the averaged weights at the end of a training
 
 # Keys without influence on the weights, sections and single ones; so have those in whose names TEST is a word.
 _NOT_TRAINED_BY = (
@@ -76,7 +77,7 @@ def _equal(first: object, second: object) -> bool:
 def differences(cfg: CfgNode) -> list[str]:
     """Returns how the training settings of ``cfg`` differ from those of the model in its ``OUTPUT_DIR``, one line a key.
 
-    A directory without a checkpoint binds nobody; a key that an older version did not have is no difference.
+    A directory without a checkpoint does not fix the settings; a key that an older version did not have is no difference.
     """
     recorded = _record(cfg).get("settings", {})
     if not iterations_done(cfg):

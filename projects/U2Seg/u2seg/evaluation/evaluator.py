@@ -1,9 +1,11 @@
 """The evaluator of universal segmenters: one inference pass, all tasks, every protocol."""
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,11 @@ from detectron2.data import Metadata, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 
-from u2seg.checkpoint.checkpointer import last_checkpoint
 from u2seg.data.datasets.registration import require_dataset_files
 from u2seg.evaluation.matching.label_map import save_label_map
-from u2seg.evaluation.registries import EVALUATOR_REGISTRY
+from u2seg.evaluation.registries import EVALUATOR_REGISTRY, PROTOCOL_REGISTRY
 from u2seg.evaluation.score_table import RECORD, format_table, to_csv, to_latex
 from u2seg.evaluation.scoring import Evaluation, ScoreSettings, detectron2_results, evaluate_tables
 from u2seg.evaluation.tables.ground_truth import InstanceGroundTruth, PanopticGroundTruth
@@ -33,7 +35,6 @@ from u2seg.evaluation.tables.image_tables import (
 )
 from u2seg.evaluation.tables.segment_tables import SegmentTables, TableSpace, concatenate_tables, save_tables
 from u2seg.utils.files import atomic_path, file_digest, write_json
-from u2seg.utils.hub_files import local_file
 from u2seg.version import __version__
 
 TABLES = "tables.npz"
@@ -43,7 +44,18 @@ JOIN_EVERY = 50  # images; many small arrays left alone keep the heap from shrin
 logger = logging.getLogger(__name__)
 
 
-class PanopticEvaluator(DatasetEvaluator):
+class RecordingEvaluator(DatasetEvaluator):
+    """An evaluator whose files say which weights it scored. It does not see the model, so whoever starts the evaluation says it.
+
+    Attributes:
+        weights: ``weights``, a checkpoint or the moment of a training, and ``weights_sha256``; empty where nobody said it. See
+            :func:`weights_of_file` and :func:`weights_in_memory`.
+    """
+
+    weights: Mapping[str, str] = MappingProxyType({})
+
+
+class PanopticEvaluator(RecordingEvaluator):
     """Scores stock Panoptic-FPN outputs (``panoptic_seg``, ``instances``, ``sem_seg``; whichever a model gives) in one pass.
 
     Each image is reduced to segment tables when it is processed. :meth:`evaluate` gathers them over processes, computes the
@@ -62,7 +74,6 @@ class PanopticEvaluator(DatasetEvaluator):
         settings: ScoreSettings,
         boundary_ratio: float = 0.0,
         keep_tables: bool = True,
-        provenance: dict | None = None,
     ):
         """Reads the ground truth's JSON files; images' PNGs are read as they come.
 
@@ -75,7 +86,6 @@ class PanopticEvaluator(DatasetEvaluator):
                 directory.
             boundary_ratio: half-width of boundaries as a share of the diagonal, for boundary IoU; 0 for none.
             keep_tables: whether the tables are saved beside the scores.
-            provenance: more values for the record, such as the checkpoint.
 
         Raises:
             ValueError: the metadata names no ground truth.
@@ -99,7 +109,6 @@ class PanopticEvaluator(DatasetEvaluator):
         self._settings = settings
         self._boundary_ratio = boundary_ratio
         self._keep_tables = keep_tables
-        self._provenance = provenance or {}
         self.reset()
 
     @classmethod
@@ -107,7 +116,7 @@ class PanopticEvaluator(DatasetEvaluator):
         """Returns the constructor's arguments that a configuration asks for.
 
         Args:
-            cfg: with this project's keys; reads ``TEST``, the class counts of the heads, and ``MODEL.WEIGHTS`` for the record.
+            cfg: with this project's keys; reads ``TEST`` and the class counts of the heads.
             dataset_name: in Detectron2's catalogs.
             output_dir: results go to ``output_dir/<dataset_name>``, or to ``output_dir`` itself where it is named like the
                 dataset; None for ``cfg.OUTPUT_DIR/inference``.
@@ -122,7 +131,6 @@ class PanopticEvaluator(DatasetEvaluator):
             "settings": ScoreSettings.of_config(cfg),
             "boundary_ratio": cfg.TEST.BOUNDARY_RATIO,
             "keep_tables": cfg.TEST.SAVE_TABLES,
-            "provenance": weights_record(cfg),
         }
 
     def reset(self) -> None:
@@ -163,12 +171,16 @@ class PanopticEvaluator(DatasetEvaluator):
         if not gathered:
             raise ValueError(f"no image of {self._dataset!r} was processed; its loader gave none")
         tables = concatenate_tables(gathered)
+        tables = replace(tables, record=self._record(tables))
         if self._output and self._keep_tables:
             save_tables(self._output / TABLES, tables)
-        evaluation = evaluate_tables(tables, replace(self._settings, fit_on=self._fit_tables()))
-        record = self._record(tables)
+        elif self._output:
+            (self._output / TABLES).unlink(missing_ok=True)  # of an earlier evaluation
+        settings = replace(self._settings, fit_on=self._fit_tables())
+        evaluation = evaluate_tables(tables, settings)
+        record = {**tables.record, **tables_summary(tables), "fitted_on": self._fitted_on()}
         if self._output:
-            write_evaluation(self._output, evaluation, record)
+            write_evaluation(self._output, evaluation, record, settings.label_map)
         if not record["complete"]:
             logger.warning(
                 "Only %d of the %d images of %s were scored: what follows is NOT the score of %s",
@@ -221,15 +233,10 @@ class PanopticEvaluator(DatasetEvaluator):
     def _record(self, tables: SegmentTables) -> dict:
         expected = set(self._image_ids)
         return {
-            **self._provenance,
-            "dataset": self._dataset,
-            "fitted_on": self._fitted_on(),
-            "images": len(tables.images),
+            **self.weights,
             "dataset_images": len(expected),
             "complete": expected <= set(tables.images["id"].tolist()),
-            "thing_clusters": self._num_things,
-            "stuff_clusters": self._num_stuff,
-            "u2seg": __version__,
+            "max_detections": list(self._settings.max_detections),
         }
 
     def _tables_of(self, image_id: int, output: Mapping) -> SegmentTables:
@@ -331,22 +338,42 @@ for _evaluator_type in ("coco", "coco_panoptic_seg"):
     EVALUATOR_REGISTRY.register(_evaluator_type)(u2seg_panoptic)
 
 
-def write_evaluation(directory: str | Path, evaluation: Evaluation, record: dict) -> None:
+def tables_summary(tables: SegmentTables) -> dict:
+    """Returns what the record of an evaluation says of any tables."""
+    return {
+        "dataset": tables.space.dataset,
+        "images": len(tables.images),
+        "thing_clusters": tables.space.num_things,
+        "stuff_clusters": tables.space.num_stuff,
+        "u2seg": __version__,
+    }
+
+
+def write_evaluation(
+    directory: str | Path, evaluation: Evaluation, record: dict, used_label_map: str | Path = ""
+) -> None:
     """Writes the scores (``metrics.json``, ``.csv``, ``.tex``), ``per_category.json``, ``provenance.json``, label maps, intervals.
+
+    The label maps and intervals of an earlier evaluation are deleted.
 
     Args:
         directory: to write to.
         evaluation: the scores.
         record: what was scored by what: ``dataset``, ``images``, ``dataset_images``, ``complete``, ``fitted_on``, ``weights`` and so
             on. ``metrics.json`` holds those and the checkpoint beside the tasks, as :data:`u2seg.evaluation.score_table.RECORD`.
+        used_label_map: the saved label map that was used, which is kept; empty for none.
     """
     directory = Path(directory)
+    intervals = directory / "intervals.json"
+    for stale in (intervals, *(_label_map_path(directory, protocol) for protocol, _ in PROTOCOL_REGISTRY)):
+        if stale.resolve() != Path(used_label_map).resolve():
+            stale.unlink(missing_ok=True)
     short = short_record(record)
     write_json(directory / "metrics.json", {**evaluation.results, RECORD: short})
     write_json(directory / "per_category.json", evaluation.per_category)
     write_json(directory / PROVENANCE, {**record, "protocols": evaluation.notes})
     if evaluation.intervals:
-        write_json(directory / "intervals.json", evaluation.intervals)
+        write_json(intervals, evaluation.intervals)
     for name, text in (
         ("metrics.csv", to_csv(evaluation.results, short)),
         ("metrics.tex", to_latex(evaluation.results)),
@@ -354,15 +381,18 @@ def write_evaluation(directory: str | Path, evaluation: Evaluation, record: dict
         with atomic_path(directory / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     for protocol, label_map in evaluation.label_maps.items():
-        label_map.provenance.update(label_map.provenance or {**record, "protocol": protocol})
-        save_label_map(directory / f"label_map_{protocol}.json", label_map, evaluation.space)
+        label_map.provenance.update({**record, "protocol": protocol})
+        save_label_map(_label_map_path(directory, protocol), label_map, evaluation.space)
+
+
+def _label_map_path(directory: Path, protocol: str) -> Path:
+    return directory / f"label_map_{protocol}.json"
 
 
 def short_record(record: dict) -> dict:
     """Returns what ``metrics.json`` and the CSV say of where the scores come from; ``checkpoint`` is empty where none is known."""
     names = ("dataset", "images", "dataset_images", "complete", "fitted_on")
-    checkpoint = record.get("last_checkpoint") or record.get("weights") or ""
-    return {**{name: record[name] for name in names if name in record}, "checkpoint": checkpoint}
+    return {**{name: record[name] for name in names if name in record}, "checkpoint": record.get("weights", "")}
 
 
 def largest_channel(logits: torch.Tensor) -> np.ndarray:
@@ -373,7 +403,7 @@ def largest_channel(logits: torch.Tensor) -> np.ndarray:
     Args:
         logits: float (channels, height, width), at most 255 channels.
     """
-    if logits.is_cuda:
+    if logits.device.type != "cpu":
         return logits.argmax(dim=0).to(torch.uint8).cpu().numpy()
     planes = logits.numpy()
     largest, channel = planes[0].copy(), np.zeros(planes.shape[1:], np.uint8)
@@ -383,22 +413,26 @@ def largest_channel(logits: torch.Tensor) -> np.ndarray:
     return channel
 
 
-def weights_record(cfg: CfgNode) -> dict[str, str | None]:
-    """Returns which weights a configuration names, and the newest checkpoint in its output directory, with their SHA-256.
+def weights_of_file(path: str | Path) -> dict[str, str]:
+    """Returns the record of weights that were loaded from a file, as ``MODEL.WEIGHTS`` names it; see :class:`RecordingEvaluator`."""
+    return {
+        "weights": str(path),
+        "weights_sha256": file_digest(PathManager.get_local_path(str(path).partition("?")[0])),
+    }
 
-    An evaluator does not see the model: after ``--eval-only`` the first were scored, at the end of a training the second.
+
+def weights_in_memory(name: str, weights: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Returns the record of weights that no file holds, those of a training that goes on; their SHA-256 is of all tensors.
+
+    Args:
+        name: says which they are.
+        weights: a model's ``state_dict``.
     """
-    record = {"weights": cfg.MODEL.WEIGHTS, "weights_sha256": _digest(cfg.MODEL.WEIGHTS)}
-    newest = last_checkpoint(cfg.OUTPUT_DIR)
-    if newest is not None:
-        record |= {"last_checkpoint": str(newest), "last_checkpoint_sha256": _digest(newest)}
-    return record
-
-
-def _digest(path: str | Path) -> str | None:
-    """Returns the SHA-256 of a file, here or on the Hub; None where there is no file of that name."""
-    path = local_file(path)
-    return file_digest(path) if path.is_file() else None
+    digest = hashlib.sha256()
+    for key, value in sorted(weights.items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return {"weights": name, "weights_sha256": digest.hexdigest()}
 
 
 def _panoptic_gt(metadata: Metadata) -> PanopticGroundTruth | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from u2seg.data.datasets.coco_supercategories import semantic_groups
 from u2seg.evaluation.metrics.semantic_scores import confusion_matrix, semantic_scores
 from u2seg.evaluation.tables.ground_truth import PanopticGroundTruth
+from u2seg.evaluation.tables.semantic_maps import images_by_stem, twins_error
 from u2seg.features import resolve_device
 from u2seg.pseudo_labels.semantics.learned.semantic_head import (
     PixelClusters,
@@ -22,7 +23,8 @@ from u2seg.pseudo_labels.semantics.learned.semantic_head import (
     build_head_extractor,
     load_semantic_head,
 )
-from u2seg.utils.image_io import list_images, read_listed_image
+from u2seg.utils.external_sort import repeated_items
+from u2seg.utils.image_io import ImageReadError, list_images, read_named_rgb
 from u2seg.utils.progress import Progress
 
 VOID = -1
@@ -44,13 +46,16 @@ class LabeledImages:
             gt_root: its PNGs.
 
         Raises:
-            ValueError: an annotation has no image, or there is none.
+            ValueError: an annotation has no image, there is none, or a name stands for several images.
         """
         self._images, self._gt = Path(images), PanopticGroundTruth(gt_json, gt_root)
         lookup, self.class_names = semantic_groups(self._gt.space)
         self._lookup = np.array(lookup, np.int64)
-        names = {Path(name).stem: name for name in list_images(images)}
-        stems = {Path(row["file_name"]).stem: image_id for image_id, row in self._gt.annotations.items()}
+        stems = images_by_stem(self._gt)
+        wanted = [name for name in list_images(images) if Path(name).stem in stems]
+        names = {Path(name).stem: name for name in wanted}
+        if len(names) < len(wanted):
+            raise twins_error(images, repeated_items(Path(name).stem for name in wanted))
         missing = sorted(stems.keys() - names.keys())
         if missing or not stems:
             raise ValueError(
@@ -63,14 +68,24 @@ class LabeledImages:
         return len(self._pairs)
 
     def read(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns an image, uint8 (H, W, 3), and its classes, int64 (H, W), ``VOID`` where there is none."""
+        """Returns an image, uint8 (H, W, 3), and its classes, int64 (H, W), ``VOID`` where there is none.
+
+        Raises:
+            ImageReadError: the image cannot be read, or has another size than its ground truth.
+        """
         name, image_id = self._pairs[number]
         gt_map, segments = self._gt.read(image_id)
         classes = np.full(gt_map.shape, VOID, np.int64)
         for segment in segments:
             if not segment.crowd:
                 classes[gt_map == segment.id] = self._lookup[segment.label]
-        return read_listed_image(self._images, name, gt_map.shape), classes
+        image_rgb = read_named_rgb(self._images / name)
+        if image_rgb.shape[:2] != gt_map.shape:
+            raise ImageReadError(
+                f"{self._images / name} has {image_rgb.shape[0]} x {image_rgb.shape[1]} pixels (height x width), its ground truth in "
+                f"{self._gt.path} {gt_map.shape[0]} x {gt_map.shape[1]}"
+            )
+        return image_rgb, classes
 
 
 def score_linear_probe(

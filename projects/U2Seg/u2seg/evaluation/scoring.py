@@ -32,7 +32,13 @@ from u2seg.evaluation.metrics.average_precision import (
 )
 from u2seg.evaluation.metrics.panoptic_quality import PanopticMatches, panoptic_quality
 from u2seg.evaluation.metrics.semantic_scores import SemanticScores, boundary_iou, confusion_matrix, semantic_scores
-from u2seg.evaluation.tables.segment_tables import SegmentTables, TableSpace, load_tables, with_stuff_groups
+from u2seg.evaluation.tables.segment_tables import (
+    SegmentTables,
+    TableSpace,
+    empty_tables,
+    load_tables,
+    with_stuff_groups,
+)
 
 CLASS_AGNOSTIC = "class_agnostic"  # the row of scores that need no protocol
 KINDS = ("box", "mask")
@@ -113,7 +119,7 @@ class Evaluation:
         space: what was scored; its categories are grouped if the settings asked for it.
         results: ``panoptic_seg``, ``bbox``, ``segm`` and ``sem_seg`` -> row -> metric -> 0..100. A row is a protocol, or the
             :meth:`ScoreSettings.row_name` of one with a saved label map.
-        label_maps: protocol -> what it fitted.
+        label_maps: protocol -> what it fitted; empty where a saved label map was used.
         notes: protocol -> counts of clusters and segments, for the record beside the scores.
         per_category: row -> category -> metric -> 0..100.
         intervals: as ``results``, with [low, high] of 95 % intervals over the images, the label maps held fixed; empty without
@@ -139,7 +145,7 @@ def evaluate_tables(tables: SegmentTables, settings: ScoreSettings) -> Evaluatio
         raise ValueError(f"the tables of {tables.space.dataset!r} hold no image; there is nothing to score")
     tables = _grouped(tables, settings)
     fit_on = _fitting_tables(tables, settings)
-    given = load_label_map(settings.label_map, tables.space) if settings.label_map else None
+    given = saved_label_map(settings, tables.space) if settings.label_map else None
     evaluation = Evaluation(tables.space, {task: {} for task in TASKS})
     scored = {}
     for name in settings.protocols:
@@ -147,7 +153,8 @@ def evaluate_tables(tables: SegmentTables, settings: ScoreSettings) -> Evaluatio
         label_map = given or protocol.fit(fit_on)
         row = settings.row_name(name)
         scored[row] = _matched(tables, label_map, protocol, settings)
-        evaluation.label_maps[name] = label_map
+        if given is None:
+            evaluation.label_maps[name] = label_map
         evaluation.notes[name] = cluster_counts(tables, label_map)
         evaluation.per_category[row] = scored[row].per_category(tables.space)
     scored[CLASS_AGNOSTIC] = _Matched(instance=_class_agnostic(tables, settings))
@@ -385,6 +392,16 @@ def _class_agnostic(tables: SegmentTables, settings: ScoreSettings) -> dict[str,
     }
 
 
+def saved_label_map(settings: ScoreSettings, space: TableSpace) -> LabelMap:
+    """Returns the label map of the settings; ``space`` is of the tables, grouped or not.
+
+    Raises:
+        FileNotFoundError: with the path.
+        ValueError: it belongs to other clusters or categories.
+    """
+    return load_label_map(settings.label_map, _grouped(empty_tables(space), settings).space)
+
+
 def _grouped(tables: SegmentTables, settings: ScoreSettings) -> SegmentTables:
     groups = stuff_supercategories(tables.space.categories) if settings.stuff_supercategories else None
     return with_stuff_groups(tables, groups) if groups else tables
@@ -394,6 +411,13 @@ def _fitting_tables(tables: SegmentTables, settings: ScoreSettings) -> SegmentTa
     if not settings.fit_on:
         return tables
     fit_on = _grouped(load_tables(settings.fit_on), settings)
+    weights, fitted = (_named_weights(each.record) for each in (tables, fit_on))
+    if weights and weights != fitted:
+        raise ValueError(
+            f"label maps for {tables.space.dataset!r} cannot be fitted on {settings.fit_on}: it was made with "
+            f"{fitted or 'unknown weights'}, and {weights} are scored here. Score {fit_on.space.dataset!r} again with these weights: "
+            f"put it before {tables.space.dataset!r} in DATASETS.TEST"
+        )
     for what in ("num_things", "num_stuff", "categories"):
         own, other = getattr(tables.space, what), getattr(fit_on.space, what)
         if own != other:
@@ -403,6 +427,12 @@ def _fitting_tables(tables: SegmentTables, settings: ScoreSettings) -> SegmentTa
                 "categories"
             )
     return fit_on
+
+
+def _named_weights(record: dict) -> str:
+    """Returns the weights of a record in words; empty where none are known."""
+    digest = record.get("weights_sha256")
+    return f"{record.get('weights')} (SHA-256 {digest[:12]})" if digest else ""
 
 
 def _fill(results: Scores, name: str, rows: dict[str, dict]) -> None:

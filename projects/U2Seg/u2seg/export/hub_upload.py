@@ -14,7 +14,7 @@ from u2seg.utils.hub_files import HUB_PREFIX
 
 LABEL_MAP = "label_map.json"
 _FILES = (CARD, CONFIG, LABEL_MAP, WEIGHTS)
-# What a label map's provenance says in paths of the machine that fitted it.
+# What a label map's provenance says in paths of the machine that fitted it; the second one in maps of version 0.1.
 _PATH_KEYS = {"weights", "last_checkpoint", "fitted_on"}
 
 _USE_BY_NAME = """

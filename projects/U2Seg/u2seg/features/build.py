@@ -5,6 +5,8 @@ from detectron2.config import CfgNode
 from u2seg.features.extractor import FEATURE_EXTRACTOR_REGISTRY, FeatureExtractor, resolve_device
 from u2seg.features.position_free import PositionFreeFeatures
 from u2seg.features.several_backbones import SeveralBackbones
+from u2seg.utils.files import short_file_digest
+from u2seg.utils.hub_files import local_file
 from u2seg.utils.manifest import keys_read_by, settings_of
 from u2seg.utils.registry import get_registered
 
@@ -43,17 +45,29 @@ def build_voting_extractor(cfg: CfgNode) -> FeatureExtractor:
 def feature_settings(cfg: CfgNode) -> dict:
     """Returns the settings below ``FEATURES`` on which features depend, for the manifests of stages.
 
-    They are those that the extractors in use declare with ``u2seg.utils.manifest.reads``; all where one declares nothing.
+    They are those that the extractors in use declare with ``u2seg.utils.manifest.reads``; all where one declares nothing. A digest
+    of the file stands for the value of a key ``WEIGHTS``.
 
     Raises:
         ValueError: as for :func:`build_voting_extractor`.
+        OSError: as for :func:`u2seg.utils.hub_files.local_file`.
     """
     keys = list(_KEYS)
     for own in (cfg, *_other_configs(cfg)):
         declared = keys_read_by(get_registered(FEATURE_EXTRACTOR_REGISTRY, own.FEATURES.NAME, "FEATURES.NAME"))
         keys += ("FEATURES",) if declared is None else declared
     settings = settings_of(cfg, keys)["FEATURES"]
+    for section in (value for value in settings.values() if isinstance(value, dict)):
+        section.update({key: _content(key, value) for key, value in section.items()})
+    settings["OTHERS"] = [
+        [part for key, value in zip(pairs[::2], pairs[1::2]) for part in (key, _content(key, value))]
+        for pairs in settings["OTHERS"]
+    ]
     return {key: value for key, value in settings.items() if key not in _NOT_IN_MANIFEST}
+
+
+def _content(key: str, value: object) -> object:
+    return short_file_digest(local_file(str(value))) if key.rpartition(".")[2] == "WEIGHTS" and value else value
 
 
 def _other_configs(cfg: CfgNode) -> list[CfgNode]:

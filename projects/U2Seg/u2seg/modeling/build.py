@@ -83,8 +83,8 @@ def complete_config(cfg: CfgNode, eval_only: bool = False) -> CfgNode:
     """Returns the configuration, completed in place; it is frozen afterwards if it was before.
 
     Registers the datasets of ``DATASETS.BY_PATH`` that ``DATASETS.TRAIN`` and ``TEST`` name; takes the class counts of the heads from
-    the first training set; replaces SyncBN by BN where one process trains, and
-    CUDA by the CPU where there is none.
+    the first training set; replaces SyncBN by BN where one process trains, CUDA by the CPU where there
+    is none, and the device "auto" by CUDA or the CPU.
 
     Args:
         cfg: from :func:`u2seg.config.setup_cfg`.
@@ -98,6 +98,8 @@ def complete_config(cfg: CfgNode, eval_only: bool = False) -> CfgNode:
     check_config(cfg)
     frozen = cfg.is_frozen()
     cfg.defrost()
+    if cfg.MODEL.DEVICE == "auto":
+        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is cuda and there is none: running on the CPU")
         cfg.MODEL.DEVICE = "cpu"

@@ -1,15 +1,12 @@
 """The label maker: from unlabeled photos to panoptic pseudo-labels."""
 
-from u2seg.pseudo_labels.clusters.cluster_stage import make_clusters
 from u2seg.pseudo_labels.clusters.mask_embeddings import MASK_EMBEDDING_REGISTRY
 from u2seg.pseudo_labels.masks import AutomaticMaskGenerator, make_masks
 from u2seg.pseudo_labels.panoptic.panoptic_merge import merge_panoptic
-from u2seg.pseudo_labels.panoptic.panoptic_stage import make_panoptic_labels
 from u2seg.pseudo_labels.pipeline import STAGES, make_pseudo_labels
 from u2seg.pseudo_labels.relabel import LABEL_MERGE_REGISTRY
 from u2seg.pseudo_labels.semantics.learned import SemanticHeadSegmenter
 from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_REGISTRY
-from u2seg.pseudo_labels.semantics.semantic_stage import make_semantics
 
 __all__ = [
     "LABEL_MERGE_REGISTRY",
@@ -18,10 +15,7 @@ __all__ = [
     "STAGES",
     "AutomaticMaskGenerator",
     "SemanticHeadSegmenter",
-    "make_clusters",
     "make_masks",
-    "make_panoptic_labels",
     "make_pseudo_labels",
-    "make_semantics",
     "merge_panoptic",
 ]

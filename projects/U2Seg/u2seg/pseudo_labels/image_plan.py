@@ -6,7 +6,7 @@ A plan is written once, before the first mask, and read shard by shard. Neither 
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,10 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from u2seg.data.formats.mask_shards import iter_records
 from u2seg.utils.external_sort import ExternalSort
 from u2seg.utils.files import atomic_path, read_json, write_json
-from u2seg.utils.image_io import ImageSource, PngNames, cut_name, number_of, png_names
+from u2seg.utils.image_io import ImageSource, PngNames, cut_name, number_of
 from u2seg.utils.manifest import MANIFEST
 
 # Shards in one plan file, a row group each: its footer stays small however many images there are.
@@ -95,7 +94,7 @@ def automatic_shard_size(count: int) -> int:
     return size
 
 
-def write_plan(source: ImageSource, directory: Path, shard_size: Callable[[int], int]) -> ImagePlan:
+def write_plan(source: ImageSource, directory: Path, shard_size: int) -> ImagePlan:
     """Returns the plan of a source's images, written to ``directory`` unless it is there already.
 
     The names go through a temporary file, so that the memory does not grow with their number.
@@ -103,7 +102,7 @@ def write_plan(source: ImageSource, directory: Path, shard_size: Callable[[int],
     Args:
         source: of the images.
         directory: for the plan's files.
-        shard_size: function from the number of images to that of a shard.
+        shard_size: images in a shard; 0: :func:`automatic_shard_size`.
 
     Raises:
         FileNotFoundError: the source is not there or holds no image.
@@ -113,16 +112,17 @@ def write_plan(source: ImageSource, directory: Path, shard_size: Callable[[int],
     with ExitStack() as stack:
         # Without a name, and not in /tmp, which may be small.
         spool = stack.enter_context(tempfile.TemporaryFile(dir=directory))
-        ids = stack.enter_context(_Numbers(directory))
-        stems = stack.enter_context(ExternalSort(directory=directory))
-        listed = stack.enter_context(ExternalSort(directory=directory))
-        digest, count = hashlib.sha256(), 0
+        numbers, stems, listed = (stack.enter_context(ExternalSort(directory=directory)) for _ in range(3))
+        digest, count, all_numbers = hashlib.sha256(), 0, True
         for name in source.names():
             content = source.digest(name)
             entry = f"{name}\t{content}".encode(errors="backslashreplace")
             digest.update(entry if not count else b"\n" + entry)
             spool.write(json.dumps([name, content]).encode() + b"\n")
-            ids.add(name)
+            if all_numbers:
+                number = number_of(name)
+                all_numbers = number is not None
+                numbers.add(str(number))
             stems.add(PngNames.stem(cut_name(printable_name(name))).lower())
             listed.add(name)
             count += 1
@@ -130,12 +130,13 @@ def write_plan(source: ImageSource, directory: Path, shard_size: Callable[[int],
             raise FileNotFoundError(f"no image below {source.description}; expected JPEG, PNG or WebP files")
         if twin := next(listed.repeated(), None):
             raise ValueError(f"{source.description} lists {twin!r} twice; an image's name must be unique")
-        size = shard_size(count)
+        size = shard_size or automatic_shard_size(count)
         key = plan_key(digest.hexdigest()[:16], size)
         plan = ImagePlan(directory, key, count, digest.hexdigest()[:16], size)
         if not _summary_path(directory, key).is_file():
             names = PngNames(set(stems.repeated()), lambda: (printable_name(name) for name, _ in _spooled(spool)))
-            _write_parts(plan, _planned(spool, names, ids.are_unique()))
+            # Different numbers are the ids.
+            _write_parts(plan, _planned(spool, names, all_numbers and next(numbers.repeated(), None) is None))
             write_json(_summary_path(directory, key), {"images": count, "digest": plan.digest, "shard_size": size})
     return plan
 
@@ -157,14 +158,18 @@ def shard_png_names(masks: Path, shard: int) -> dict[str, str]:
     """Returns the names of the label PNGs of a shard's images, by the images' (printable) names.
 
     Args:
-        masks: directory of a mask stage; one that was made by hand has no plan, and all its names are read instead.
+        masks: directory of a mask stage.
         shard: number of the shard.
+
+    Raises:
+        FileNotFoundError: the directory holds no plan.
     """
     plan = find_plan(masks)
-    if plan is not None:
-        return {printable_name(image.name): image.png_name for image in plan.images(shard)}
-    names = [record.file_name for record in iter_records(masks)]
-    return dict(zip(names, png_names(names)))
+    if plan is None:
+        raise FileNotFoundError(
+            f"{masks} holds no plan, .plan-*: it is no directory of a mask stage, or files were deleted"
+        )
+    return {printable_name(image.name): image.png_name for image in plan.images(shard)}
 
 
 def remove_other_plans(plan: ImagePlan) -> None:
@@ -182,29 +187,6 @@ def printable_name(name: str) -> str:
 def plan_key(digest: str, shard_size: int) -> str:
     """Returns the key of a plan by the digest of its images and the size of its shards."""
     return hashlib.sha256(f"{digest}\t{shard_size}".encode()).hexdigest()[:8]
-
-
-class _Numbers:
-    """Finds out whether all names are different positive numbers, which are then the images' ids."""
-
-    def __init__(self, directory: Path):
-        self._all_numbers = True
-        self._order = ExternalSort(directory=directory)
-
-    def __enter__(self) -> "_Numbers":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._order.__exit__()
-
-    def add(self, name: str) -> None:
-        if self._all_numbers:
-            number = number_of(name)
-            self._all_numbers = number is not None
-            self._order.add(str(number))
-
-    def are_unique(self) -> bool:
-        return self._all_numbers and next(self._order.repeated(), None) is None
 
 
 def _spooled(spool: IO[bytes]) -> Iterator[tuple[str, str]]:

@@ -27,6 +27,9 @@ from u2seg.utils.image_io import (
     stream_digest,
 )
 
+# What a caller may give; see open_source.
+Images = str | Path | ImageSource
+
 LIST_SUFFIXES = (".txt", ".parquet")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 # Columns of a Parquet list that hold the names, the first that is there.
@@ -209,7 +212,7 @@ def _source_at(place: str) -> ImageSource:
     return SingleImageSource(path) if is_image_name(path.name) and path.is_file() else DirectorySource(place)
 
 
-def open_source(images: str | Path | ImageSource) -> ImageSource:
+def open_source(images: Images) -> ImageSource:
     """Returns the source that a path or URL names: a directory, an image, a list (``.txt``, ``.parquet``) or shards (``.tar``).
 
     Args:

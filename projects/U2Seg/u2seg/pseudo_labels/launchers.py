@@ -5,11 +5,8 @@ process. Existing engines start the processes and watch over them; nothing here 
 """
 
 import contextlib
-import multiprocessing
 import os
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +18,8 @@ from detectron2.config import CfgNode
 
 from u2seg.pseudo_labels.masks.mask_stage import plan_masks
 from u2seg.pseudo_labels.phases import LabelRun, Phase, phase_named
-from u2seg.pseudo_labels.sharding import Worker
+from u2seg.pseudo_labels.processes import Workers
+from u2seg.pseudo_labels.worker import Worker
 from u2seg.utils.manifest import IncompleteStageError
 
 # A barrier waits for the slowest worker of a phase, which may take days.
@@ -59,7 +57,7 @@ class Launcher(contextlib.ExitStack):
 
 
 class LocalLauncher(Launcher):
-    """Processes of this machine, one GPU each where there are several; they live as long as the run."""
+    """Processes of this machine, one GPU each where there are several; they live as long as the run, and no longer."""
 
     def __init__(self, cfg: CfgNode, run: LabelRun, count: int = 0):
         """Takes how many.
@@ -67,11 +65,11 @@ class LocalLauncher(Launcher):
         Args:
             cfg: configuration.
             run: the run.
-            count: processes; 0: one for each GPU, or on a machine without, for each core that ``MASKS.NUM_WORKERS`` leaves.
+            count: processes; 0: one for each GPU, or on a machine without, the number of cores divided by ``MASKS.NUM_WORKERS``.
         """
         super().__init__(cfg, run)
         self.count = count or _default_count(cfg)
-        self._pools: list[ProcessPoolExecutor] = []
+        self._workers = self.enter_context(Workers(self.count))
 
     def make(self, phase: Phase) -> None:
         """Has the shards made; see the base class.
@@ -79,17 +77,10 @@ class LocalLauncher(Launcher):
         Raises:
             ChildProcessError: a process was killed. What the workers finished is kept.
         """
-        if not self._pools:
-            context = multiprocessing.get_context("spawn")
-            # One pool a worker: a worker keeps its process, and its GPU.
-            self._pools = [self.enter_context(ProcessPoolExecutor(1, mp_context=context)) for _ in range(self.count)]
+        workers = [Worker(index, self.count) for index in range(self.count)]
+        tasks = [(on_gpu(self.cfg, worker.index), self.run, phase.name, worker) for worker in workers]
         try:
-            waiting = [
-                pool.submit(make_share, on_gpu(self.cfg, index), self.run, phase.name, Worker(index, self.count))
-                for index, pool in enumerate(self._pools)
-            ]
-            for future in as_completed(waiting):
-                future.result()
+            self._workers.run(make_share, tasks)
         except BrokenProcessPool as error:
             raise ChildProcessError(
                 f"a worker for {self.run[phase.stage]} was killed; the machine may have run out of memory. Run the same command "
@@ -98,8 +89,8 @@ class LocalLauncher(Launcher):
 
 
 class TorchrunLauncher(Launcher):
-    """This process is one of those that ``torchrun`` started; its rank says which shards are its own, and no finished work is named
-    by it. Rank 0 closes the phases.
+    """This process is one of those that ``torchrun`` started; its rank says which shards are its own. File names do not depend on the
+    rank. Rank 0 closes the phases.
     """
 
     def __init__(self, cfg: CfgNode, run: LabelRun):
@@ -154,7 +145,7 @@ class SlurmLauncher(Launcher):
         cfg: CfgNode,
         run: LabelRun,
         *,
-        jobs: int,
+        jobs: int = 4,
         partition: str | None = None,
         minutes: int = 24 * 60,
         cluster: str = "slurm",
@@ -177,7 +168,7 @@ class SlurmLauncher(Launcher):
             import submitit
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                "--launcher slurm needs submitit: pip install submitit", name="submitit"
+                "--launcher slurm needs submitit: pip install 'u2seg[slurm]'", name="submitit"
             ) from error
         self._jobs = jobs
         self._executor = submitit.AutoExecutor(folder=_job_directory(run.output) / "%j", cluster=cluster)
@@ -262,16 +253,6 @@ def on_gpu(cfg: CfgNode, index: int) -> CfgNode:
         cfg.FEATURES.DEVICE = f"cuda:{index % torch.cuda.device_count()}"
     cfg.freeze()
     return cfg
-
-
-def run_phases(launcher: Launcher, rounds: list[list[Phase]]) -> Iterator[Phase]:
-    """Runs phases one after another and yields each when it is finished."""
-    for phase in (phase for phases in rounds for phase in phases):
-        phase.check_inputs(launcher.run)
-        if not phase.is_done(launcher.run):
-            launcher.make(phase)
-        launcher.finish(phase)
-        yield phase
 
 
 def _wait_for(job: Any, phase: Phase) -> None:

@@ -3,10 +3,9 @@
 import logging
 from pathlib import Path
 
-from u2seg.data.formats.mask_shards import ListedImage, iter_readable_images
+from u2seg.data.formats.mask_shards import iter_readable_images
 from u2seg.utils.image_io import ImageReadError, ImageSource, read_listed_image
-from u2seg.utils.kmeans import CENTROIDS
-from u2seg.utils.manifest import FAILURES, Failure, TooManyFailuresError, report_failures
+from u2seg.utils.manifest import FAILURES, Failure, report_failures
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +26,9 @@ def report_lost_images(images: ImageSource, names: list[str], output: Path, tota
     if not names:
         (output / FAILURES).unlink(missing_ok=True)  # of an attempt before the images were put back
         return
-    failures = [Failure(name, _reason(images, name)) for name in names]
-    try:
-        report_failures(output, failures, total, max_share)
-    except TooManyFailuresError:
-        for path in (*output.glob("shard-*"), output / CENTROIDS):
-            path.unlink(missing_ok=True)
-        raise
+    unknown = "it could not be read, or had another size, when the stage ran"
+    failures = [Failure(name, unreadable_reason(images, name) or unknown) for name in names]
+    report_failures(output, failures, total, max_share, ", or put them back and run again")
     logger.warning("%d images were lost since their masks were made: they get no labels, see %s", len(names), output)
 
 
@@ -46,21 +41,19 @@ def count_put_back(images: ImageSource, masks: Path, names: set[str]) -> int:
         names: of the lost ones.
     """
     lost = (image for image in iter_readable_images(masks) if image.file_name in names) if names else ()
-    return sum(is_still_readable(images, image) for image in lost)
+    return sum(unreadable_reason(images, name, (height, width)) is None for name, height, width in lost)
 
 
-def is_still_readable(images: ImageSource, image: ListedImage) -> bool:
-    """Returns whether an image can be read, in the size for which its masks were made."""
+def unreadable_reason(images: ImageSource, name: str, size: tuple[int, int] | None = None) -> str | None:
+    """Returns why an image cannot be read; None if it can.
+
+    Args:
+        images: the images.
+        name: of the image.
+        size: the (height, width) that it had when masks were made; None: any.
+    """
     try:
-        read_listed_image(images, image.file_name, (image.height, image.width))
-    except ImageReadError:
-        return False
-    return True
-
-
-def _reason(images: ImageSource, name: str) -> str:
-    try:
-        read_listed_image(images, name)
+        read_listed_image(images, name, size)
     except ImageReadError as error:
         return str(error)
-    return f"{name} could not be read, or had another size, when the stage ran"
+    return None

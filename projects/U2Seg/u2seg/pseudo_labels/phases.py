@@ -1,4 +1,4 @@
-"""What of a label run workers share, and in which order: phases, each a function of a worker, and one that closes it.
+"""The phases of a label run, in order. A phase is a function of a worker, and one that closes it.
 
 A phase makes one file for each shard of the plan. The file is its own record: a worker that is repeated makes what is missing. When
 all files are there, one process finishes the phase. The phases of one round need nothing of one another.
@@ -16,12 +16,19 @@ from u2seg.pseudo_labels.masks import mask_stage
 from u2seg.pseudo_labels.panoptic import panoptic_stage
 from u2seg.pseudo_labels.semantics import semantic_stage
 from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_REGISTRY
-from u2seg.pseudo_labels.sharding import Worker
+from u2seg.pseudo_labels.worker import Worker
 from u2seg.utils.image_io import ImageSource
 from u2seg.utils.kmeans import CENTROIDS
 from u2seg.utils.manifest import is_complete
 
 STAGES = ("masks", "clusters", "semantics", "panoptic")
+# Stages that must be finished before.
+_NEEDS: dict[str, tuple[str, ...]] = {
+    "masks": (),
+    "clusters": ("masks",),
+    "semantics": ("masks",),
+    "panoptic": ("masks", "clusters", "semantics"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,14 +39,12 @@ class LabelRun:
         images: source of the images.
         output: directory of the labels.
         stages: which are run, a subset of ``STAGES``.
-        max_failures: share of unreadable images, 0..1, that is tolerated; None: ``MASKS.MAX_FAILURES``.
         sample_patches: whether the mask stage samples patches for the semantic stage, although that is not run here.
     """
 
     images: ImageSource
     output: Path
     stages: tuple[str, ...] = STAGES
-    max_failures: float | None = None
     sample_patches: bool = False
 
     def __getitem__(self, stage: str) -> Path:
@@ -56,16 +61,18 @@ class Phase:
         stage: to which it belongs.
         make: makes one worker's shards.
         finish: closes the phase, or refuses to if shards are missing; called again, it checks the settings and changes nothing.
-        is_done: whether it was finished.
-        needs: stages that must be finished before.
+        has_result: whether it was finished; None: if its stage was.
     """
 
     name: str
     stage: str
     make: Callable[[CfgNode, LabelRun, Worker], None]
     finish: Callable[[CfgNode, LabelRun], None]
-    is_done: Callable[[LabelRun], bool]
-    needs: tuple[str, ...] = ()
+    has_result: Callable[[LabelRun], bool] | None = None
+
+    def is_done(self, run: LabelRun) -> bool:
+        """Returns whether the phase was finished."""
+        return is_complete(run[self.stage]) if self.has_result is None else self.has_result(run)
 
     def check_inputs(self, run: LabelRun) -> None:
         """Checks that the stages which the phase needs are there.
@@ -73,7 +80,7 @@ class Phase:
         Raises:
             FileNotFoundError: one is missing; the message names it.
         """
-        for needed in self.needs:
+        for needed in _NEEDS[self.stage]:
             if not is_complete(run[needed]):
                 raise FileNotFoundError(
                     f"the {self.stage} stage needs a finished {needed} stage in {run[needed]}; run it first (--stages {needed})"
@@ -92,16 +99,18 @@ def phase_named(name: str) -> Phase:
 
 
 def _make_masks(cfg: CfgNode, run: LabelRun, worker: Worker) -> None:
-    is_next = run.sample_patches or "semantics" in run.stages
-    provider = SEMANTIC_PROVIDER_REGISTRY.get(cfg.SEMANTICS.PROVIDER) if is_next else None
-    wanted = getattr(provider, "samples_patches", False) and not cfg.SEMANTICS.CENTROIDS
-    known = (run["semantics"] / CENTROIDS).is_file()
-    samples = run["semantics"] if wanted and not known else None
-    mask_stage.make_mask_shards(cfg, run.images, run["masks"], worker, samples)
+    mask_stage.make_mask_shards(cfg, run.images, run["masks"], worker, _samples_directory(cfg, run))
 
 
-def _finish_masks(cfg: CfgNode, run: LabelRun) -> None:
-    mask_stage.finish_masks(cfg, run["masks"], max_failures=run.max_failures)
+def _samples_directory(cfg: CfgNode, run: LabelRun) -> Path | None:
+    """Returns where the mask stage leaves patches for the semantic stage; None where it needs no sample."""
+    if not (run.sample_patches or "semantics" in run.stages):
+        return None
+    # A provider may be a function, which declares nothing.
+    if not getattr(SEMANTIC_PROVIDER_REGISTRY.get(cfg.SEMANTICS.PROVIDER), "samples_patches", False):
+        return None
+    has_centroids = cfg.SEMANTICS.CENTROIDS or (run["semantics"] / CENTROIDS).is_file()
+    return None if has_centroids else run["semantics"]
 
 
 def _finish_panoptic(cfg: CfgNode, run: LabelRun) -> None:
@@ -116,8 +125,7 @@ _ROUNDS = (
             name="masks",
             stage="masks",
             make=_make_masks,
-            finish=_finish_masks,
-            is_done=lambda run: is_complete(run["masks"]),
+            finish=lambda cfg, run: mask_stage.finish_masks(cfg, run["masks"]),
         ),
     ),
     (
@@ -128,8 +136,7 @@ _ROUNDS = (
                 cfg, run.images, run["masks"], run["clusters"], worker
             ),
             finish=lambda cfg, run: cluster_stage.fit_centroids(cfg, run["masks"], run["clusters"]),
-            is_done=lambda run: (run["clusters"] / CENTROIDS).is_file(),
-            needs=("masks",),
+            has_result=lambda run: (run["clusters"] / CENTROIDS).is_file(),
         ),
         Phase(
             name="semantic samples",
@@ -138,8 +145,7 @@ _ROUNDS = (
                 cfg, run.images, run["masks"], run["semantics"], worker
             ),
             finish=lambda cfg, run: semantic_stage.fit_semantics(cfg, run.images, run["masks"], run["semantics"]),
-            is_done=lambda run: semantic_stage.is_fitted(run["semantics"]),
-            needs=("masks",),
+            has_result=lambda run: semantic_stage.is_fitted(run["semantics"]),
         ),
     ),
     (
@@ -149,11 +155,7 @@ _ROUNDS = (
             make=lambda cfg, run, worker: cluster_stage.assign_clusters(
                 cfg, run.images, run["masks"], run["clusters"], worker
             ),
-            finish=lambda cfg, run: cluster_stage.finish_clusters(
-                cfg, run.images, run["masks"], run["clusters"], max_failures=run.max_failures
-            ),
-            is_done=lambda run: is_complete(run["clusters"]),
-            needs=("masks",),
+            finish=lambda cfg, run: cluster_stage.finish_clusters(cfg, run.images, run["masks"], run["clusters"]),
         ),
         Phase(
             name="semantics",
@@ -161,11 +163,7 @@ _ROUNDS = (
             make=lambda cfg, run, worker: semantic_stage.label_shards(
                 cfg, run.images, run["masks"], run["semantics"], worker
             ),
-            finish=lambda cfg, run: semantic_stage.finish_semantics(
-                cfg, run.images, run["masks"], run["semantics"], max_failures=run.max_failures
-            ),
-            is_done=lambda run: is_complete(run["semantics"]),
-            needs=("masks",),
+            finish=lambda cfg, run: semantic_stage.finish_semantics(cfg, run.images, run["masks"], run["semantics"]),
         ),
     ),
     (
@@ -176,8 +174,6 @@ _ROUNDS = (
                 cfg, run["masks"], run["clusters"], run["semantics"], run["panoptic"], worker
             ),
             finish=_finish_panoptic,
-            is_done=lambda run: is_complete(run["panoptic"]),
-            needs=("masks", "clusters", "semantics"),
         ),
     ),
 )

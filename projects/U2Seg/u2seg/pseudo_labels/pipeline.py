@@ -1,21 +1,19 @@
-"""The recipe: photos in, a directory of panoptic pseudo-labels out."""
+"""The recipe: images in, a directory of panoptic pseudo-labels out."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from detectron2.config import CfgNode
 
 from u2seg.config import check_config
 from u2seg.pseudo_labels.clusters.cluster_names import forget_outdated_names
-from u2seg.pseudo_labels.image_source import DirectorySource, open_source
-from u2seg.pseudo_labels.launchers import Launcher, LocalLauncher, run_phases
+from u2seg.pseudo_labels.image_source import DirectorySource, Images, open_source
+from u2seg.pseudo_labels.launchers import Launcher, LocalLauncher
 from u2seg.pseudo_labels.lost_images import count_put_back
 from u2seg.pseudo_labels.masks.mask_stage import reopen_failures
 from u2seg.pseudo_labels.phases import STAGES, LabelRun, Phase, rounds_of
-from u2seg.pseudo_labels.sharding import Worker
+from u2seg.pseudo_labels.worker import Worker
 from u2seg.utils.files import read_json, remove_partial_files, write_json
-from u2seg.utils.image_io import ImageSource
 from u2seg.utils.manifest import (
     FAILURES,
     MANIFEST,
@@ -27,8 +25,6 @@ from u2seg.utils.manifest import (
 from u2seg.utils.write_errors import clear_write_errors
 from u2seg.version import __version__
 
-Images = str | Path | ImageSource
-
 
 def make_pseudo_labels(
     cfg: CfgNode,
@@ -36,19 +32,17 @@ def make_pseudo_labels(
     output: str | Path,
     *,
     stages: Sequence[str] = STAGES,
-    max_failures: float | None = None,
     num_workers: int = 1,
     sample_patches: bool = False,
     launcher: Callable[[CfgNode, LabelRun], Launcher] | None = None,
 ) -> Path:
-    """Returns ``output``, filled with the pseudo-labels of the photos in ``images``.
+    """Returns ``output``, filled with the pseudo-labels of ``images``.
 
     Args:
         cfg: a configuration with this project's keys.
-        images: directory tree of photos, a list, or tar shards; see ``u2seg.pseudo_labels.image_source.open_source``.
+        images: directory tree of images, a list, or tar shards; see ``u2seg.pseudo_labels.image_source.open_source``.
         output: directory to fill: one subdirectory a stage, ``manifest.json``, ``failures.json``.
         stages: which to run, a subset of ``STAGES``; what a stage needs must be there or be run with it.
-        max_failures: largest share, 0..1, of photos that a stage may find unreadable; ``MASKS.MAX_FAILURES`` if None.
         num_workers: processes that share every stage, one GPU each where there are several; the labels do not depend on it.
         sample_patches: whether the mask stage samples patches for a semantic stage that is run later; where both are run it does.
         launcher: who runs the workers, a class of ``u2seg.pseudo_labels.launchers`` with its own settings bound; None: ``num_workers``
@@ -58,12 +52,12 @@ def make_pseudo_labels(
         ValueError: an unknown stage, no worker, or ``output`` lies in ``images``.
         FileNotFoundError: a stage was asked for whose input is not there.
         u2seg.utils.manifest.StageMismatchError: ``output`` was made with other settings.
-        u2seg.utils.manifest.TooManyFailuresError: too many photos could not be read.
+        u2seg.utils.manifest.TooManyFailuresError: a stage could not read a larger share of the images than ``MASKS.MAX_FAILURES``.
         u2seg.utils.write_errors.WriteError: the disk is full, or ``output`` is read-only or was deleted.
     """
     if num_workers < 1:
         raise ValueError(f"num_workers must be at least 1, got {num_workers}")
-    run = replace(_opened_run(cfg, images, output, stages, max_failures), sample_patches=sample_patches)
+    run = _opened_run(cfg, images, output, stages, sample_patches=sample_patches)
     if launcher is None:
         launcher = Launcher if num_workers == 1 else lambda cfg, run: LocalLauncher(cfg, run, num_workers)
     with clear_write_errors(run.output), launcher(cfg, run) as launched:
@@ -71,8 +65,11 @@ def make_pseudo_labels(
             remove_partial_files(run.output)
         launched.plan()
         try:
-            for _ in run_phases(launched, rounds_of(run)):
-                pass
+            for phase in (phase for phases in rounds_of(run) for phase in phases):
+                phase.check_inputs(run)
+                if not phase.is_done(run):
+                    launched.make(phase)
+                launched.finish(phase)
         except TooManyFailuresError:
             _write_failures(run)
             raise
@@ -110,7 +107,7 @@ def make_worker_share(
         u2seg.utils.manifest.StageMismatchError: ``output`` was made with other settings.
         u2seg.utils.write_errors.WriteError: as for :func:`make_pseudo_labels`.
     """
-    run = _opened_run(cfg, images, output, stages, None)
+    run = _opened_run(cfg, images, output, stages)
     with clear_write_errors(run.output):
         _check_closed(cfg, run)
         phases = _next_round(run)
@@ -126,7 +123,6 @@ def finalize(
     output: str | Path,
     *,
     stages: Sequence[str] = STAGES,
-    max_failures: float | None = None,
 ) -> list[str]:
     """Closes the round of phases that workers have made: merges counts and failures, finds centroids.
 
@@ -135,7 +131,6 @@ def finalize(
         images: as for :func:`make_pseudo_labels`.
         output: directory of the labels.
         stages: as for :func:`make_pseudo_labels`.
-        max_failures: as for :func:`make_pseudo_labels`.
 
     Returns:
         The names of the phases that are next; empty if the labels are complete.
@@ -143,10 +138,10 @@ def finalize(
     Raises:
         u2seg.utils.manifest.IncompleteStageError: shards are missing; the message names them, and nothing is closed.
         u2seg.utils.manifest.StageMismatchError: ``output`` was made with other settings or from other images.
-        u2seg.utils.manifest.TooManyFailuresError: too many photos could not be read.
+        u2seg.utils.manifest.TooManyFailuresError: as for :func:`make_pseudo_labels`.
         u2seg.utils.write_errors.WriteError: as for :func:`make_pseudo_labels`.
     """
-    run = _opened_run(cfg, images, output, stages, max_failures)
+    run = _opened_run(cfg, images, output, stages)
     launcher = Launcher(cfg, run)
     with clear_write_errors(run.output):
         if (run["masks"] / MANIFEST).is_file():
@@ -163,7 +158,7 @@ def finalize(
 
 
 def retry_failures(cfg: CfgNode, images: Images, output: str | Path) -> int:
-    """Prepares finished labels for images that could not be read and have been repaired; :func:`make_pseudo_labels` then goes on.
+    """Prepares labels for images that could not be read and have been repaired; :func:`make_pseudo_labels` then goes on.
 
     Only the mask shards that hold a repaired image are made again. Clusters, semantics and panoptic labels depend on all masks and
     are deleted, if an image was repaired or put back at all. The labels become those of a run that could read the images from the
@@ -171,15 +166,15 @@ def retry_failures(cfg: CfgNode, images: Images, output: str | Path) -> int:
 
     Args:
         cfg: the configuration that made the labels.
-        images: directory tree of photos.
+        images: as for :func:`make_pseudo_labels`.
         output: directory of the labels.
 
     Returns:
         How many images were repaired.
 
     Raises:
-        FileNotFoundError: there is no finished mask stage.
-        u2seg.utils.manifest.StageMismatchError: other images changed too.
+        FileNotFoundError: no mask stage was begun.
+        u2seg.utils.manifest.StageMismatchError: other images changed too, or the settings did.
         u2seg.utils.write_errors.WriteError: as for :func:`make_pseudo_labels`.
     """
     check_config(cfg)
@@ -187,28 +182,30 @@ def retry_failures(cfg: CfgNode, images: Images, output: str | Path) -> int:
     _check_root(output)
 
     def discard_later_stages() -> None:
-        for stage in STAGES[1:]:
+        # What depends on others first: the lost images of a stage are known as long as something is made from it.
+        for stage in reversed(STAGES[1:]):
             discard_stage(output / stage)
         forget_outdated_names(output)
 
     source = open_source(images)
     with clear_write_errors(output):
         lost = {row["file_name"] for stage in STAGES[1:] for row in _failures(output / stage)}
-        repaired = reopen_failures(cfg, source, output / STAGES[0], discard_later_stages)
+        # Before shards are deleted, which list such images too.
         put_back = count_put_back(source, output / STAGES[0], lost)
+        repaired = reopen_failures(cfg, source, output / STAGES[0], discard_later_stages)
         if put_back:
             discard_later_stages()
     return repaired + put_back
 
 
 def _opened_run(
-    cfg: CfgNode, images: Images, output: str | Path, stages: Sequence[str], max_failures: float | None
+    cfg: CfgNode, images: Images, output: str | Path, stages: Sequence[str], *, sample_patches: bool = False
 ) -> LabelRun:
     check_config(cfg)
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
         raise ValueError(f"unknown stages {unknown}; choose from {', '.join(STAGES)}")
-    run = LabelRun(open_source(images), Path(output), tuple(stages), max_failures)
+    run = LabelRun(open_source(images), Path(output), tuple(stages), sample_patches)
     # A list names its images, so that those of the output are not among them.
     if isinstance(run.images, DirectorySource) and run.images.root is not None:
         _require_apart(run.images.root, run.output)
@@ -232,7 +229,7 @@ def _next_round(run: LabelRun) -> list[Phase]:
 def _require_apart(images: Path, output: Path) -> None:
     if output.resolve().is_relative_to(images.resolve()):
         raise ValueError(
-            f"the output directory {output} lies in the image directory {images}; its images would be taken for photos"
+            f"the output directory {output} lies in the image directory {images}; its PNGs would be labeled too"
         )
 
 
@@ -249,7 +246,7 @@ def _failures(stage: Path) -> list[dict]:
 
 
 def _write_failures(run: LabelRun) -> None:
-    """Writes the list of all images that a stage could not read, each with the first reason, if the mask stage came so far."""
+    """Writes the list of all images that a stage could not read, each with the first reason, if the mask stage got that far."""
     if not (run["masks"] / FAILURES).is_file():
         return
     rows: dict[str, dict] = {}

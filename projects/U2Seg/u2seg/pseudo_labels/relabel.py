@@ -26,18 +26,14 @@ from u2seg.data.formats.coco_panoptic import (
     write_panoptic_png,
     write_stuff_png,
 )
-from u2seg.data.formats.label_shards import ImageLabels, iter_labels, write_label_shard
+from u2seg.data.formats.label_directory import PANOPTIC_DIRECTORY, STUFF_DIRECTORY
+from u2seg.data.formats.label_shards import ImageLabels, iter_labels, label_shards, write_label_shard
 from u2seg.modeling import build_model
 from u2seg.pseudo_labels.panoptic.panoptic_merge import void_share
-from u2seg.pseudo_labels.panoptic.panoptic_stage import (
-    PANOPTIC_DIRECTORY,
-    STUFF_DIRECTORY,
-    PanopticRule,
-    count_labels,
-    write_json_files,
-)
+from u2seg.pseudo_labels.panoptic.panoptic_stage import PanopticRule, count_labels, write_json_files
 from u2seg.structures import IGNORE_LABEL, LabelSpace, pairwise_mask_iou
-from u2seg.utils.files import confined_path, list_digest, read_json, write_json
+from u2seg.utils.files import confined_path, list_digest, read_json, short_file_digest, write_json
+from u2seg.utils.hub_files import local_file
 from u2seg.utils.image_io import ImageReadError, stored_name
 from u2seg.utils.manifest import (
     FAILURES,
@@ -110,8 +106,9 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
         raise ValueError(
             f"DATASETS.TRAIN: {name!r} has no labels; self-training starts from a dataset of FORMAT pseudo_labels"
         )
+    old_files = files_of(name, cfg.DATASETS.BY_PATH[name])
     made_by = {
-        "weights": cfg.MODEL.WEIGHTS,
+        "weights": short_file_digest(local_file(cfg.MODEL.WEIGHTS)),
         "score_thresh": score_thresh,
         "merge": settings.MERGE,
         "max_iou": settings.MAX_IOU,
@@ -120,7 +117,8 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
         "new_semantics": settings.NEW_SEMANTICS,
         "shard_size": settings.SHARD_SIZE,
         "panoptic": asdict(rule),
-        "images": list_digest([record["file_name"] for record in records]),
+        "images": list_digest(Path(record["file_name"]).relative_to(old_files.images).as_posix() for record in records),
+        "labels": _labels_digest(old_files),
     }
     if comm.is_main_process():
         open_stage(directory, "self-training labels", made_by)
@@ -141,7 +139,7 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
             score_thresh=score_thresh,
             rule=rule,
             space=space,
-            old_files=files_of(name, cfg.DATASETS.BY_PATH[name]),
+            old_files=old_files,
             directory=directory,
         )
     with contextlib.ExitStack() as stack:
@@ -161,13 +159,20 @@ def relabel(cfg: CfgNode, output: Path, score_thresh: float) -> Path:
     return output
 
 
+def _labels_digest(files: DatasetFiles) -> str:
+    """Returns a digest of the files that a training set's labels are read from; what the PNGs hold follows from them."""
+    shards = [] if files.label_shards is None else label_shards(files.label_shards)
+    json_files = [path for path in (files.panoptic_json, files.instances_json) if path is not None]
+    return list_digest(short_file_digest(path) for path in (*shards, *json_files))
+
+
 def _finish(directory: Path, parts: list[Path], space: LabelSpace, total: int, max_failures: float) -> None:
     """Writes the files for all images from the rows of the groups."""
     failures_of = {part: [Failure(**failure) for failure in read_json(_failures_path(part))] for part in parts}
     failures = [failure for group in failures_of.values() for failure in group]
     if failures or (directory / FAILURES).is_file():  # of an attempt before images were put back
         try:
-            report_failures(directory, failures, total, max_failures)
+            report_failures(directory, failures, total, max_failures, ", or put them back and run again")
         except TooManyFailuresError:
             # These groups are labeled again when their images are back.
             for part in (part for part, group in failures_of.items() if group):

@@ -246,13 +246,8 @@ def short_file_digest(path: str | Path) -> str:
     return file_digest(path)[:_SHORT] if Path(path).is_file() else "missing"
 
 
-def list_digest(names: list[str]) -> str:
-    """Returns a digest of a list of names, for a manifest that should notice added or removed images."""
-    return stream_list_digest(names)
-
-
-def stream_list_digest(names: Iterable[str]) -> str:
-    """Returns the :func:`list_digest` of names that come one by one, and are not held."""
+def list_digest(names: Iterable[str]) -> str:
+    """Returns a digest of names in their order, for a manifest that should notice added or removed images; they are not held."""
     digest = hashlib.sha256()
     for number, name in enumerate(names):
         digest.update((name if not number else f"\n{name}").encode(errors="backslashreplace"))

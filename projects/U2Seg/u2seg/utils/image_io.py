@@ -332,6 +332,17 @@ def read_listed_image(images: "str | Path | ImageSource", name: str, size: tuple
     return image_rgb
 
 
+def check_image_rgb(image_rgb: np.ndarray, what: str = "image_rgb") -> np.ndarray:
+    """Returns ``image_rgb`` if it is uint8 (H, W, 3).
+
+    Raises:
+        ValueError: it is not; the message says what came.
+    """
+    if image_rgb.dtype != np.uint8 or image_rgb.ndim != 3 or image_rgb.shape[2] != 3 or image_rgb.size == 0:
+        raise ValueError(f"{what} must be uint8 of shape (H, W, 3), got {image_rgb.dtype} {image_rgb.shape}")
+    return image_rgb
+
+
 def read_image_rgb(path: str | Path) -> np.ndarray:
     """Returns an image as uint8 (height, width, 3) in RGB, turned upright by its EXIF orientation.
 

@@ -113,7 +113,9 @@ def open_stage(directory: str | Path, stage: str, settings: dict, *, clean: bool
     path = directory / MANIFEST
     if path.is_file():
         differences = list(_differences(wanted, read_json(path)))
-        if differences and not _has_results(directory):  # a run that failed before its first result binds nobody
+        if differences and not _has_results(
+            directory
+        ):  # a run that failed before its first result does not fix the settings
             write_json(path, wanted)
         elif differences:
             raise StageMismatchError(
@@ -277,8 +279,17 @@ def shard_slices(count: int, shard_size: int) -> list[slice]:
     return [slice(start, min(start + shard_size, count)) for start in range(0, count, shard_size)]
 
 
-def report_failures(directory: str | Path, failures: list[Failure], total: int, max_share: float) -> None:
+def report_failures(
+    directory: str | Path, failures: list[Failure], total: int, max_share: float, remedy: str = ""
+) -> None:
     """Writes ``failures.json`` and refuses to go on when too many images failed.
+
+    Args:
+        directory: the stage's directory.
+        failures: the images that could not be read.
+        total: images in all.
+        max_share: ``MASKS.MAX_FAILURES``.
+        remedy: what the user can do instead of raising that key, as the end of a sentence, such as ``", or put them back"``.
 
     Raises:
         TooManyFailuresError: their share is above ``max_share`` (0..1); the message lists the first ones.
@@ -291,8 +302,8 @@ def report_failures(directory: str | Path, failures: list[Failure], total: int, 
         more = f"\n  ... and {len(rows) - 20} more" if len(rows) > 20 else ""
         raise TooManyFailuresError(
             f"{len(rows)} of {total} images could not be read, more than the {max_share:.1%} allowed "
-            f"(--max-failures):\n  {listing}{more}\nThe list is in {path}. What was made is kept: "
-            "run again with a larger --max-failures to go on without them, or repair them and run again with --retry-failures."
+            f"(MASKS.MAX_FAILURES):\n  {listing}{more}\nThe list is in {path}. Run again with a larger MASKS.MAX_FAILURES to go on "
+            f"without them{remedy}."
         )
 
 

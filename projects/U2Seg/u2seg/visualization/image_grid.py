@@ -8,17 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from u2seg.utils.files import atomic_path
-
-
-def check_image_rgb(image_rgb: np.ndarray, what: str = "image_rgb") -> np.ndarray:
-    """Returns ``image_rgb`` if it is uint8 (H, W, 3).
-
-    Raises:
-        ValueError: it is not; the message says what came.
-    """
-    if image_rgb.dtype != np.uint8 or image_rgb.ndim != 3 or image_rgb.shape[2] != 3 or image_rgb.size == 0:
-        raise ValueError(f"{what} must be uint8 of shape (H, W, 3), got {image_rgb.dtype} {image_rgb.shape}")
-    return image_rgb
+from u2seg.utils.image_io import check_image_rgb
 
 
 def save_image(path: str | Path, image_rgb: np.ndarray) -> Path:

@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image
 
 from u2seg.data.formats.coco_panoptic import read_panoptic_png
+from u2seg.data.formats.coco_schema import loadable_images, read_panoptic_json
 from u2seg.data.formats.label_directory import find_panoptic_json, panoptic_directory
 from u2seg.data.formats.label_shards import label_shards
 from u2seg.structures.label_space import LabelSpace
-from u2seg.utils.files import confined_name, read_json
+from u2seg.utils.files import confined_name
 from u2seg.utils.image_io import ImageReadError, read_image_rgb
 from u2seg.utils.manifest import Failure
 from u2seg.utils.progress import track
@@ -81,20 +82,17 @@ def load_panoptic_labels(labels: str | Path, images: str | Path) -> PanopticLabe
 
     Raises:
         FileNotFoundError: nothing of the kind is there.
-        ValueError: the JSON is no panoptic JSON, or a name in it leads out of its directory.
+        ValueError: the JSON is no panoptic JSON, with the row and the field in the message, or a name in it leads out of its directory.
     """
     json_path, png_directory = _find(Path(labels))
-    content = read_json(json_path)
-    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
-        raise ValueError(f"{json_path} is no COCO panoptic JSON: expected images, annotations and categories")
-    annotations = content["annotations"]
-    for annotation in annotations:
-        confined_name(annotation["file_name"], json_path)
+    content = read_panoptic_json(json_path)
+    listed = loadable_images(json_path, content)
+    by_image = {annotation["image_id"]: annotation for annotation in content["annotations"]}
     return PanopticLabels(
         png_directory,
         Path(images),
-        {image["id"]: confined_name(image["file_name"], json_path) for image in content["images"]},
-        sorted(annotations, key=lambda annotation: annotation["image_id"]),
+        {image["id"]: confined_name(image["file_name"], json_path) for image in listed},
+        [by_image[image["id"]] for image in listed if image["id"] in by_image],
         LabelSpace.of_coco_categories(content["categories"]),
     )
 

@@ -10,9 +10,10 @@ from PIL import Image, ImageDraw
 
 from u2seg.structures.label_space import LabelSpace
 from u2seg.structures.mask_boxes import mask_box
+from u2seg.utils.image_io import check_image_rgb
 from u2seg.visualization.class_style import ClassStyle
 from u2seg.visualization.colors import Color, text_color
-from u2seg.visualization.image_grid import check_image_rgb, load_font
+from u2seg.visualization.image_grid import load_font
 
 _THING_TINT = 0.50  # share of the color laid over the image
 _STUFF_TINT = 0.45

@@ -6,7 +6,9 @@ from u2seg.data.formats.label_shards import label_shards
 
 STAGE_DIRECTORY = "panoptic"
 NAMED_DIRECTORY = "named"
-_PANOPTIC_JSON = "panoptic.json"
+# In either of them.
+INSTANCES_JSON, PANOPTIC_JSON = "instances.json", "panoptic.json"
+PANOPTIC_DIRECTORY, STUFF_DIRECTORY = "panoptic", "stuff"
 
 
 def panoptic_directory(labels: str | Path) -> Path:
@@ -17,7 +19,7 @@ def panoptic_directory(labels: str | Path) -> Path:
     """
     labels = Path(labels)
     for directory in (labels, labels / NAMED_DIRECTORY):
-        if (directory / _PANOPTIC_JSON).is_file():
+        if (directory / PANOPTIC_JSON).is_file():
             return directory
     return labels if label_shards(labels) else labels / STAGE_DIRECTORY
 
@@ -28,7 +30,7 @@ def find_panoptic_json(labels: str | Path) -> Path:
     Raises:
         FileNotFoundError: the labels are in shards alone; the message says how the JSON is made.
     """
-    path = panoptic_directory(labels) / _PANOPTIC_JSON
+    path = panoptic_directory(labels) / PANOPTIC_JSON
     if not path.is_file() and label_shards(path.parent):
         raise FileNotFoundError(
             f"{path.parent} holds labels in shards, without {path.name}: they were made with PANOPTIC_LABELS.FORMAT shards. "

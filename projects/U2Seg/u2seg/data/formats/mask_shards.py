@@ -118,11 +118,6 @@ def iter_readable_images(directory: str | Path) -> Iterator[ListedImage]:
                 yield ListedImage(row["file_name"], row["height"], row["width"])
 
 
-def failures_of(records: Iterator[ImageMasks]) -> list[Failure]:
-    """Returns the images among ``records`` that could not be read."""
-    return [Failure(record.file_name, record.error) for record in records if record.error is not None]
-
-
 def _record(row: dict, path: str | Path) -> ImageMasks:
     count = len(row["rle_counts"])
     flat = np.asarray(row["embeddings"], np.float32)

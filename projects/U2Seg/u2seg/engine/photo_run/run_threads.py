@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -11,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+
+from u2seg.pseudo_labels.processes import end_with_parent
 
 T = TypeVar("T")
 
@@ -83,7 +84,7 @@ def run_in_process(num_threads: int, function: Callable[..., T], *args: Any) -> 
     os.environ.update(dict.fromkeys(_VARIABLES, str(num_threads)))
     try:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent) as pool:
+        with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
             return pool.submit(function, *args).result()
     except BrokenProcessPool as error:
         raise ChildProcessError(
@@ -96,18 +97,6 @@ def run_in_process(num_threads: int, function: Callable[..., T], *args: Any) -> 
                 os.environ.pop(name)
             else:
                 os.environ[name] = value
-
-
-def _end_with_parent() -> None:
-    """Ends this process as soon as its parent has ended, however that happened."""
-
-    def wait() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager

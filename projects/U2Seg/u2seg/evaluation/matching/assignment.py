@@ -48,7 +48,16 @@ def largest_sum_pairs(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def best_category(counts: np.ndarray) -> np.ndarray:
-    """Returns the category with the largest count of each cluster, the lowest of equals; -1 for a cluster without counts."""
+    """Returns the category with the largest count of each cluster, the lowest of equals; -1 for a cluster without counts.
+
+    On votes it is the majority. Many clusters may share a category.
+
+    Example:
+        >>> best_category(np.array([[5, 4], [6, 0], [0, 0]]))
+        array([ 0,  0, -1])
+
+    Source: U2Seg, CVPR 2024, appendix B, which calls it multi-to-one Hungarian matching.
+    """
     if not counts.shape[1]:
         return np.full(counts.shape[0], NO_CATEGORY, np.int64)
     return np.where(counts.max(axis=1, initial=0) > 0, counts.argmax(axis=1), NO_CATEGORY)
@@ -61,18 +70,6 @@ def hungarian_then_best(counts: np.ndarray) -> np.ndarray:
     """
     matched = hungarian(counts)
     return np.where(matched == NO_CATEGORY, best_category(counts), matched)
-
-
-def majority_vote(votes: np.ndarray) -> np.ndarray:
-    """Returns the category with most votes of each cluster, the lowest of equals; -1 for a cluster without votes.
-
-    Many clusters may share a category. Source: U2Seg, CVPR 2024, appendix B, which calls it multi-to-one Hungarian matching.
-
-    Example:
-        >>> majority_vote(np.array([[5, 4], [6, 0], [0, 0]]))
-        array([ 0,  0, -1])
-    """
-    return best_category(votes)
 
 
 def pair_counts(

@@ -39,7 +39,8 @@ def evaluate_masks(predictions: str | Path, ground_truth: str | Path) -> dict:
         ground_truth: COCO instances JSON.
 
     Returns:
-        ``{"segm": {...}, "bbox": {...}, "counts": {...}}``; metrics AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, NaN where the
+        ``{"segm": {...}, "bbox": {...}, "counts": {...}}``, without ``segm`` where not every annotation of the ground truth has a
+        mask; metrics AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, NaN where the
         ground truth has no object of that size; counts of ground-truth images and objects, of ground-truth images without a
         prediction, of predictions, and of predictions that were left out because their image is not in the ground truth.
 
@@ -52,6 +53,10 @@ def evaluate_masks(predictions: str | Path, ground_truth: str | Path) -> dict:
 
     gt = COCO()
     gt.dataset = read_instances_json(ground_truth)
+    annotations = gt.dataset["annotations"]
+    for annotation in annotations:  # COCO's format has it, pycocotools needs it, other exporters leave it out
+        annotation.setdefault("iscrowd", 0)
+    kinds = ("segm", "bbox") if all(annotation.get("segmentation") for annotation in annotations) else ("bbox",)
     with contextlib.redirect_stdout(io.StringIO()):
         gt.createIndex()
     detections, num_left_out = _only_known(_load_predictions(Path(predictions), gt), gt)
@@ -64,23 +69,26 @@ def evaluate_masks(predictions: str | Path, ground_truth: str | Path) -> dict:
         )
     counts = {
         "images": len(gt.imgs),
-        "objects": sum(not annotation.get("iscrowd", 0) for annotation in gt.anns.values()),
+        "objects": sum(not annotation["iscrowd"] for annotation in annotations),
         "images_without_prediction": len(gt.imgs.keys() - {detection["image_id"] for detection in detections}),
         "predictions": len(detections),
         "left_out": num_left_out,
     }
-    return {**{kind: _score(gt, detections, kind) for kind in ("segm", "bbox")}, "counts": counts}
+    return {**{kind: _score(gt, detections, kind) for kind in kinds}, "counts": counts}
 
 
 def format_quality(results: dict) -> str:
     """Returns ``evaluate_masks``' result as a table."""
     from tabulate import tabulate
 
-    rows = [[kind, *(results[kind][name] for name in _METRICS)] for kind in ("segm", "bbox")]
+    rows = [[kind, *(results[kind][name] for name in _METRICS)] for kind in ("segm", "bbox") if kind in results]
     table = tabulate(rows, headers=["class-agnostic", *_METRICS], floatfmt=".2f")
     counts = results["counts"]
+    boxes_only = (
+        "" if "segm" in results else "boxes alone are scored: not every annotation of the ground truth has a mask\n"
+    )
     return (
-        f"{table}\n"
+        f"{table}\n{boxes_only}"
         f"ground truth: {counts['objects']} objects in {counts['images']} images; "
         f"{counts['images_without_prediction']} of the images have no prediction\n"
         f"predictions: {counts['predictions']}; {counts['left_out']} more were left out: their images are not in the ground truth"

@@ -221,7 +221,7 @@ class _Segments:
     def merged(self, mergeable: np.ndarray) -> "_Segments":
         """Returns the segments, those with equal image and label among the ``mergeable`` being one."""
         label = self.label.astype(np.int64)
-        own = np.arange(len(label)) + (1 << 40)  # above every (image, label) key
+        own = np.arange(len(label)) + (1 << 62)  # above every (image, label) key
         key = np.where(mergeable, self.image.astype(np.int64) * (1 << 20) + label, own)
         _, first, place = np.unique(key, return_index=True, return_inverse=True)
         # Keep the order of the rows: which crowd is the last one of its image depends on it.

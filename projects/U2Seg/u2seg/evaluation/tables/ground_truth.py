@@ -1,7 +1,6 @@
 """Ground truth in COCO's formats, one image at a time, in joint category labels."""
 
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +96,8 @@ class InstanceGroundTruth:
             space: the classes; None takes the JSON's categories as things.
 
         Raises:
-            ValueError: the file is no COCO instances JSON; the message names the row and the field.
+            ValueError: the file is no COCO instances JSON, or some of its annotations have masks and others do not; the message
+                names the row and the field.
         """
         content = read_instances_json(json_file)
         self.path = Path(json_file)
@@ -109,7 +109,13 @@ class InstanceGroundTruth:
         # ``ignore`` is not looked at: pycocotools overwrites it with ``iscrowd``.
         for annotation in content["annotations"]:
             self._by_image[annotation["image_id"]].append((labels[annotation["category_id"]], annotation))
-        self.has_masks = any(annotation.get("segmentation") for _, annotation in self._all())
+        with_mask = [bool(annotation.get("segmentation")) for annotation in content["annotations"]]
+        self.has_masks = any(with_mask)
+        if self.has_masks and not all(with_mask):
+            raise ValueError(
+                f"{json_file}: annotations[{with_mask.index(False)}] has no segmentation, annotations[{with_mask.index(True)}] has one; "
+                "either all annotations need a mask, or none may have one"
+            )
 
     def read(self, image_id: int) -> Regions:
         """Returns the instances of one image; none where the JSON lists none.
@@ -132,6 +138,3 @@ class InstanceGroundTruth:
             crowds=np.array([bool(annotation.get("iscrowd", 0)) for _, annotation in rows], bool),
             areas=np.array([annotation["area"] for _, annotation in rows], np.float64),
         )
-
-    def _all(self) -> Iterator[tuple[int, dict]]:
-        return (row for rows in self._by_image.values() for row in rows)

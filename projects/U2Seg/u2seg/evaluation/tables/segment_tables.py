@@ -11,8 +11,9 @@ import io
 import json
 import zipfile
 import zlib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -116,6 +117,8 @@ class SegmentTables:
         head_boundary: as ``head_pixels``, where -1 is a pixel away from the borders of its map, void left out; see
             :func:`u2seg.evaluation.tables.image_tables.boundary_rows`.
         panoptic_boundary: the same with joint cluster labels as predictions.
+        record: what the evaluation that made them knew: ``weights`` and ``weights_sha256``, ``dataset_images`` and ``complete``,
+            ``max_detections``; empty for tables that were made of files.
     """
 
     space: TableSpace
@@ -129,6 +132,8 @@ class SegmentTables:
     head_pixels: np.ndarray
     head_boundary: np.ndarray
     panoptic_boundary: np.ndarray
+    # A dict. Under its own type, mypy would refuse the blocks where they are given as ** of a dict of arrays.
+    record: Any = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -255,7 +260,8 @@ def with_stuff_groups(tables: SegmentTables, groups: dict[int, str]) -> SegmentT
 def save_tables(path: str | Path, tables: SegmentTables) -> Path:
     """Writes tables to one compressed ``.npz`` file, whole or not at all; returns its path."""
     path = Path(path)
-    header = np.frombuffer(json.dumps(tables.space.to_json(), sort_keys=True).encode(), np.uint8)
+    description = {**tables.space.to_json(), "record": tables.record}
+    header = np.frombuffer(json.dumps(description, sort_keys=True).encode(), np.uint8)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, header=header, **{name: getattr(tables, name) for name in BLOCKS})
     with atomic_path(path) as temporary:
@@ -287,13 +293,24 @@ def load_tables(path: str | Path) -> SegmentTables:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: header is not JSON: {error}") from error
     try:
+        record = _checked_record(header.pop("record", {}))  # tables of version 0.1 lack it
         space = TableSpace.of_json(header)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: header does not describe segment tables: {error!r}") from error
     for name, (dtype, references) in BLOCKS.items():
         _check_block(f"{path}: {name}", blocks, name, dtype, references)
     _check_labels(path, space, blocks)
-    return SegmentTables(space, **blocks)
+    return SegmentTables(space, **blocks, record=record)
+
+
+def _checked_record(record: dict) -> dict:
+    """Returns the record of a file, having checked the type of what is read from it."""
+    types = {"weights": str, "weights_sha256": str, "dataset_images": int, "complete": bool, "max_detections": list}
+    wrong = [name for name, value in record.items() if not isinstance(value, types.get(name, object))]
+    limits = record.get("max_detections", [1])
+    if wrong or not limits or not all(isinstance(limit, int) and limit > 0 for limit in limits):
+        raise ValueError(f"record has an impossible {(wrong or ['max_detections'])[0]}")
+    return record
 
 
 def _check_block(where: str, blocks: dict, name: str, dtype: np.dtype, references: dict[str, str]) -> None:

@@ -31,15 +31,12 @@ def tables_from_semantic_maps(gt_json: str | Path, gt_directory: str | Path, sem
     if not is_complete(semantics):
         raise FileNotFoundError(f"{semantics} holds no finished semantic stage; make it by u2seg labels")
     gt = PanopticGroundTruth(gt_json, gt_directory)
-    wanted = {Path(annotation["file_name"]).stem: image_id for image_id, annotation in gt.annotations.items()}
-    if len(wanted) < len(gt.annotations):
-        stems = (Path(annotation["file_name"]).stem for annotation in gt.annotations.values())
-        raise _twins_error(gt_json, repeated_items(stems))
+    wanted = images_by_stem(gt)
     space = TableSpace(Path(gt_json).stem, 1, stage_settings(semantics)["num_clusters"], gt.space, ("semantic",))
     parts = {}
     for name, found in _named_maps(semantics):
         if name in parts:
-            raise _twins_error(semantics, [name])
+            raise twins_error(semantics, [name])
         if name in wanted:
             gt_map, segments = gt.read(wanted[name])
             head = np.where(found == IGNORE_LABEL, -1, found.astype(np.int32) + 1)
@@ -65,8 +62,22 @@ def _named_maps(semantics: str | Path) -> Iterable[tuple[str, np.ndarray]]:
             yield Path(png).stem, maps[name]
 
 
-def _twins_error(source: str | Path, names: list[str]) -> ValueError:
+def images_by_stem(gt: PanopticGroundTruth) -> dict[str, int]:
+    """Returns bare name, without directory and suffix -> image id.
+
+    Raises:
+        ValueError: a name stands for several images.
+    """
+    ids = {Path(annotation["file_name"]).stem: image_id for image_id, annotation in gt.annotations.items()}
+    if len(ids) < len(gt.annotations):
+        stems = (Path(annotation["file_name"]).stem for annotation in gt.annotations.values())
+        raise twins_error(gt.path, repeated_items(stems))
+    return ids
+
+
+def twins_error(source: str | Path, names: list[str]) -> ValueError:
+    """Returns the error for names, in a file or directory, that stand for several images."""
     return ValueError(
-        f"{source} has several images named {', '.join(names[:5])}; maps and ground truth are paired by the bare name, without "
+        f"{source} has several images named {', '.join(names[:5])}; they are paired with the ground truth by the bare name, without "
         "directory and suffix: give each image a name of its own"
     )

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import Tensor
 
-from u2seg.evaluation.evaluator import short_record, weights_record
+from u2seg.evaluation.evaluator import RecordingEvaluator
 from u2seg.evaluation.registries import EVALUATOR_REGISTRY
 from u2seg.evaluation.score_table import RECORD, format_table
 from u2seg.luss.data.id_maps import read_id_map, write_id_map
@@ -26,7 +25,7 @@ from u2seg.utils.files import read_json, write_json
 logger = logging.getLogger(__name__)
 
 
-class LussEvaluator(DatasetEvaluator):
+class LussEvaluator(RecordingEvaluator):
     """Scores semantic maps by ImageNet-S's rules; any model that gives a map of ids can be scored.
 
     A model's output may hold ``sem_seg_labels`` (int (H, W): ids, 0 "other"), ``panoptic_seg`` (thing cluster k becomes id k + 1,
@@ -62,7 +61,7 @@ class LussEvaluator(DatasetEvaluator):
             output_dir: where files go; None writes none.
             submission: whether to write the predictions.
             protocol: how the model was trained, for the record.
-            provenance: more values for the record: dataset, fitting split, checkpoint.
+            provenance: more values for the record: dataset, fitting split.
             submission_names: image file -> path of its PNG in a submission; others are named by directory and file.
 
         Raises:
@@ -108,7 +107,6 @@ class LussEvaluator(DatasetEvaluator):
         settings = cfg.TEST.LUSS
         first, last, count = settings.SWEEP
         record = {
-            **weights_record(cfg),
             "dataset": dataset_name,
             "fitted_on": _fitted_on(settings.MATCHING, dataset_name),
         }
@@ -122,7 +120,7 @@ class LussEvaluator(DatasetEvaluator):
             "output_dir": output_dir,
             "submission": settings.SUBMISSION,
             "protocol": _protocol_of(settings.MATCHING, dataset_name),
-            "provenance": short_record(record),
+            "provenance": record,
             "submission_names": submission_names,
         }
 
@@ -251,6 +249,7 @@ class LussEvaluator(DatasetEvaluator):
     def _record(self, num_images: int) -> dict:
         return {
             **self.provenance,
+            **({"checkpoint": self.weights["weights"]} if self.weights else {}),
             "images": num_images,
             "dataset_images": len(self.gt_files),
             "complete": num_images == len(self.gt_files),

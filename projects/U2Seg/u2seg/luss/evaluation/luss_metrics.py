@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from u2seg.evaluation.matching.assignment import hungarian, majority_vote, mixed
+from u2seg.evaluation.matching.assignment import best_category, hungarian, mixed
 from u2seg.luss.evaluation.luss_counts import OTHER
 
 EPSILON = 1e-10  # in the denominator of every IoU, as in the released evaluation
@@ -87,7 +87,7 @@ def majority(counts: np.ndarray, digests: np.ndarray | None = None) -> np.ndarra
 
     Of equal classes the lowest id is taken, so that ``digests`` are not needed.
     """
-    return majority_vote(counts)
+    return best_category(counts)
 
 
 def identity(counts: np.ndarray, digests: np.ndarray | None = None) -> np.ndarray:

@@ -16,7 +16,15 @@ import numpy as np
 from PIL import Image
 
 from u2seg.data.formats.coco_panoptic import read_panoptic_png, write_panoptic_png
-from u2seg.data.formats.label_directory import NAMED_DIRECTORY, STAGE_DIRECTORY, find_panoptic_json
+from u2seg.data.formats.label_directory import (
+    INSTANCES_JSON,
+    NAMED_DIRECTORY,
+    PANOPTIC_DIRECTORY,
+    PANOPTIC_JSON,
+    STAGE_DIRECTORY,
+    STUFF_DIRECTORY,
+    find_panoptic_json,
+)
 from u2seg.structures.label_space import VOID_SEGMENT, LabelSpace
 from u2seg.structures.segments import segment_values, semantic_target
 from u2seg.utils.files import atomic_path, confined_path, read_json, write_json
@@ -27,7 +35,6 @@ logger = logging.getLogger(__name__)
 NAMES = "names.json"
 # Beside the set while it is replaced or deleted.
 _NEW, _OLD, _DELETED = (f".{NAMED_DIRECTORY}-{state}" for state in ("new", "old", "deleted"))
-_INSTANCES_JSON, _PANOPTIC_JSON, _PNGS, _STUFF = "instances.json", "panoptic.json", "panoptic", "stuff"
 
 
 class ClusterNameError(ValueError):
@@ -161,7 +168,7 @@ def parse_names(words: Sequence[str], source: str) -> dict[int, str]:
 
 
 def _read_panoptic(labels: Path) -> dict:
-    path = labels / STAGE_DIRECTORY / _PANOPTIC_JSON
+    path = labels / STAGE_DIRECTORY / PANOPTIC_JSON
     if not path.is_file():
         find_panoptic_json(labels)  # says what to do about labels in shards
         raise FileNotFoundError(
@@ -201,12 +208,12 @@ def _write_named(source: Path, target: Path, panoptic: dict, names: Mapping[int,
             infos, joined_into = _named_segments(annotation["segments_info"], class_of, space)
             _write_pngs(source, target, annotation["file_name"], infos, joined_into, space)
             annotations.append({**annotation, "segments_info": infos})
-    instances = read_json(source / _INSTANCES_JSON)
+    instances = read_json(source / INSTANCES_JSON)
     rows = [{**row, "category_id": class_of[row["category_id"]]} for row in instances["annotations"]]
     things = [category for category in categories if category["isthing"]]
-    write_json(target / _INSTANCES_JSON, {**instances, "annotations": rows, "categories": things})
+    write_json(target / INSTANCES_JSON, {**instances, "annotations": rows, "categories": things})
     write_json(target / NAMES, {str(cluster): name for cluster, name in sorted(names.items())})
-    write_json(target / _PANOPTIC_JSON, {**panoptic, "annotations": annotations, "categories": categories})
+    write_json(target / PANOPTIC_JSON, {**panoptic, "annotations": annotations, "categories": categories})
 
 
 def _named_categories(categories: list[dict], names: Mapping[int, str]) -> tuple[list[dict], dict[int, int]]:
@@ -252,8 +259,8 @@ def _joined_box(first: Sequence[int], second: Sequence[int]) -> list[int]:
 def _write_pngs(
     source: Path, target: Path, name: str, infos: list[dict], joined_into: Mapping[int, int], space: LabelSpace
 ) -> None:
-    json_path = source / _PANOPTIC_JSON
-    old, new = (confined_path(directory / _PNGS, name, json_path) for directory in (source, target))
+    json_path = source / PANOPTIC_JSON
+    old, new = (confined_path(directory / PANOPTIC_DIRECTORY, name, json_path) for directory in (source, target))
     panoptic_map = read_panoptic_png(old)
     if joined_into:
         ids = {int(i): joined_into.get(int(i), int(i)) for i in np.unique(panoptic_map)}
@@ -262,7 +269,7 @@ def _write_pngs(
     else:
         _link_or_copy(old, new)
     targets = {info["id"]: space.semantic_target_of(info["category_id"]) for info in infos}
-    with atomic_path(confined_path(target / _STUFF, name, json_path)) as temporary:
+    with atomic_path(confined_path(target / STUFF_DIRECTORY, name, json_path)) as temporary:
         Image.fromarray(semantic_target(panoptic_map, targets)).save(temporary)
 
 

@@ -1,7 +1,7 @@
 """The stage that gives every mask a cluster: k-means on one vector a mask, saved centroids, assignments of all."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +10,17 @@ from detectron2.config import CfgNode
 from u2seg.data.formats.mask_shards import count_records, mask_shards, read_shard
 from u2seg.data.formats.parquet_files import read_rows
 from u2seg.features import feature_settings, resolve_device
-from u2seg.pseudo_labels.clusters.mask_embeddings import MASK_EMBEDDING_REGISTRY
-from u2seg.pseudo_labels.image_source import open_source
+from u2seg.pseudo_labels.clusters.mask_embeddings import MASK_EMBEDDING_REGISTRY, remove_cached_vectors
+from u2seg.pseudo_labels.image_source import Images, open_source
 from u2seg.pseudo_labels.lost_images import report_lost_images
 from u2seg.pseudo_labels.masks.interfaces import generator_keys
-from u2seg.pseudo_labels.sharding import Worker
+from u2seg.pseudo_labels.worker import Worker
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path, read_json, short_file_digest, write_json
-from u2seg.utils.image_io import ImageSource
 from u2seg.utils.kmeans import CENTROIDS, assign, kmeans, l2_normalize
 from u2seg.utils.manifest import (
     MANIFEST,
+    TooManyFailuresError,
     check_stage,
     close_stage,
     is_complete,
@@ -44,33 +44,6 @@ HISTOGRAM = "histogram.json"
 # Instead of a cluster, where the image of a mask could not be read any more.
 LOST = -1
 _SAMPLE = ".sample"  # begins the names of the vectors on which centroids are found, until they are
-
-Images = str | Path | ImageSource
-
-
-def make_clusters(
-    cfg: CfgNode, images: Images, masks: Path, output: Path, *, max_failures: float | None = None
-) -> Path:
-    """Returns ``output``, filled with centroids, the cluster of every mask, and the histogram of cluster sizes.
-
-    An image that was damaged or removed since its masks were made is recorded with the reason; its masks get the cluster -1.
-
-    Args:
-        cfg: reads ``CLUSTERS``.
-        images: the images, for embeddings that look at them again.
-        masks: directory of the mask stage.
-        output: directory to fill.
-        max_failures: share, 0..1, of images that may be lost; ``MASKS.MAX_FAILURES`` if None.
-
-    Raises:
-        ValueError: fewer masks than clusters; the message says how many there are.
-        TooManyFailuresError: too many images were lost; put them back and go on.
-    """
-    sample_vectors(cfg, images, masks, output, Worker())
-    fit_centroids(cfg, masks, output)
-    assign_clusters(cfg, images, masks, output, Worker())
-    finish_clusters(cfg, images, masks, output, max_failures=max_failures)
-    return output
 
 
 def open_clusters(cfg: CfgNode, masks: Path, output: Path, *, clean: bool = True) -> dict:
@@ -104,7 +77,7 @@ def sample_vectors(cfg: CfgNode, images: Images, masks: Path, output: Path, work
 
     Args:
         cfg: reads ``CLUSTERS``.
-        images: as for :func:`make_clusters`.
+        images: the images, for embeddings that look at them again.
         masks: directory of the mask stage.
         output: of this stage.
         worker: whose shards are sampled.
@@ -169,9 +142,11 @@ def _remove_sample(output: Path) -> None:
 def assign_clusters(cfg: CfgNode, images: Images, masks: Path, output: Path, worker: Worker) -> None:
     """Assigns the masks of one worker's shards to the centroids that :func:`fit_centroids` left.
 
+    The masks of an image that was damaged or removed since they were made get the cluster -1.
+
     Args:
         cfg: reads ``CLUSTERS``.
-        images: as for :func:`make_clusters`.
+        images: as for :func:`sample_vectors`.
         masks: directory of the mask stage.
         output: of this stage.
         worker: whose shards are assigned.
@@ -196,26 +171,27 @@ def assign_clusters(cfg: CfgNode, images: Images, masks: Path, output: Path, wor
             _write_assignments(output / shards[index].name, records, labels, distances)
 
 
-def finish_clusters(
-    cfg: CfgNode, images: Images, masks: Path, output: Path, *, max_failures: float | None = None
-) -> None:
+def finish_clusters(cfg: CfgNode, images: Images, masks: Path, output: Path) -> None:
     """Closes the stage: counts the masks of every cluster, and records the images that were lost since their masks were made.
 
     Args:
-        cfg: reads ``CLUSTERS``.
-        images: as for :func:`make_clusters`; the lost ones are read again for the reason.
+        cfg: reads ``CLUSTERS`` and ``MASKS.MAX_FAILURES``.
+        images: as for :func:`sample_vectors`; the lost ones are read again for the reason.
         masks: directory of the mask stage.
         output: of this stage.
-        max_failures: as for :func:`make_clusters`.
 
     Raises:
         IncompleteStageError: a shard was not assigned; the message names it.
         TooManyFailuresError: too many images were lost; put them back and go on.
     """
     open_clusters(cfg, masks, output)
-    _remove_sample(output)  # what another run on the same directory sampled in vain
-    if is_complete(output):
-        return
+    if not is_complete(output):
+        _close(cfg, images, masks, output)
+    _remove_sample(output)  # what another run on the same directory left behind
+    remove_cached_vectors(output)
+
+
+def _close(cfg: CfgNode, images: Images, masks: Path, output: Path) -> None:
     shards = mask_shards(masks)
     require_shards(output, len(shards))
     counts = np.zeros(cfg.CLUSTERS.NUM_CLUSTERS, np.int64)
@@ -227,8 +203,13 @@ def finish_clusters(
         if any((clusters == LOST).any() for clusters in assigned):
             pairs = zip(read_shard(shard), assigned, strict=True)
             lost += [record.file_name for record, clusters in pairs if (clusters == LOST).any()]
-    max_failures = cfg.MASKS.MAX_FAILURES if max_failures is None else max_failures
-    report_lost_images(open_source(images), lost, output, read_json(masks / MANIFEST)["counts"]["images"], max_failures)
+    total = read_json(masks / MANIFEST)["counts"]["images"]
+    try:
+        report_lost_images(open_source(images), lost, output, total, cfg.MASKS.MAX_FAILURES)
+    except TooManyFailuresError:
+        for path in (*(output / shard.name for shard in shards), output / CENTROIDS):
+            path.unlink(missing_ok=True)
+        raise
     write_json(output / HISTOGRAM, {"masks_per_cluster": counts.tolist(), "empty_clusters": int((counts == 0).sum())})
     summary = {"masks": int(counts.sum()), "non_empty_clusters": int((counts > 0).sum())}
     close_stage(output, {**summary, **({"lost_images": lost} if lost else {})})
@@ -302,12 +283,6 @@ def _find_centroids(cfg: CfgNode, sample: np.ndarray) -> np.ndarray:
         device=resolve_device(cfg.FEATURES.DEVICE),
     )
     return result.centroids
-
-
-def iter_assigned(masks: Path, clusters: Path) -> Iterator[list[tuple[ImageMasks, np.ndarray]]]:
-    """Yields, shard by shard, each image's masks with their clusters, int64 (N,), ``LOST`` where the image was lost."""
-    for shard in mask_shards(masks):
-        yield read_assigned(shard, clusters)
 
 
 def read_assigned(mask_shard: Path, clusters: Path) -> list[tuple[ImageMasks, np.ndarray]]:

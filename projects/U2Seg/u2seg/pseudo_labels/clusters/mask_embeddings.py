@@ -1,5 +1,6 @@
 """One vector a mask, behind one registry: pooled patch features, the paper's masked crops, and a baseline that looks at nothing."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,14 +9,16 @@ import torch
 from detectron2.config import CfgNode
 from pycocotools import mask as mask_utils
 
-from u2seg.features import build_feature_extractor, stack_on
+from u2seg.features import build_feature_extractor, feature_settings, stack_on
 from u2seg.structures.mask_boxes import mask_box
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path, list_digest
 from u2seg.utils.image_io import ImageReadError, ImageSource, read_listed_image
+from u2seg.utils.manifest import settings_key
 from u2seg.utils.registry import NamedRegistry
 
 Embedding = Callable[[list[ImageMasks]], np.ndarray]
+_VECTORS = ".vectors"  # begins the names of the files that hold vectors until the stage is finished
 
 MASK_EMBEDDING_REGISTRY = NamedRegistry("MASK_EMBEDDING")
 MASK_EMBEDDING_REGISTRY.__doc__ = """
@@ -87,16 +90,22 @@ def masked_crop(cfg: CfgNode, images: ImageSource, output: Path) -> Embedding:
         flush()
         return np.concatenate([part for part in vectors if len(part)] or vectors)
 
-    return _cached(embed, output / ".vectors")
+    return _cached(embed, output, settings_key(feature_settings(cfg)))
 
 
-def _cached(embed: Embedding, directory: Path) -> Embedding:
-    """Returns ``embed`` with its results kept on disk: the vectors are needed twice, and a killed run should not lose them."""
+def _cached(embed: Embedding, output: Path, network: str) -> Embedding:
+    """Returns ``embed`` with its results kept on disk: the vectors are needed twice, and a killed run should not lose them.
+
+    Args:
+        embed: what computes them.
+        output: directory of the stage.
+        network: what tells the network from others.
+    """
 
     def cached(records: list[ImageMasks]) -> np.ndarray:
         keys = [f"{record.file_name}\t{[counts.hex() for counts in record.rle_counts]}" for record in records]
-        path = directory / f"{list_digest(keys)}.npy"
-        if path.is_file():
+        path = output / f"{_VECTORS}-{network}-{list_digest(keys)}.npy"
+        with contextlib.suppress(FileNotFoundError):
             return np.load(path)
         vectors = embed(records)
         # An image that is repaired is to be read again.
@@ -106,6 +115,12 @@ def _cached(embed: Embedding, directory: Path) -> Embedding:
         return vectors
 
     return cached
+
+
+def remove_cached_vectors(output: Path) -> None:
+    """Deletes the vectors that embeddings kept in the cluster stage's directory."""
+    for path in output.glob(f"{_VECTORS}-*.npy"):
+        path.unlink(missing_ok=True)
 
 
 def crop_on_white(image_rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:

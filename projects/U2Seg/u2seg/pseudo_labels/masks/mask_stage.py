@@ -15,23 +15,23 @@ from u2seg.data.formats.mask_shards import summarize_shard, write_shard
 from u2seg.features import FeatureExtractor, feature_settings
 from u2seg.pseudo_labels.image_plan import (
     ImagePlan,
-    automatic_shard_size,
     find_plan,
     printable_name,
     remove_other_plans,
     write_plan,
 )
-from u2seg.pseudo_labels.image_source import open_source
+from u2seg.pseudo_labels.image_source import Images, open_source
+from u2seg.pseudo_labels.lost_images import unreadable_reason
 from u2seg.pseudo_labels.masks.automatic import AutomaticMaskGenerator, CoarseMasks, PreparedImage, prepare_image
 from u2seg.pseudo_labels.masks.interfaces import generator_keys, refinement_keys
 from u2seg.pseudo_labels.semantics.patch_sample import PatchSample
-from u2seg.pseudo_labels.sharding import Worker
+from u2seg.pseudo_labels.worker import Worker
 from u2seg.structures import ImageMasks
-from u2seg.utils.files import read_json, short_file_digest, stream_list_digest
+from u2seg.utils.files import list_digest, short_file_digest
 from u2seg.utils.image_io import ImageReadError, ImageSource
 from u2seg.utils.manifest import (
     FAILURES,
-    MANIFEST,
+    Failure,
     IncompleteStageError,
     StageMismatchError,
     check_stage,
@@ -47,8 +47,6 @@ from u2seg.utils.manifest import (
 )
 from u2seg.utils.progress import Progress
 
-Images = str | Path | ImageSource
-
 # Keys that every run reads, whatever its generator and refinement.
 _KEYS = (
     "MASKS.GENERATOR",
@@ -61,7 +59,7 @@ _KEYS = (
 _NOT_IN_MANIFEST = ("NUM_WORKERS", "MAX_FAILURES", "NUM_THREADS")
 
 
-def make_masks(cfg: CfgNode, images: Images, output: str | Path, *, max_failures: float | None = None) -> Path:
+def make_masks(cfg: CfgNode, images: Images, output: str | Path) -> Path:
     """Makes class-agnostic masks for every image of a source.
 
     Finished shards are kept when the run is repeated; an image that cannot be read is recorded with the reason and skipped.
@@ -70,7 +68,6 @@ def make_masks(cfg: CfgNode, images: Images, output: str | Path, *, max_failures
         cfg: configuration; ``FEATURES`` and ``MASKS`` are used.
         images: directory of images, or another source; see ``u2seg.pseudo_labels.image_source.open_source``.
         output: directory to make or to go on with; see ``u2seg.data.formats.mask_shards`` for what it holds.
-        max_failures: share of unreadable images, 0..1, above which the run ends with an error; None: ``MASKS.MAX_FAILURES``.
 
     Returns:
         ``output``.
@@ -78,12 +75,12 @@ def make_masks(cfg: CfgNode, images: Images, output: str | Path, *, max_failures
     Raises:
         FileNotFoundError: ``images`` is not there or holds no image.
         StageMismatchError: ``output`` was made with other settings or from other images.
-        TooManyFailuresError: at the end, when everything readable has been written.
+        TooManyFailuresError: a larger share of the images than ``MASKS.MAX_FAILURES`` could not be read; what was made is kept.
     """
     plan_masks(cfg, images, output)
     if not is_complete(output):
         make_mask_shards(cfg, images, output, Worker())
-    finish_masks(cfg, output, max_failures=max_failures)
+    finish_masks(cfg, output)
     return Path(output)
 
 
@@ -100,7 +97,7 @@ def plan_masks(cfg: CfgNode, images: Images, output: str | Path) -> ImagePlan:
         StageMismatchError: ``output`` was made with other settings or from other images.
     """
     refuse_foreign(output)
-    plan = write_plan(open_source(images), Path(output), _shard_size_rule(cfg))
+    plan = write_plan(open_source(images), Path(output), cfg.MASKS.SHARD_SIZE)
     open_stage(output, "masks", _settings(cfg, plan))
     return plan
 
@@ -125,7 +122,7 @@ def make_mask_shards(
     """
     source, output = open_source(images), Path(output)
     refuse_foreign(output)
-    plan = find_plan(output) or write_plan(source, output, _shard_size_rule(cfg))
+    plan = find_plan(output) or write_plan(source, output, cfg.MASKS.SHARD_SIZE)
     settings = _settings(cfg, plan)
     open_stage(output, "masks", settings, clean=False)
     own = worker.share(plan.num_shards)
@@ -135,35 +132,42 @@ def make_mask_shards(
         _make_shards(cfg, source, plan, own, missing, sample or None, lambda: check_stage(output, "masks", settings))
 
 
-def finish_masks(cfg: CfgNode, output: str | Path, *, max_failures: float | None = None) -> None:
-    """Closes a mask stage whose shards are all there: counts images, masks and failures, and writes the failures down.
+def finish_masks(cfg: CfgNode, output: str | Path) -> None:
+    """Closes a mask stage whose shards are all there, unless it is closed: counts images, masks and failures, and writes these down.
 
     Args:
         cfg: as for :func:`make_masks`.
         output: directory of the mask stage.
-        max_failures: as for :func:`make_masks`.
 
     Raises:
         IncompleteStageError: shards are missing; the message names them.
         TooManyFailuresError: too many images could not be read.
     """
     output = Path(output)
+    if is_complete(output):
+        return
     plan = find_plan(output)
     if plan is None:
         raise IncompleteStageError(f"{output} holds no plan of a run; run the command without --finalize first")
-    if not is_complete(output):
-        require_shards(output, plan.num_shards)
-        close_stage(output, _counts(output, plan))
-        remove_other_plans(plan)
-    max_failures = cfg.MASKS.MAX_FAILURES if max_failures is None else max_failures
-    failures = [failure for path in _shards(output, plan) for failure in summarize_shard(path).failures]
-    report_failures(output, failures, plan.count, max_failures)
+    require_shards(output, plan.num_shards)
+    num_masks, failures = 0, list[Failure]()
+    for path in _shards(output, plan):
+        summary = summarize_shard(path)
+        num_masks += summary.num_masks
+        failures += summary.failures
+    remedy = ", or repair them and run `u2seg labels` with --retry-failures; what was made is kept"
+    report_failures(output, failures, plan.count, cfg.MASKS.MAX_FAILURES, remedy)
+    remove_other_plans(plan)
+    contents = list_digest(short_file_digest(path) for path in _shards(output, plan))
+    counts = {"images": plan.count, "masks": num_masks, "failures": len(failures), "contents": contents}
+    close_stage(output, counts)
 
 
 def reopen_failures(cfg: CfgNode, images: Images, output: str | Path, discard_dependents: Callable[[], None]) -> int:
-    """Makes a finished mask stage unfinished where images that could not be read now can; :func:`make_masks` then goes on.
+    """Makes a mask stage unfinished where images that could not be read now can; :func:`make_masks` then goes on.
 
-    The shards that hold such an image are deleted. Nothing changes if there is none.
+    The shards that hold such an image are deleted. Nothing changes if there is none. The stage need not be finished: a call may follow
+    one that was killed.
 
     Args:
         cfg: as for :func:`make_masks`.
@@ -175,30 +179,31 @@ def reopen_failures(cfg: CfgNode, images: Images, output: str | Path, discard_de
         How many images can be read now.
 
     Raises:
-        FileNotFoundError: the stage is not finished.
-        StageMismatchError: images were added or removed, or an image changed that could be read before.
+        FileNotFoundError: the stage was not begun.
+        StageMismatchError: images were added or removed, or an image changed that could be read before, or the settings did.
     """
     source, output = open_source(images), Path(output)
-    if not is_complete(output):
+    old = find_plan(output)
+    if old is None:
         raise FileNotFoundError(
             f"no finished mask stage in {output}, so there is nothing to try again; run without it first"
         )
-    old = find_plan(output)
+    open_stage(output, "masks", _settings(cfg, old))
     failed_in = {
         index: {failure.file_name for failure in summarize_shard(path).failures}
-        for index, path in enumerate(_shards(output, old) if old else ())
+        for index, path in enumerate(_shards(output, old))
+        if path.is_file()
     }
     failed_in = {index: failed for index, failed in failed_in.items() if failed}
     failed: set[str] = set().union(*failed_in.values())
-    plan = write_plan(source, output, _shard_size_rule(cfg))
-    if _readable_digest(plan, failed) != read_json(output / MANIFEST)["counts"]["readable"]:
-        if old:
-            remove_other_plans(old)
+    plan = write_plan(source, output, old.shard_size)
+    if _readable_digest(plan, failed) != _readable_digest(old, failed):
+        remove_other_plans(old)
         raise StageMismatchError(
             f"other images of {source.description} than those in {output / FAILURES} were added, removed or changed; expected the same "
             "images, of which only the unreadable ones were repaired. Choose another output directory."
         )
-    repaired = {name for name in failed if is_readable(source, name)}
+    repaired = {name for name in failed if unreadable_reason(source, name) is None}
     if repaired:
         discard_dependents()
         # The manifest first: a stage that misses a shard must not look finished.
@@ -209,23 +214,9 @@ def reopen_failures(cfg: CfgNode, images: Images, output: str | Path, discard_de
     return len(repaired)
 
 
-def is_readable(source: ImageSource, name: str) -> bool:
-    """Returns whether an image of a source can be read."""
-    try:
-        source.read(name)
-    except ImageReadError:
-        return False
-    return True
-
-
 def _readable_digest(plan: ImagePlan, failed: set[str]) -> str:
     """Returns a digest of all names, and of the contents of the images that could be read."""
-    return stream_list_digest(image.name if image.name in failed else f"{image.name}\t{image.digest}" for image in plan)
-
-
-def _shard_size_rule(cfg: CfgNode) -> Callable[[int], int]:
-    fixed = cfg.MASKS.SHARD_SIZE
-    return (lambda count: fixed) if fixed else automatic_shard_size
+    return list_digest(image.name if image.name in failed else f"{image.name}\t{image.digest}" for image in plan)
 
 
 def _settings(cfg: CfgNode, plan: ImagePlan) -> dict:
@@ -239,23 +230,6 @@ def _settings(cfg: CfgNode, plan: ImagePlan) -> dict:
 
 def _shards(output: Path, plan: ImagePlan) -> Iterator[Path]:
     return (shard_path(output, index) for index in range(plan.num_shards))
-
-
-def _counts(output: Path, plan: ImagePlan) -> dict:
-    num_images = num_masks = 0
-    failed: set[str] = set()
-    for path in _shards(output, plan):
-        summary = summarize_shard(path)
-        num_images += len(summary.file_names)
-        num_masks += summary.num_masks
-        failed.update(failure.file_name for failure in summary.failures)
-    return {
-        "images": num_images,
-        "masks": num_masks,
-        "failures": len(failed),
-        "contents": stream_list_digest(short_file_digest(path) for path in _shards(output, plan)),
-        "readable": _readable_digest(plan, failed),
-    }
 
 
 def _make_shards(

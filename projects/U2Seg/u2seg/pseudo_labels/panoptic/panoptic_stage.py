@@ -19,6 +19,7 @@ from u2seg.data.formats.coco_panoptic import (
     write_panoptic_png,
     write_stuff_png,
 )
+from u2seg.data.formats.label_directory import INSTANCES_JSON, PANOPTIC_DIRECTORY, PANOPTIC_JSON, STUFF_DIRECTORY
 from u2seg.data.formats.label_shards import (
     ImageLabels,
     PngPlaces,
@@ -33,7 +34,7 @@ from u2seg.data.formats.semantic_shards import read_semantic_shard
 from u2seg.pseudo_labels.clusters.cluster_stage import LOST, read_assigned
 from u2seg.pseudo_labels.image_plan import shard_png_names
 from u2seg.pseudo_labels.panoptic.panoptic_merge import INSTANCE_SIZE_REGISTRY, merge_panoptic, void_share
-from u2seg.pseudo_labels.sharding import Worker
+from u2seg.pseudo_labels.worker import Worker
 from u2seg.structures.label_space import LabelSpace
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.structures.segments import Segment
@@ -52,11 +53,6 @@ from u2seg.utils.manifest import (
 )
 from u2seg.utils.progress import Progress
 from u2seg.utils.registry import get_registered
-
-INSTANCES_JSON = "instances.json"
-PANOPTIC_JSON = "panoptic.json"
-PANOPTIC_DIRECTORY = "panoptic"
-STUFF_DIRECTORY = "stuff"
 
 # Called again and again, each time for a new stream of all images' labels.
 LabelStream = Callable[[], Iterator[ImageLabels]]
@@ -138,24 +134,6 @@ class PanopticRule:
         return whole_instance_annotations(image_id, masks, thing_clusters, scores, space)
 
 
-def make_panoptic_labels(cfg: CfgNode, masks: Path, clusters: Path, semantics: Path, output: Path) -> Path:
-    """Returns ``output``, filled with instances JSON, panoptic JSON and PNGs, and stuff PNGs, or with shards that hold the same.
-
-    Every image that all stages could read appears, also those without an instance. Killed and called again, it goes
-    on at the first image group that is not finished.
-
-    Args:
-        cfg: reads ``PANOPTIC_LABELS``.
-        masks: directory of the mask stage.
-        clusters: directory of the cluster stage.
-        semantics: directory of the semantic stage.
-        output: directory to fill.
-    """
-    label_groups(cfg, masks, clusters, semantics, output, Worker())
-    finish_panoptic(cfg, masks, clusters, semantics, output)
-    return output
-
-
 def open_panoptic(cfg: CfgNode, clusters: Path, semantics: Path, output: Path, *, clean: bool = True) -> dict:
     """Opens the stage's directory and returns its settings.
 
@@ -175,6 +153,8 @@ def open_panoptic(cfg: CfgNode, clusters: Path, semantics: Path, output: Path, *
 
 def label_groups(cfg: CfgNode, masks: Path, clusters: Path, semantics: Path, output: Path, worker: Worker) -> None:
     """Writes the PNGs and the label shards of the images of one worker's shards.
+
+    Every image that all stages could read gets labels, also one without an instance.
 
     Args:
         cfg: reads ``PANOPTIC_LABELS``.

@@ -8,17 +8,17 @@ from detectron2.config import CfgNode
 from u2seg.data.formats.mask_shards import count_records, mask_shards, read_shard, summarize_shard
 from u2seg.data.formats.semantic_shards import semantic_shard_names, write_semantic_shard
 from u2seg.features import feature_settings
-from u2seg.pseudo_labels.image_source import open_source
+from u2seg.pseudo_labels.image_source import Images, open_source
 from u2seg.pseudo_labels.lost_images import report_lost_images
 from u2seg.pseudo_labels.semantics import region_kmeans as _region_kmeans  # noqa: F401 - registers the provider
 from u2seg.pseudo_labels.semantics.learned.learned_providers import remove_trained_head
 from u2seg.pseudo_labels.semantics.patch_sample import remove_patch_samples
 from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_REGISTRY
-from u2seg.pseudo_labels.sharding import Worker
+from u2seg.pseudo_labels.worker import Worker
 from u2seg.structures.label_space import MAX_STUFF
 from u2seg.utils.files import read_json, short_file_digest
 from u2seg.utils.hub_files import local_file
-from u2seg.utils.image_io import ImageSource
+from u2seg.utils.kmeans import CENTROIDS
 from u2seg.utils.manifest import (
     MANIFEST,
     TooManyFailuresError,
@@ -39,32 +39,6 @@ from u2seg.utils.registry import get_registered
 
 _FITTED = ".fitted"  # begins the name of an empty file: the provider has learned
 _NOT_IN_MANIFEST = ("CACHE_MIB", "CHECKPOINT_PERIOD", "NUM_THREADS")
-
-Images = str | Path | ImageSource
-
-
-def make_semantics(
-    cfg: CfgNode, images: Images, masks: Path, output: Path, *, max_failures: float | None = None
-) -> Path:
-    """Returns ``output``, filled with one semantic map for every image that the mask stage could read.
-
-    An image that was damaged or removed since its masks were made is recorded with the reason and gets no map.
-
-    Args:
-        cfg: reads ``SEMANTICS`` and ``FEATURES``.
-        images: the images.
-        masks: directory of the mask stage; gives the list of images, and where things lie.
-        output: directory to fill.
-        max_failures: share, 0..1, of images that may be lost; ``MASKS.MAX_FAILURES`` if None.
-
-    Raises:
-        TooManyFailuresError: too many images were lost; put them back and go on.
-    """
-    sample_patches(cfg, images, masks, output, Worker())
-    fit_semantics(cfg, images, masks, output)
-    label_shards(cfg, images, masks, output, Worker())
-    finish_semantics(cfg, images, masks, output, max_failures=max_failures)
-    return output
 
 
 def open_semantics(cfg: CfgNode, masks: Path, output: Path, *, clean: bool = True) -> dict:
@@ -156,6 +130,8 @@ def _fitted_path(output: Path) -> Path:
 def label_shards(cfg: CfgNode, images: Images, masks: Path, output: Path, worker: Worker) -> None:
     """Makes the maps of one worker's shards; for :class:`PatchKMeans` this is a second forward pass over every image.
 
+    An image that was damaged or removed since its masks were made gets no map.
+
     Args:
         cfg: reads ``SEMANTICS`` and ``FEATURES``.
         images: the images.
@@ -185,17 +161,14 @@ def label_shards(cfg: CfgNode, images: Images, masks: Path, output: Path, worker
             bar.update(len(records) - len(readable))
 
 
-def finish_semantics(
-    cfg: CfgNode, images: Images, masks: Path, output: Path, *, max_failures: float | None = None
-) -> None:
+def finish_semantics(cfg: CfgNode, images: Images, masks: Path, output: Path) -> None:
     """Closes the stage, and records the images that were lost since their masks were made.
 
     Args:
-        cfg: reads ``SEMANTICS``.
+        cfg: reads ``SEMANTICS`` and ``MASKS.MAX_FAILURES``.
         images: the images; the lost ones are read again for the reason.
         masks: directory of the mask stage.
         output: of this stage.
-        max_failures: as for :func:`make_semantics`.
 
     Raises:
         IncompleteStageError: a shard was not labeled; the message names it.
@@ -212,22 +185,23 @@ def finish_semantics(
             readable = zip(summary.file_names, summary.errors)
             lost += [name for name, error in readable if error is None and name not in names]
         total = read_json(masks / MANIFEST)["counts"]["images"]
-        max_failures = cfg.MASKS.MAX_FAILURES if max_failures is None else max_failures
-        _report_lost(open_source(images), lost, output, total, max_failures)
+        try:
+            report_lost_images(open_source(images), lost, output, total, cfg.MASKS.MAX_FAILURES)
+        except TooManyFailuresError:
+            _forget_what_was_learned(output, len(shards))
+            raise
         close_stage(output, {"images": num_images, **({"lost_images": lost} if lost else {})})
-    # With what another run on the same directory sampled in vain.
+    # With what another run on the same directory left behind.
     remove_patch_samples(output)
     _remove_marks(output)
 
 
-def _report_lost(images: ImageSource, lost: list[str], output: Path, total: int, max_failures: float) -> None:
-    try:
-        report_lost_images(images, lost, output, total, max_failures)
-    except TooManyFailuresError:
-        # The centroids are deleted already.
-        remove_trained_head(output)
-        _remove_marks(output)
-        raise
+def _forget_what_was_learned(output: Path, num_shards: int) -> None:
+    """Deletes the maps, and what was learned without the images that are lost."""
+    for path in (*(shard_path(output, index) for index in range(num_shards)), output / CENTROIDS):
+        path.unlink(missing_ok=True)
+    remove_trained_head(output)
+    _remove_marks(output)
 
 
 def _remove_marks(output: Path) -> None:

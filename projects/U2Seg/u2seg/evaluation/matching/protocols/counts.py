@@ -93,6 +93,11 @@ def every_category(space: TableSpace) -> np.ndarray:
     return np.arange(space.num_categories)
 
 
+def head_order(order: np.ndarray, space: TableSpace) -> np.ndarray:
+    """Returns the classes of the semantic head, "thing" first, int64 (S + 1,), in a canonical order of joint clusters."""
+    return np.append(0, order[order >= space.num_things] - space.num_things + 1)
+
+
 def head_semantics(tables: SegmentTables, match: Matcher) -> SemanticMap | None:
     """Returns the scoring of the semantic head on all categories, its classes 0..S matched by ``match``."""
     space = tables.space

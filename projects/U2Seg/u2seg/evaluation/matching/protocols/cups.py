@@ -1,6 +1,7 @@
 """CUPS's protocol: ours, which scores as COCO does, and one that equals the released code."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from u2seg.evaluation.matching.protocols.base import Protocol
 from u2seg.evaluation.matching.protocols.counts import (
     error_categories,
     every_category,
+    head_order,
     head_semantics,
     joint_map,
     kind_counts,
@@ -55,7 +57,8 @@ class CupsProtocol(Protocol):
             labels = in_canonical_order(hungarian_then_best, panoptic_counts(tables), order)
             semantic: SemanticMap | None = SemanticMap("panoptic", labels, every_category(space), space.category_names)
         else:
-            semantic = head_semantics(tables, hungarian_then_best)
+            match = partial(in_canonical_order, hungarian_then_best, order=head_order(order, space))
+            semantic = head_semantics(tables, match)
         return LabelMap(panoptic, error_categories(tables, panoptic), semantic)
 
 

@@ -1,13 +1,16 @@
 """The plain protocols of clustering: one-to-one, many-to-one, and none at all."""
 
+from functools import partial
+
 import numpy as np
 
-from u2seg.evaluation.matching.assignment import best_category, canonical_clusters, hungarian
+from u2seg.evaluation.matching.assignment import best_category, canonical_clusters, hungarian, in_canonical_order
 from u2seg.evaluation.matching.label_map import LabelMap, SemanticMap
 from u2seg.evaluation.matching.protocols.base import Protocol
 from u2seg.evaluation.matching.protocols.counts import (
     error_categories,
     every_category,
+    head_order,
     head_semantics,
     joint_map,
     kind_counts,
@@ -47,7 +50,7 @@ class HungarianProtocol(Protocol):
                 "panoptic", panoptic, every_category(space), space.category_names
             )
         else:
-            semantic = head_semantics(tables, hungarian)
+            semantic = head_semantics(tables, partial(in_canonical_order, hungarian, order=head_order(order, space)))
         return LabelMap(panoptic, error_categories(tables, panoptic), semantic)
 
 

@@ -12,7 +12,7 @@ from u2seg.evaluation.matching.assignment import (
 )
 from u2seg.evaluation.matching.label_map import LabelMap, SemanticMap, head_pixels
 from u2seg.evaluation.matching.protocols.base import Protocol
-from u2seg.evaluation.matching.protocols.counts import no_category
+from u2seg.evaluation.matching.protocols.counts import head_order, no_category
 from u2seg.evaluation.registries import PROTOCOL_REGISTRY
 from u2seg.evaluation.tables.segment_tables import SegmentTables
 
@@ -39,8 +39,6 @@ class StegoProtocol(Protocol):
         lookup = np.array([*gt, NO_CATEGORY], np.int64)
         pixels = head_pixels(tables)
         counts = pair_counts(pixels.predicted, lookup[pixels.gt], pixels.pixels, (space.num_stuff + 1, len(names)))
-        order = canonical_clusters(tables)
-        stuff = order[order >= space.num_things] - space.num_things + 1
-        labels = in_canonical_order(hungarian, counts, np.append(0, stuff))
+        labels = in_canonical_order(hungarian, counts, head_order(canonical_clusters(tables), space))
         nothing = no_category(space)
         return LabelMap(nothing, nothing, SemanticMap("head", labels, lookup[:-1], names))

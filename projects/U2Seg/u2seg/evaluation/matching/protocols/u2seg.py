@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from u2seg.evaluation.matching.assignment import NO_CATEGORY, majority_vote
+from u2seg.evaluation.matching.assignment import NO_CATEGORY, best_category
 from u2seg.evaluation.matching.label_map import LabelMap, SemanticMap
 from u2seg.evaluation.matching.protocols.base import Protocol
 from u2seg.evaluation.matching.protocols.counts import joint_map, no_category
@@ -43,8 +43,8 @@ class U2SegPaperProtocol(Protocol):
         """Returns the majority-vote label map."""
         space = tables.space
         min_iou, min_score = paper_thresholds(space)
-        things = majority_vote(instance_votes(tables, min_score, min_iou))
-        head = majority_vote(semantic_votes(tables, SEMANTIC_VOTE_IOU))
+        things = best_category(instance_votes(tables, min_score, min_iou))
+        head = best_category(semantic_votes(tables, SEMANTIC_VOTE_IOU))
         return LabelMap(joint_map(space, (things, head)), no_category(space), _stuff_semantics(space, head))
 
 
@@ -57,8 +57,8 @@ class _ReleaseRules(Protocol):
         """Returns the majority-vote label map."""
         space = tables.space
         min_iou, min_score = RELEASE_THRESHOLDS
-        things = majority_vote(every_object_votes(tables, min_score, min_iou))
-        head = majority_vote(semantic_votes(tables, SEMANTIC_VOTE_IOU))
+        things = best_category(every_object_votes(tables, min_score, min_iou))
+        head = best_category(semantic_votes(tables, SEMANTIC_VOTE_IOU))
         return LabelMap(joint_map(space, (things, head)), no_category(space), self._semantic(space, head))
 
     def _semantic(self, space: TableSpace, stuff: np.ndarray) -> SemanticMap:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from u2seg.evaluation.matching.assignment import NO_CATEGORY, pair_counts
+from u2seg.evaluation.matching.assignment import pair_counts
 from u2seg.evaluation.matching.label_map import PixelRows, head_pixels
 from u2seg.evaluation.tables.segment_tables import SegmentTables
 
@@ -51,7 +51,7 @@ def semantic_votes(tables: SegmentTables, min_iou: float) -> np.ndarray:
     """
     space = tables.space
     num_things, num_stuff = space.categories.num_things, space.categories.num_stuff
-    pixels = _by_class(head_pixels(tables), np.append(np.arange(space.num_categories), NO_CATEGORY))
+    pixels = _summed(head_pixels(tables))
     size = space.num_stuff + 2  # predicted -1 is stored first
     predicted_key = pixels.image * size + pixels.predicted + 1
     gt_key = pixels.image * (space.num_categories + 1) + pixels.gt + 1
@@ -69,10 +69,9 @@ def _votes_of(tables: SegmentTables, rows: np.ndarray) -> np.ndarray:
     return pair_counts(clusters, categories, np.ones(len(rows)), shape)
 
 
-def _by_class(pixels: PixelRows, gt_class: np.ndarray) -> PixelRows:
-    """Returns the rows with the true label sent through ``gt_class`` (its last entry is for void), equal rows summed."""
-    gt = gt_class[pixels.gt].astype(np.int64)
-    table = np.stack([pixels.image, gt, pixels.predicted.astype(np.int64)], axis=1)
+def _summed(pixels: PixelRows) -> PixelRows:
+    """Returns the rows with equal ones summed."""
+    table = np.stack([pixels.image, pixels.gt, pixels.predicted], axis=1).astype(np.int64)
     distinct, inverse = np.unique(table, axis=0, return_inverse=True)
     sums = np.bincount(inverse.ravel(), weights=pixels.pixels, minlength=len(distinct)).astype(np.int64)
     return PixelRows(distinct[:, 0], distinct[:, 1], distinct[:, 2], sums)

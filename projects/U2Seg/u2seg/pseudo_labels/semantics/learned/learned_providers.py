@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import compress
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from detectron2.config import CfgNode
 
 from u2seg.data.formats.mask_shards import ListedImage, iter_readable_images
 from u2seg.features import resolve_device
-from u2seg.pseudo_labels.lost_images import is_still_readable
+from u2seg.pseudo_labels.lost_images import unreadable_reason
 from u2seg.pseudo_labels.semantics.learned.cause_training import train_cause
 from u2seg.pseudo_labels.semantics.learned.crops import CropFeatures, CropSet
 from u2seg.pseudo_labels.semantics.learned.neighbors import MEANS, NEIGHBORS, kept_array
@@ -133,8 +132,9 @@ class LearnedSemantics:
             ThreadPoolExecutor(self._cfg.SEMANTICS.LEARNED.NUM_THREADS) as pool,
             Progress(len(records), "checking images", transient=True) as bar,
         ):
-            for index, is_there in enumerate(pool.map(partial(is_still_readable, self._images), records)):
-                found[index] = is_there
+            reasons = pool.map(lambda image: unreadable_reason(self._images, image.file_name, image[1:]), records)
+            for index, reason in enumerate(reasons):
+                found[index] = reason is None
                 bar.update()
         if not found.any():
             raise ImageReadError(

@@ -146,7 +146,7 @@ def test_cocos_layout(tmp_path):
     ("content", "message"),
     [
         (None, "no panoptic labels in .*; expected"),
-        ("{}", "is no COCO panoptic JSON"),
+        ("{}", "is not a COCO panoptic JSON"),
         (
             '{"images": [], "categories": [{"id": 1, "name": "a", "isthing": 1}], "annotations": [{"image_id": 1}]}',
             r"panoptic.json: annotations\[0\] has no 'file_name'",

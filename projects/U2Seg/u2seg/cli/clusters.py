@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         _print_clusters(args.labels)
     elif args.action == "reset":
         found = forget_names(args.labels)
-        print(f"the clusters in {args.labels} have no names any more" if found else f"{args.labels} has no names")
+        print(f"the clusters in {args.labels} no longer have names" if found else f"{args.labels} has no names")
     else:
         _rename(args)
     return 0

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     command, args = parse_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    # A log that cannot be written, on a full disk for example, is no reason for a traceback a line.
+    # A log that cannot be written, on a full disk for example, does not deserve one traceback for each line.
     logging.raiseExceptions = False
     warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")
     for name in _NOISY_LOGGERS:

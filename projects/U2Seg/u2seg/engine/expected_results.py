@@ -52,9 +52,9 @@ def refuse_impossible_scoring(cfg: CfgNode) -> None:
         cfg: complete.
 
     Raises:
+        UnknownNameError: ``TEST.PROTOCOLS`` names an unknown protocol.
         FileNotFoundError: the label map, or the tables on which to fit one, are not there and will not be.
-        ValueError: ``TEST.PROTOCOLS`` names an unknown protocol, both are given, or the label map belongs to other clusters or
-            categories than those that are scored.
+        ValueError: both are given, or the label map belongs to other clusters or categories than those that are scored.
     """
     for protocol in cfg.TEST.PROTOCOLS:
         build_protocol(protocol)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from u2seg.structures.label_space import LabelSpace
+from u2seg.structures.mask_boxes import mask_box
 from u2seg.utils.image_io import check_image_rgb
 from u2seg.visualization.class_style import ClassStyle
 from u2seg.visualization.colors import Color, text_color
@@ -234,9 +235,8 @@ def _innermost_point(mask: np.ndarray) -> tuple[tuple[int, int], float]:
 
 
 def _bounding_slices(mask: np.ndarray) -> tuple[slice, slice]:
-    rows = np.flatnonzero(mask.any(axis=1))
-    columns = np.flatnonzero(mask.any(axis=0))
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    left, top, right, bottom = mask_box(mask)
+    return slice(top, bottom), slice(left, right)
 
 
 def _add_legend(image_rgb: np.ndarray, segments: list[_Segment], num_pixels: int) -> np.ndarray:

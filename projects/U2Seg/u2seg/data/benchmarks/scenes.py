@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
+from u2seg.structures.mask_boxes import mask_box_xywh
 from u2seg.utils.files import write_json
 from u2seg.utils.manifest import close_stage, is_complete, open_stage
 from u2seg.utils.progress import track
@@ -223,11 +224,10 @@ def write_split(root: Path, split: str, count: int, seed: int, annotated: bool) 
 def _segments_info(segments: np.ndarray, kinds: list[str]) -> list[dict]:
     infos = []
     for index, kind in enumerate(kinds):
-        rows, columns = np.nonzero(segments == index)
-        top, left = int(rows.min()), int(columns.min())
-        box_xywh = [left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1]
+        mask = segments == index
+        category, area = CATEGORY_IDS[kind], int(mask.sum())
         infos.append(
-            {"id": index + 1, "category_id": CATEGORY_IDS[kind], "iscrowd": 0, "area": len(rows), "bbox": box_xywh}
+            {"id": index + 1, "category_id": category, "iscrowd": 0, "area": area, "bbox": mask_box_xywh(mask)}
         )
     return infos
 

@@ -7,6 +7,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from u2seg.structures import THING_LABEL, LabelSpace, Segment, semantic_target
+from u2seg.structures.mask_boxes import mask_box_xywh
 from u2seg.utils.files import atomic_path
 from u2seg.utils.image_io import read_stored_array
 
@@ -126,12 +127,7 @@ def _dataset_id(segment: Segment, space: LabelSpace) -> int:
 
 
 def _boxes_xywh(panoptic: np.ndarray) -> dict[int, list[int]]:
-    boxes = {}
-    for segment in np.unique(panoptic):
-        rows, columns = np.nonzero(panoptic == segment)
-        top, left = int(rows.min()), int(columns.min())
-        boxes[int(segment)] = [left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1]
-    return boxes
+    return {segment: mask_box_xywh(panoptic == segment) for segment in np.unique(panoptic).tolist()}
 
 
 def _save_png(path: str | Path, pixels: np.ndarray) -> None:

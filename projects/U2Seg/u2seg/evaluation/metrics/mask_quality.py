@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from u2seg.data.formats.class_agnostic import find_mask_directory
 from u2seg.data.formats.coco_schema import compressed_counts, read_instances_json, read_results_json
 from u2seg.data.formats.mask_shards import iter_records
+from u2seg.structures.coco_segmentation import segmentation_rle
 from u2seg.utils.files import read_json
 
 if TYPE_CHECKING:
@@ -151,15 +152,10 @@ def _result(image_id: int, segmentation: dict, score: float) -> dict:
 
 
 def _as_rle(segmentation: Any, image_id: int, gt: "COCO") -> dict:
-    from pycocotools import mask as coco_mask
-
-    if isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
-        return segmentation
     image = gt.imgs.get(image_id)
     if image is None:
         return {"size": [0, 0], "counts": b""}  # left out below
-    rles = coco_mask.frPyObjects(segmentation, image["height"], image["width"])
-    return coco_mask.merge(rles) if isinstance(rles, list) else rles
+    return segmentation_rle(segmentation, (image["height"], image["width"]))
 
 
 def _only_known(detections: list[dict], gt: "COCO") -> tuple[list[dict], int]:

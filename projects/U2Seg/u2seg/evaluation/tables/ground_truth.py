@@ -4,11 +4,11 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as mask_utils
 
 from u2seg.data.formats.coco_panoptic import read_panoptic_png
 from u2seg.data.formats.coco_schema import image_sizes, read_instances_json, read_panoptic_json
 from u2seg.evaluation.tables.image_tables import MapSegment, Regions
+from u2seg.structures.coco_segmentation import segmentation_mask
 from u2seg.structures.label_space import LabelSpace
 from u2seg.utils.files import confined_path
 
@@ -129,7 +129,7 @@ class InstanceGroundTruth:
         height, width = self.sizes[image_id]
         masks = None
         if self.has_masks:
-            decoded = [_mask(annotation["segmentation"], height, width) for _, annotation in rows]
+            decoded = [segmentation_mask(annotation["segmentation"], (height, width)) for _, annotation in rows]
             masks = np.array(decoded, bool).reshape(-1, height, width)
         return Regions(
             labels=np.array([label for label, _ in rows], np.int64),
@@ -138,12 +138,3 @@ class InstanceGroundTruth:
             crowds=np.array([bool(annotation.get("iscrowd", 0)) for _, annotation in rows], bool),
             areas=np.array([annotation["area"] for _, annotation in rows], np.float64),
         )
-
-
-def _mask(segmentation: list | dict, height: int, width: int) -> np.ndarray:
-    """Returns a COCO segmentation, polygons or run lengths, as uint8 (height, width)."""
-    if isinstance(segmentation, list):
-        segmentation = mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        segmentation = mask_utils.frPyObjects(segmentation, height, width)
-    return mask_utils.decode(segmentation)

@@ -21,6 +21,7 @@ from u2seg.evaluation.tables.segment_tables import (
     empty_tables,
 )
 from u2seg.structures import mask_overlaps, segment_values
+from u2seg.structures.mask_boxes import mask_box_xywh
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ def regions_of_map(segment_map: np.ndarray, segments: list[MapSegment]) -> Regio
     """Returns the segments of a map as masks with their boxes; segments without a pixel are left out."""
     masks = [segment_map == segment.id for segment in segments]
     kept = [(segment, mask) for segment, mask in zip(segments, masks) if mask.any()]
-    boxes = np.array([_box_xywh(mask) for _, mask in kept], np.float64).reshape(-1, 4)
+    boxes = np.array([mask_box_xywh(mask) for _, mask in kept], np.float64).reshape(-1, 4)
     return Regions(
         labels=np.array([segment.label for segment, _ in kept], np.int64),
         boxes_xywh=boxes,
@@ -298,11 +299,6 @@ def _places(ids: np.ndarray, listed: list[int]) -> np.ndarray:
     """Returns where each of ``ids`` stands in ``listed``, int64; -1 where it does not."""
     place = {identifier: index for index, identifier in enumerate(listed)}
     return np.array([place.get(int(identifier), -1) for identifier in ids], np.int64)
-
-
-def _box_xywh(mask: np.ndarray) -> list[int]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
 
 
 def _blocks(tables: SegmentTables) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """COCO's instances JSON, masks as run-length codes; the file that most tools read."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from pycocotools import mask as mask_utils
 
 from u2seg.data.formats.coco_writer import image_record, write_instances
 from u2seg.export.label_tools.labeled_images import Category, LabeledImage, Region, checked_names
+from u2seg.structures.coco_segmentation import segmentation_mask
 from u2seg.utils.files import read_json
 
 INSTANCES = "instances.json"
@@ -60,7 +61,9 @@ def read_coco(path: Path) -> Iterator[tuple[str, list[Region]]]:
             raise ValueError(f"{path}: the image with id {image.get('id')} lacks its file_name, height or width")
         size = image["height"], image["width"]
         regions = [
-            Region(names[one["category_id"]], _mask(one["segmentation"], size), one.get("score"))
+            Region(
+                names[one["category_id"]], segmentation_mask(one["segmentation"], size).astype(bool), one.get("score")
+            )
             for one in by_image.get(image.get("id"), [])
         ]
         yield image["file_name"], [region for region in regions if region.mask.any()]
@@ -77,13 +80,3 @@ def _annotation(image_id: int, category_id: int, region: Region) -> dict[str, An
         "iscrowd": 0,
     }
     return found if region.score is None else {**found, "score": round(region.score, 6)}
-
-
-def _mask(segmentation: list | Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
-    if isinstance(segmentation, list):
-        rle = mask_utils.merge(mask_utils.frPyObjects(segmentation, *size))
-    elif isinstance(segmentation["counts"], list):
-        rle = mask_utils.frPyObjects(segmentation, *size)
-    else:
-        rle = segmentation
-    return mask_utils.decode(rle).astype(bool)

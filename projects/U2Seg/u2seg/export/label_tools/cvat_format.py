@@ -10,11 +10,11 @@ from u2seg.export.label_tools.labeled_images import (
     Category,
     LabeledImage,
     Region,
-    box_xyxy,
     checked_names,
     filled_polygon,
     require_masks_and_polygons,
 )
+from u2seg.structures.mask_boxes import mask_box
 from u2seg.utils.files import atomic_path
 from u2seg.visualization.colors import cluster_color
 
@@ -84,7 +84,7 @@ def _require_attributes(shapes: Sequence[ElementTree.Element], path: Path, name:
 
 
 def _mask_attributes(region: Region, order: int) -> dict[str, str]:
-    left, top, right, bottom = box_xyxy(region.mask)
+    left, top, right, bottom = mask_box(region.mask)
     runs = encode_window(region.mask[top:bottom, left:right])
     place = {"left": left, "top": top, "width": right - left, "height": bottom - top, "z_order": order}
     return {

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from u2seg.export.label_tools.labeled_images import Category, LabeledImage, Region, box_xyxy, checked_names
+from u2seg.export.label_tools.labeled_images import Category, LabeledImage, Region, checked_names
+from u2seg.structures.mask_boxes import mask_box
 
 FIELD = "u2seg"
 
@@ -50,7 +51,7 @@ def make_fiftyone_dataset(images: Iterable[LabeledImage], categories: Sequence[C
 
 def _fields(region: Region) -> dict[str, Any]:
     """Returns the fields of a detection: its box relative to the image's size, its mask inside the box."""
-    left, top, right, bottom = box_xyxy(region.mask)
+    left, top, right, bottom = mask_box(region.mask)
     height, width = region.mask.shape
     box = [left / width, top / height, (right - left) / width, (bottom - top) / height]
     found = {"label": region.category, "bounding_box": box, "mask": region.mask[top:bottom, left:right]}

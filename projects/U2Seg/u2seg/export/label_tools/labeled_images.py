@@ -151,12 +151,6 @@ def filled_polygon(points_xy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return mask.astype(bool)
 
 
-def box_xyxy(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Returns the box around a mask, pixels, right and bottom exclusive."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
 def checked_names(categories: Sequence[Category]) -> list[str]:
     """Returns the categories' names.
 

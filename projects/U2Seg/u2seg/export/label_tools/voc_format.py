@@ -10,13 +10,13 @@ from PIL import Image
 from u2seg.export.label_tools.labeled_images import (
     Category,
     LabeledImage,
-    box_xyxy,
     checked_names,
     copy_image,
     flat_name,
     flat_stem,
     require_different_stems,
 )
+from u2seg.structures.mask_boxes import mask_box
 from u2seg.utils.files import atomic_path
 
 _MAX_INDEX = 254  # 255 is VOC's border, which has no class
@@ -79,7 +79,7 @@ def _write_xml(image: LabeledImage, path: Path) -> None:
         entry = ElementTree.SubElement(root, "object")
         for key, text in (("name", region.category), ("pose", "Unspecified"), ("truncated", "0"), ("difficult", "0")):
             ElementTree.SubElement(entry, key).text = text
-        left, top, right, bottom = box_xyxy(region.mask)
+        left, top, right, bottom = mask_box(region.mask)
         box = ElementTree.SubElement(entry, "bndbox")
         for key, value in (("xmin", left + 1), ("ymin", top + 1), ("xmax", right), ("ymax", bottom)):
             ElementTree.SubElement(box, key).text = str(value)

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from pycocotools import mask as mask_utils
 
 from u2seg.features import build_feature_extractor, feature_settings, stack_on
+from u2seg.structures.mask_boxes import mask_box
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path, list_digest
 from u2seg.utils.image_io import ImageReadError, ImageSource, read_listed_image
@@ -129,8 +130,8 @@ def crop_on_white(image_rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
         image_rgb: uint8 (H, W, 3).
         mask: bool (H, W), not empty.
     """
-    rows, columns = np.nonzero(mask)
-    box = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    left, top, right, bottom = mask_box(mask)
+    box = np.s_[top:bottom, left:right]
     crop = np.where(mask[box][..., None], image_rgb[box], 255).astype(np.uint8)
     height, width = crop.shape[:2]
     side = max(height, width)

@@ -11,6 +11,7 @@ from PIL import Image
 from u2seg.features import resolve_device
 from u2seg.pseudo_labels.masks.dense_crf import CRFSettings, DenseCRF
 from u2seg.pseudo_labels.masks.interfaces import MASK_REFINEMENT_REGISTRY, MaskRefinement
+from u2seg.structures.mask_boxes import mask_box
 from u2seg.utils.manifest import reads
 
 
@@ -89,29 +90,23 @@ def crf_masks_on_crops(
     """
     refined = masks.copy()
     for mask, result in zip(masks, refined):
-        top, left, bottom, right = box = _box(mask)
+        left, top, right, bottom = box = mask_box(mask)
         rows = slice(max(0, top - (bottom - top) // 3), bottom + (bottom - top) // 3)
         columns = slice(max(0, left - (right - left) // 3), right + (right - left) // 3)
         (crop,) = crf_masks(np.ascontiguousarray(image_rgb[rows, columns]), mask[None, rows, columns], settings, device)
         found = np.zeros_like(mask)
         found[rows, columns] = fill_holes(crop)
-        if found.any() and _box_iou(box, _box(found)) >= min_box_iou:
+        if found.any() and _box_iou(box, mask_box(found)) >= min_box_iou:
             result[:] = found
     return refined
 
 
-def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Returns (top, left, bottom, right) of a mask that is not empty, the last two exclusive."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
-
-
 def _box_iou(first: tuple[int, int, int, int], second: tuple[int, int, int, int]) -> float:
-    """Returns the IoU, 0..1, of two boxes (top, left, bottom, right)."""
-    height = min(first[2], second[2]) - max(first[0], second[0])
-    width = min(first[3], second[3]) - max(first[1], second[1])
+    """Returns the IoU, 0..1, of two boxes (left, top, right, bottom)."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
     intersection = max(0, height) * max(0, width)
-    areas = ((bottom - top) * (right - left) for top, left, bottom, right in (first, second))
+    areas = ((bottom - top) * (right - left) for left, top, right, bottom in (first, second))
     return intersection / (sum(areas) - intersection)
 
 

@@ -211,10 +211,10 @@ def _plain(bound: float) -> str:
 
 
 def device() -> Rule:
-    """Returns the rule for a device's name; "auto" is CUDA where there is one, else the CPU."""
+    """Returns the rule for a device's name; "auto" is CUDA where there is one, else the CPU; on "meta", models have shapes alone."""
     return Rule(
         "a device such as cpu, cuda, cuda:1 or mps, or auto",
-        lambda value: isinstance(value, str) and re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", value) is not None,
+        lambda value: isinstance(value, str) and re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps|meta", value) is not None,
     )
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
-from urllib.request import Request, urlopen
+from urllib.request import Request, build_opener
 
 from detectron2.config import CfgNode
 from iopath.common.file_io import get_cache_dir
@@ -132,7 +132,8 @@ def architecture_of(path: Path) -> str:
 def is_server_reachable(url: str) -> bool:
     """Returns whether a file can be downloaded, by a proxy where there is one, as its server says within three seconds."""
     try:
-        with urlopen(Request(url, method="HEAD"), timeout=_CONNECT_SECONDS):
+        # A new opener: the shared one of urllib keeps the proxies that were set at its first use.
+        with build_opener().open(Request(url, method="HEAD"), timeout=_CONNECT_SECONDS):
             return True
     except (OSError, HTTPException):
         return False

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from synthetic_images import synthetic_photo
 from u2seg.pseudo_labels.masks import MASKCUT_CRF, STEGO_CRF, CRFSettings, DenseCRF
@@ -75,9 +75,12 @@ def neighbor_value(vertices, step, vertex, sign):
 
 
 def slow_filter(points, values):
-    """Adams et al., figure 2, one point and one vertex at a time, vertices in a dictionary by their coordinates."""
+    """Adams et al., figure 2, one point and one vertex at a time, vertices in a dictionary by their coordinates.
+
+    Returns the filtered values and the smallest weight that a point has at one of its vertices.
+    """
     n, d = points.shape
-    vertices, corners = {}, []
+    vertices, corners, smallest = {}, [], np.inf
     for point in points.astype(np.float64):
         scaled = [point[i] * (d + 1) * np.sqrt(2 / 3) / np.sqrt((i + 1) * (i + 2)) for i in range(d)]
         elevated = np.array([sum(scaled[i:]) - (i * scaled[i - 1] if i else 0) for i in range(d + 1)])
@@ -90,7 +93,7 @@ def slow_filter(points, values):
         weights = [1 + sorted_distance[-1] - sorted_distance[0]] + [
             sorted_distance[d - k] - sorted_distance[d + 1 - k] for k in range(1, d + 1)
         ]
-        own = []
+        own, smallest = [], min(smallest, *weights)
         for remainder in range(d + 1):
             vertex = base + remainder
             vertex[order[d + 1 - remainder :]] -= d + 1
@@ -104,7 +107,8 @@ def slow_filter(points, values):
         step[axis] = -d
         near = partial(neighbor_value, vertices, step)
         vertices = {vertex: value + (near(vertex, 1) + near(vertex, -1)) / 2 for vertex, value in vertices.items()}
-    return np.array([sum(weight * vertices[vertex] for vertex, weight in own) for own in corners]) / (1 + 2.0**-d)
+    filtered = [sum(weight * vertices[vertex] for vertex, weight in own) for own in corners]
+    return np.array(filtered) / (1 + 2.0**-d), smallest
 
 
 @given(dims=st.integers(1, 5), count=st.integers(1, 40), columns=st.integers(1, 9), seed=st.integers(0, 10**6))
@@ -115,7 +119,12 @@ def test_lattice_equals_a_slow_one(dims, count, columns, seed):
     points = rng.normal(0, rng.choice([0.5, 2, 8, 300]), (count, dims)).astype(np.float32)
     values = rng.normal(0, 1, (count, columns)).astype(np.float32)
     got = PermutohedralLattice(torch.from_numpy(points)).filter(torch.from_numpy(values)).numpy()
-    assert np.abs(got - slow_filter(points, values)).max() < 1e-4
+    expected, smallest_weight = slow_filter(points, values)
+    # float32 knows a far point's place in its simplex less exactly. On the simplex's border it may fall on either side, and touch
+    # another vertex: only vertices that are touched pass anything on.
+    rounding = 1e-5 + 2.0**-21 * np.abs(points).max()
+    assume(smallest_weight > rounding)
+    assert np.abs(got - expected).max() < rounding
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
@@ -152,14 +161,14 @@ def test_equals_mean_field_over_two_labels(constants):
             constants.bilateral_compat,
         ),
     ):
-        root = 1 / np.sqrt(slow_filter(points.astype(np.float32), np.ones((height * width, 1))))
+        root = 1 / np.sqrt(slow_filter(points.astype(np.float32), np.ones((height * width, 1)))[0])
         kernels.append((points.astype(np.float32), weight, root))
     got = DenseCRF(image, constants).foreground(torch.from_numpy(2.0 * masks - 1).float()).numpy()
     for index, mask in enumerate(masks):
         logits = np.stack([~mask, mask], axis=-1).reshape(-1, 2).astype(float)
         marginals = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
         for _ in range(constants.num_iterations):
-            message = sum(w * root * slow_filter(points, root * marginals) for points, w, root in kernels)
+            message = sum(w * root * slow_filter(points, root * marginals)[0] for points, w, root in kernels)
             marginals = np.exp(logits + message)
             marginals /= marginals.sum(1, keepdims=True)
         # Near a tie the iterations enlarge the rounding of float32.

@@ -312,6 +312,15 @@ def test_ctrl_c_ends_with_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "stopped; finished work is kept, and most commands go on from it when run again\n"
 
 
+def test_nobody_reads_the_output(monkeypatch, capfd):
+    def broken(args):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(doctor, "run", broken)
+    assert main(["doctor"]) == 141
+    assert capfd.readouterr() == ("", "")
+
+
 def test_what_to_do_about_a_directory_that_is_read_only(monkeypatch, capsys):
     def fail(args):
         raise PermissionError(errno.EACCES, "Permission denied", "/somewhere/log.txt")

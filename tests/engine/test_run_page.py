@@ -33,8 +33,8 @@ def shown(name: str, agreement: float, has_things: bool) -> _Shown:
 
 def test_the_best_and_the_worst_are_images_with_things():
     rows = _best_and_worst([shown("a", 0.9, False), shown("b", 0.4, True), shown("c", 0.2, True)], "ground truth")
-    assert rows[0].title == "Most like its ground truth: b (agreement 0.40; 1 is equal)"
-    assert rows[1].title == "Least like its ground truth: c (agreement 0.20; 1 is equal)"
+    assert rows[0].title == "Most like its ground truth: b (agreement 0.40; 1 means identical)"
+    assert rows[1].title == "Least like its ground truth: c (agreement 0.20; 1 means identical)"
     without = _best_and_worst([shown("a", 0.9, False), shown("b", 0.4, True)], "ground truth")
     assert ": a (" in without[0].title and ": b (" in without[1].title
     assert _best_and_worst([shown("a", 0.9, True)], "ground truth") == []

@@ -255,6 +255,16 @@ def _same_run(output: Path, predictor: Predictor, files: dict[str, Path]) -> boo
     return False
 
 
+def things_by_image(panoptic: dict) -> list[int]:
+    """Returns the number of things in each image.
+
+    Args:
+        panoptic: content of a COCO panoptic JSON.
+    """
+    is_thing = {category["id"]: bool(category["isthing"]) for category in panoptic["categories"]}
+    return [sum(is_thing[s["category_id"]] for s in row["segments_info"]) for row in panoptic["annotations"]]
+
+
 def _join_lists(paths: Sequence[Path], joined: Path) -> None:
     """Writes one JSON list of the entries of many, one list in memory at a time."""
     with atomic_path(joined) as temporary, temporary.open("w", encoding="utf-8") as file:

@@ -58,7 +58,8 @@ def _rename(args: argparse.Namespace) -> None:
     if not names:
         raise ValueError("nothing to name; give NUMBER=NAME, such as 3=cat, or --file names.txt")
     directory = rename_clusters(args.labels, names)
-    print(f"{len(read_names(args.labels))} clusters have names; labels in {directory}")
+    count = len(read_names(args.labels))
+    print(f"{count} cluster{'s have names' if count != 1 else ' has a name'}; labels in {directory}")
     for group in merged_clusters(args.labels):
         print(f"clusters {', '.join(map(str, group))} are one class: {read_names(args.labels)[group[0]]}")
 

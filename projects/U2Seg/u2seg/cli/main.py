@@ -62,14 +62,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: words after ``u2seg``; None takes them from the process.
 
     Returns:
-        The exit status: 0 success, 1 an error, which was printed in one line, 130 stopped by Ctrl-C. A wrong command line exits
-        with 2.
+        The exit status: 0 success, 1 an error, which was printed in one line, 130 stopped by Ctrl-C, 141 nobody reads the output.
+        A wrong command line exits with 2.
     """
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
         print("stopped; finished work is kept, and most commands go on from it when run again", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Who reads the output, `head` for example, has seen enough. What Python still has to write goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -81,9 +85,11 @@ def _run(argv: Sequence[str]) -> int:
     for name in _NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        return command.run(args) or 0
+        status = command.run(args) or 0
+        sys.stdout.flush()
+        return status
     except EXPECTED_ERRORS as error:
-        if args.debug:
+        if args.debug or isinstance(error, BrokenPipeError):
             raise
         print(f"error: {_message(error)}", file=sys.stderr)
         _give_up_full_logs()

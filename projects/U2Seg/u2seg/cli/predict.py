@@ -7,10 +7,12 @@ named, the others are done all the same, and the exit status is then 1.
 """
 
 import argparse
+from pathlib import Path
 
 from u2seg.cli.arguments import add_config_arguments
 from u2seg.config import setup_cfg
-from u2seg.predictor import Predictor, predict_files
+from u2seg.predictor import Predictor, predict_files, things_by_image
+from u2seg.utils.files import read_json
 from u2seg.utils.progress import print_above_progress
 
 
@@ -33,5 +35,7 @@ def run(args: argparse.Namespace) -> int:
         args.output,
         on_failure=lambda failure: print_above_progress(f"error: {failure.file_name}: {failure.reason}"),
     )
+    things = things_by_image(read_json(Path(args.output) / "panoptic.json"))
+    print(f"{sum(things)} things in {len(things)} images; images without a thing: {things.count(0)}")
     print(f"predictions in {args.output}" + (f"; {len(failures)} images could not be read" if failures else ""))
     return 1 if failures else 0

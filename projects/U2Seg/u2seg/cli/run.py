@@ -20,7 +20,7 @@ from pathlib import Path
 from u2seg.cli.arguments import add_overrides
 from u2seg.data.formats.label_directory import panoptic_directory
 from u2seg.engine.end_to_end import METRICS, RunCounts, RunDirectories, count_run, run_photos
-from u2seg.engine.end_to_end_report import write_run_report
+from u2seg.engine.end_to_end_report import PROTOCOL, write_run_report
 from u2seg.engine.photo_run.run_budget import MAX_PREDICTED
 from u2seg.engine.photo_run.run_config import PHOTOS_CONFIG
 from u2seg.engine.photo_run.run_photos import default_output
@@ -28,6 +28,7 @@ from u2seg.engine.photo_run.run_plan import DEFAULT_MINUTES, RunPlan, make_plan
 from u2seg.engine.photo_run.run_screen import format_plan
 from u2seg.evaluation import format_table
 from u2seg.utils.files import read_json
+from u2seg.utils.progress import format_seconds
 from u2seg.utils.quiet_screen import quiet_screen
 
 
@@ -103,15 +104,14 @@ def _page_summary(plan: RunPlan, counts: RunCounts) -> list[str]:
         f"{plan.features.description}.",
         f"{counts.images} photos. Labels: {_labels_count(counts)}. Predictions: {_predictions_count(plan, counts)}.{no_scores}",
         *(f"{warning[0].upper()}{warning[1:]}." for warning in _warnings(plan, counts)),
-        f"{numbers}Unlabeled pixels of a prediction belong to no thing that is confident enough and to no stuff segment that is large "
-        "enough.",
+        f"{numbers}In a prediction, pixels are unlabeled where no confident thing and no large enough stuff segment covers them.",
     ]
 
 
 def _labels_count(counts: RunCounts) -> str:
     return (
-        f"{counts.masks} masks in {counts.clusters} clusters: {counts.things} kept as things, {counts.dropped} dropped as hidden; "
-        f"{counts.stuff} stuff segments; {counts.without_things} photos without a thing"
+        f"{counts.masks} masks in {counts.clusters} clusters: {counts.things} are things, {counts.dropped} lie behind others and were "
+        f"dropped; {counts.stuff} stuff segments; photos without a thing: {counts.without_things}"
     )
 
 
@@ -119,8 +119,8 @@ def _predictions_count(plan: RunPlan, counts: RunCounts) -> str:
     threshold = plan.cfg.MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH
     best = f", the highest {counts.best_score:.2f}" if counts.detections else ""
     return (
-        f"{counts.predicted_things} things of a score of {threshold:g} or more in {counts.predicted_images} photos; "
-        f"{counts.predicted_without_things} photos without a thing; {counts.detections} detections of any score{best}"
+        f"{counts.predicted_things} things with a score of {threshold:g} or more in {counts.predicted_images} photos; photos without a "
+        f"thing: {counts.predicted_without_things}; {counts.detections} detections with any score{best}"
     )
 
 
@@ -151,7 +151,8 @@ def _print_better_features(args: argparse.Namespace, plan: RunPlan) -> None:
     weights = Path(plan.features.better_url).name
     words += ["--output", f"{plan.output}_dino", "FEATURES.VIT.WEIGHTS", weights, *args.opts]
     print(
-        f"\nWith DINO's features masks follow objects better. Download its weights ({plan.features.better_megabytes} MB) from"
+        "\nAccording to the literature, masks follow objects better with DINO's features (not measured here; labels take longer, as "
+        f"--check says). Download its weights ({plan.features.better_megabytes} MB) from"
     )
     print(f"  {plan.features.better_url}\nand give the file:\n  {shlex.join(words)}")
 
@@ -169,11 +170,16 @@ def _print_result(plan: RunPlan, counts: RunCounts, page: Path) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     if (output / METRICS).is_file():
         print(format_table(read_json(output / METRICS)))
-        print("The scores are those of the photos that the model was trained on (without their ground truth).")
+        print(
+            "The scores are those of the photos that the model was trained on (without their ground truth), and the label maps are fitted "
+            f"on these photos as well. {PROTOCOL} is the strictest protocol; docs/evaluation.md describes all. Ground truth without "
+            "panoptic maps gives scores of boxes and masks alone."
+        )
     print(f"page         {page}")
     print(f"labels       {panoptic_directory(output / 'labels')}")
     print(f"model        {output / 'model' / 'model_final.pth'}")
     print(f"predictions  {output / 'predictions' / 'visualizations'}")
+    print(f"time         {format_seconds(time.monotonic() - plan.started)}")
     if plan.set_aside:
         print(f"earlier      {plan.set_aside}, what was trained with other settings")
     print("\nPredict on other photos:")
@@ -192,11 +198,11 @@ def _warnings(plan: RunPlan, counts: RunCounts) -> list[str]:
         )
     elif counts.without_things > counts.images / 2:
         found.append(f"no things found in {counts.without_things} of {counts.images} photos")
-    if counts.masks and not counts.predicted_things:
+    if counts.masks and counts.predicted_without_things > counts.predicted_images / 2:
         found.append(
-            f"the model shows no thing in {counts.predicted_images} photos: it was trained too briefly, so that all its scores are low "
-            f"(coco_results.json beside the predictions has them). Give it --minutes {max(60, 4 * (plan.minutes or 0)):g}: it trains "
-            "anew on the same labels"
+            f"the model shows no thing in {counts.predicted_without_things} of {counts.predicted_images} photos: "
+            f"{plan.cfg.SOLVER.MAX_ITER} iterations were too few, so that its scores are low (coco_results.json beside the predictions "
+            f"has them). Give it --minutes {max(60, 4 * (plan.minutes or 0)):g}: it trains anew on the same labels"
         )
     if counts.images > MAX_PREDICTED:
         found.append(

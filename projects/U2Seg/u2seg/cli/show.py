@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="DIR", help="directory for the page")
     parser.add_argument("--limit", type=int, default=48, help="images to show, evenly spaced (default 48)")
     parser.add_argument(
-        "--clusters", type=int, default=12, help="clusters of things, and of stuff, to show examples of (default 12)"
+        "--clusters", type=int, default=40, help="clusters of things, and of stuff, to show examples of (default 40)"
     )
     parser.add_argument("--title", default="Labels", help="heading of the page (default Labels)")
 

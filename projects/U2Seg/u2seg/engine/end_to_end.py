@@ -24,7 +24,7 @@ from u2seg.engine.photo_run.run_plan import LOG, RunPlan
 from u2seg.engine.photo_run.run_scaling import num_thing_clusters
 from u2seg.engine.photo_run.run_threads import run_in_process, torch_threads
 from u2seg.modeling.build import complete_config
-from u2seg.predictor import Predictor, predict_files
+from u2seg.predictor import Predictor, predict_files, things_by_image
 from u2seg.pseudo_labels.pipeline import STAGES, make_pseudo_labels
 from u2seg.utils.files import read_json, write_json
 from u2seg.utils.kmeans import CENTROIDS
@@ -271,7 +271,7 @@ def count_run(plan: RunPlan) -> RunCounts:
     labels = read_json(find_panoptic_json(directories.labels))
     predicted = read_json(directories.predictions / "panoptic.json")
     scores = [detection["score"] for detection in read_json(directories.predictions / "coco_results.json")]
-    things, predicted_things = (_things_by_image(content) for content in (labels, predicted))
+    things, predicted_things = (things_by_image(content) for content in (labels, predicted))
     return RunCounts(
         images=panoptic["images"],
         unreadable=masks["failures"],
@@ -292,11 +292,6 @@ def count_run(plan: RunPlan) -> RunCounts:
 
 def _stage_counts(labels: Path, stage: str) -> dict:
     return read_json(labels / stage / MANIFEST)["counts"]
-
-
-def _things_by_image(panoptic: dict) -> list[int]:
-    is_thing = {category["id"]: bool(category["isthing"]) for category in panoptic["categories"]}
-    return [sum(is_thing[s["category_id"]] for s in row["segments_info"]) for row in panoptic["annotations"]]
 
 
 def train(config_file: str, output: Path, opts: Sequence[str], num_gpus: int, log: Path) -> None:

@@ -26,11 +26,11 @@ from u2seg.visualization.panoptic_drawing import PanopticDrawing, contiguous_seg
 PROTOCOL = "hungarian"  # clusters matched one to one, what is left over is wrong: the strictest
 _MATCHED_NAMES = (
     f"The model knows clusters by number alone. Names of categories on predictions and pseudo-labels come from matching clusters to the "
-    f"ground truth afterwards (protocol {PROTOCOL}); a cluster that was matched to nothing keeps its number."
+    f"ground truth afterwards (protocol {PROTOCOL}); a cluster that was matched to nothing keeps its number, or the name that you gave it."
 )
 _AGREEMENT = (
-    "Agreement, by which the first two images are chosen, says how well the segments of the {reference} are found again in the "
-    "prediction, whatever their class; things and stuff count the same."
+    "The first two images are chosen by agreement: how well the prediction finds each segment of the {reference} again, regardless of "
+    "its class. Things and stuff count equally."
 )
 _NO_AGREEMENT = (
     "The predictions agree with the {reference} equally little or much in all images, so none of them is shown first. "
@@ -115,7 +115,7 @@ def _times(directories: RunDirectories, *, is_scored: bool) -> dict[str, str]:
     times = read_json(directories.root / TIMES)
     steps = (*(step for step in STEPS if step in times), *(step for step in times if step not in STEPS))
     named = {step: "training" if step == TRAINING and not is_scored else step for step in steps}
-    return {f"time for {named[step]}": format_seconds(times[step]) for step in steps}
+    return {f"time for {named[step]}, all calls": format_seconds(times[step]) for step in steps}
 
 
 def comparison_rows(directories: RunDirectories, upper_bound: str | Path | None) -> dict[str, dict]:
@@ -282,7 +282,7 @@ def _best_and_worst(shown: Sequence[_Shown], reference: str) -> list[Row]:
         return []
     return [
         Row(
-            f"{name} like its {reference}: {item.row.title} (agreement {item.agreement:.2f}; 1 is equal)",
+            f"{name} like its {reference}: {item.row.title} (agreement {item.agreement:.2f}; 1 means identical)",
             item.row.images,
         )
         for name, item in (("Most", ranked[0]), ("Least", ranked[-1]))

@@ -98,7 +98,7 @@ def load_panoptic_labels(labels: str | Path, images: str | Path) -> PanopticLabe
 
 
 def show_labels(
-    label_sets: Mapping[str, PanopticLabels], output: str | Path, *, title: str, limit: int = 48, clusters: int = 12
+    label_sets: Mapping[str, PanopticLabels], output: str | Path, *, title: str, limit: int = 48, clusters: int = 40
 ) -> tuple[Path, list[Failure]]:
     """Writes a page with counts, examples of the most common clusters, and images beside their labels.
 

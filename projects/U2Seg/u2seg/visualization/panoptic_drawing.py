@@ -73,7 +73,7 @@ def draw_panoptic(
 ) -> np.ndarray:
     """Returns the image with its segments drawn over it, uint8 (H', W', 3).
 
-    Things are tinted and outlined, stuff is tinted only, pixels of no segment stay as they are. Names stand on the segments and
+    Things are tinted and outlined, stuff is only tinted, pixels of no segment stay as they are. Names stand on the segments and
     in the legend, so that nothing hangs on telling colors apart. H' and W' are H and W, times a whole factor where the image is
     small (``min_side``), plus the legend's height.
 

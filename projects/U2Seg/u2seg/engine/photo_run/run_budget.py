@@ -121,7 +121,7 @@ def stages_after_training(cost: RunCost, size: RunSize) -> list[Stage]:
         ),
     ]
     if size.num_scored:
-        stages.insert(0, Stage("scores", prediction * size.num_scored, memory, 0, "as the predictions"))
+        stages.insert(0, Stage("scores", prediction * size.num_scored, memory, 0, "timed as the predictions are"))
     return stages
 
 

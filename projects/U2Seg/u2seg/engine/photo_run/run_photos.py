@@ -179,7 +179,7 @@ def select_ground_truth(annotations: str | Path, photos: Photos, directory: str 
     """
     path = Path(annotations)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path} with ground truth{did_you_mean(path)}")
+        raise FileNotFoundError(f"ground-truth file not found: {path}{did_you_mean(path)}")
     content = read_json(path)
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
         raise ValueError(f"{path} is no COCO ground truth: expected a JSON object with images, annotations, categories")

@@ -73,8 +73,9 @@ def _cost_table(plan: RunPlan) -> list[str]:
     most = max(stage.memory for stage in stages)
     all_disk = format_bytes(sum(stage.disk for stage in stages))
     lines.append(_row("in all", format_seconds(total), format_bytes(most), all_disk, "memory: the largest"))
-    checkpoint = format_bytes(plan.cost.checkpoint_bytes)
-    lines.append(f"  Training writes a second checkpoint before it deletes the first; one, {checkpoint}, stays.")
+    if not plan.size.has_model:
+        checkpoint = format_bytes(plan.cost.checkpoint_bytes)
+        lines.append(f"  Training writes a second checkpoint before it deletes the first; one, {checkpoint}, stays.")
     if plan.trains_anew:
         lines.append(
             "  The model in the output was trained with other settings: it is set aside, and a new one is trained."

@@ -24,7 +24,7 @@ from u2seg.pseudo_labels.image_source import Images, open_source
 from u2seg.pseudo_labels.lost_images import unreadable_reason
 from u2seg.pseudo_labels.masks.automatic import AutomaticMaskGenerator, CoarseMasks, PreparedImage, prepare_image
 from u2seg.pseudo_labels.masks.interfaces import generator_keys, refinement_keys
-from u2seg.pseudo_labels.semantics.patch_sample import PatchSample
+from u2seg.pseudo_labels.patch_sample import PatchSample
 from u2seg.pseudo_labels.worker import Worker
 from u2seg.structures import ImageMasks
 from u2seg.utils.files import list_digest, short_file_digest

@@ -13,7 +13,7 @@ from u2seg.data.formats.mask_shards import mask_shards, read_shard
 from u2seg.features import build_feature_extractor, resolve_device, stack_on
 from u2seg.pseudo_labels.clusters.cluster_stage import load_centroids
 from u2seg.pseudo_labels.image_plan import shard_png_names
-from u2seg.pseudo_labels.semantics.patch_sample import PatchSample, remove_patch_samples
+from u2seg.pseudo_labels.patch_sample import PatchSample, remove_patch_samples
 from u2seg.structures.label_space import IGNORE_LABEL
 from u2seg.structures.mask_records import ImageMasks
 from u2seg.utils.files import atomic_path, read_json

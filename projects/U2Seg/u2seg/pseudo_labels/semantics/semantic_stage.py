@@ -10,9 +10,9 @@ from u2seg.data.formats.semantic_shards import semantic_shard_names, write_seman
 from u2seg.features import feature_settings
 from u2seg.pseudo_labels.image_source import Images, open_source
 from u2seg.pseudo_labels.lost_images import report_lost_images
+from u2seg.pseudo_labels.patch_sample import remove_patch_samples
 from u2seg.pseudo_labels.semantics import region_kmeans as _region_kmeans  # noqa: F401 - registers the provider
 from u2seg.pseudo_labels.semantics.learned.learned_providers import remove_trained_head
-from u2seg.pseudo_labels.semantics.patch_sample import remove_patch_samples
 from u2seg.pseudo_labels.semantics.semantic_providers import SEMANTIC_PROVIDER_REGISTRY
 from u2seg.pseudo_labels.worker import Worker
 from u2seg.structures.label_space import MAX_STUFF

@@ -98,7 +98,7 @@ def place_photos() -> None:
         shutil.copytree(scenes / "panoptic_val", directory)
     targets = {
         "panoptic": ("panoptic_val.json", "gt.json", "labeled/annotations/panoptic_train.json"),
-        "instances": ("instances_val2017.json", "labeled/annotations/instances_train.json"),
+        "instances": ("instances.json", "instances_val2017.json", "labeled/annotations/instances_train.json"),
     }
     for kind, paths in targets.items():
         content = read_json(scenes / "annotations" / f"{kind}_val.json")
@@ -181,6 +181,7 @@ SESSION = (
     # docs/own_photos.md
     "u2seg run photos --check",
     "u2seg run photos",
+    "u2seg run photos --ground-truth instances.json",
     "u2seg clusters list output/photos/labels",
     "u2seg show output/photos/labels --images photos --output output/photos/clusters",
     "u2seg clusters rename output/photos/labels 1=kite 3=tent 5=tent",
@@ -192,7 +193,7 @@ SESSION = (
     remember_labels,
     "u2seg run photos --minutes 60",
     labels_were_used_again,
-    "u2seg predict other_photos --config-file output/photos/config.yaml --output output/other MODEL.WEIGHTS "
+    "u2seg predict other_photos --config-file output/photos/config.yaml --output output/photos/other MODEL.WEIGHTS "
     "output/photos/model/model_final.pth",
     write_few_yaml,
     "u2seg train --config-file few.yaml",
@@ -302,5 +303,5 @@ def test_the_commands_run_one_after_the_other(capfd):
                 )
     for page in ("output/photos/report", "output/photos/clusters", "output/my_run/report", "output/my/page", "page"):
         assert Path(page, "index.html").is_file()
-    assert len(list(Path("output/other/visualizations").iterdir())) == 2
+    assert len(list(Path("output/photos/other/visualizations").iterdir())) == 2
     assert Path("samples.png").is_file() and Path("output/few/model_final.pth").is_file()

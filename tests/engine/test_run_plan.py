@@ -381,6 +381,7 @@ class TestRefusals:
     def test_minutes_are_those_of_an_earlier_call_unless_others_are_given(self, photos, tmp_path, monkeypatch):
         monkeypatch.setattr(run_plan, "run_in_process", lambda *args: COST)
         first = self.plan(photos, tmp_path, minutes=30.0)
+        assert self.plan(photos, tmp_path).minutes == 30.0  # killed before its training
         first = first.choose({"SOLVER.MAX_ITER": 77, "CLUSTERS.NUM_CLUSTERS": 5}).begin_training()
         assert not first.trains_anew
         again = self.plan(photos, tmp_path)

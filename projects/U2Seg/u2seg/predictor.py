@@ -175,7 +175,7 @@ def predict_files(
 ) -> list[Failure]:
     """Predicts on images and writes everything below ``output``; returns the images that could not be read.
 
-    Written for an image called NAME: ``images/NAME.jpg`` (drawn), ``panoptic/NAME.png`` and ``panoptic/NAME.json`` (COCO panoptic
+    Written for an image called NAME: ``visualizations/NAME.jpg`` (drawn), ``panoptic/NAME.png`` and ``panoptic/NAME.json`` (COCO panoptic
     PNG and its annotation), ``instances/NAME.json`` (COCO results: all detections with boxes and masks). Written at the end:
     ``panoptic.json`` and ``coco_results.json`` with all images in one file, and ``failures.json``.
 

@@ -70,10 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; finished work is kept, and most commands go on from it when run again", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # Who reads the output, `head` for example, has seen enough. What Python still has to write goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -86,10 +82,13 @@ def _run(argv: Sequence[str]) -> int:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         status = command.run(args) or 0
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return status
     except EXPECTED_ERRORS as error:
-        if args.debug or isinstance(error, BrokenPipeError):
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 141
+        if args.debug:
             raise
         print(f"error: {_message(error)}", file=sys.stderr)
         _give_up_full_logs()
@@ -106,6 +105,16 @@ def _run(argv: Sequence[str]) -> int:
         memory = "; the machine may have run out of memory" if error.signal_name == "SIGKILL" else ""
         print(f"error: {error}{memory}. Run the same command again: it goes on where it was", file=sys.stderr)
         return 1
+
+
+def _nobody_reads() -> bool:
+    """Returns whether the reader of the output, `head` for example, has ended; what is still to be written then goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:

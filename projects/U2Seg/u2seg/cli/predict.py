@@ -36,6 +36,6 @@ def run(args: argparse.Namespace) -> int:
         on_failure=lambda failure: print_above_progress(f"error: {failure.file_name}: {failure.reason}"),
     )
     things = things_by_image(read_json(Path(args.output) / "panoptic.json"))
-    print(f"{sum(things)} things in {len(things)} images; images without a thing: {things.count(0)}")
+    print(f"{sum(things)} things in {len(things)} images; images without things: {things.count(0)}")
     print(f"predictions in {args.output}" + (f"; {len(failures)} images could not be read" if failures else ""))
     return 1 if failures else 0

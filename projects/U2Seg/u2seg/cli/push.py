@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _push(args: argparse.Namespace, output: Path) -> int:
     write_hub_files(args.run, output, args.to, label_map=args.label_map, license_id=args.license)
-    print(f"{', '.join(sorted(path.name for path in output.iterdir() if path.is_file()))} in {output}")
+    names = ", ".join(sorted(path.name for path in output.iterdir() if path.is_file()))
+    print(f"{names} in {output}" if args.output else f"files: {names}")
     if not args.no_upload:
         print(f"uploaded: {upload(output, args.to, private=args.private, revision=args.revision)}")
         print(f"use it: u2seg predict PHOTOS --config-file hf://{args.to}/config.yaml --output predictions")

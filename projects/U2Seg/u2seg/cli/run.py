@@ -171,8 +171,8 @@ def _print_result(plan: RunPlan, counts: RunCounts, page: Path) -> None:
     if (output / METRICS).is_file():
         print(format_table(read_json(output / METRICS)))
         print(
-            "The scores are those of the photos that the model was trained on (without their ground truth), and the label maps are fitted "
-            f"on these photos as well. {PROTOCOL} is the strictest protocol; docs/evaluation.md describes all. Ground truth without "
+            "Scored on the photos that the model was trained on (their ground truth was not used); the label maps are fitted on the same "
+            f"photos. {PROTOCOL} is the strictest protocol; docs/evaluation.md describes all. Ground truth without "
             "panoptic maps gives scores of boxes and masks alone."
         )
     print(f"page         {page}")
@@ -201,7 +201,7 @@ def _warnings(plan: RunPlan, counts: RunCounts) -> list[str]:
     if counts.masks and counts.predicted_without_things > counts.predicted_images / 2:
         found.append(
             f"the model shows no thing in {counts.predicted_without_things} of {counts.predicted_images} photos: "
-            f"{plan.cfg.SOLVER.MAX_ITER} iterations were too few, so that its scores are low (coco_results.json beside the predictions "
+            f"{plan.cfg.SOLVER.MAX_ITER} iterations were too few, so its scores are low (coco_results.json beside the predictions "
             f"has them). Give it --minutes {max(60, 4 * (plan.minutes or 0)):g}: it trains anew on the same labels"
         )
     if counts.images > MAX_PREDICTED:

@@ -45,22 +45,26 @@ def refuse_impossible_results(cfg: CfgNode) -> None:
             )
 
 
-def refuse_impossible_scoring(cfg: CfgNode) -> None:
+def refuse_impossible_scoring(cfg: CfgNode, *, eval_only: bool = False) -> None:
     """Refuses what else would only be found out after the training and the inference.
 
     Args:
-        cfg: complete.
+        cfg: complete. Without test sets nothing is refused.
+        eval_only: whether a model is scored that is there already; else one is trained.
 
     Raises:
         UnknownNameError: ``TEST.PROTOCOLS`` names an unknown protocol.
         FileNotFoundError: the label map, or the tables on which to fit one, are not there and will not be.
-        ValueError: both are given, or the label map belongs to other clusters or categories than those that are scored.
+        ValueError: both are given, the label map belongs to other clusters or categories than those that are scored, or the tables will
+            not be those of the scored model.
     """
+    if not cfg.DATASETS.TEST:
+        return
     for protocol in cfg.TEST.PROTOCOLS:
         build_protocol(protocol)
     settings = ScoreSettings.of_config(cfg)
     if settings.fit_on:
-        _require_tables(cfg, Path(settings.fit_on))
+        _require_tables(cfg, Path(settings.fit_on), eval_only)
     if settings.label_map:
         if not Path(settings.label_map).is_file():
             raise FileNotFoundError(f"TEST.LABEL_MAP.FILE names {settings.label_map}, which is not there")
@@ -71,15 +75,24 @@ def refuse_impossible_scoring(cfg: CfgNode) -> None:
                 saved_label_map(settings, TableSpace(name, *counts, categories, ()))
 
 
-def _require_tables(cfg: CfgNode, fit_on: Path) -> None:
-    """Refuses a ``TEST.LABEL_MAP.FIT_ON`` that is neither there nor among what this run scores."""
-    inference = Path(cfg.OUTPUT_DIR) / "inference"
-    tables = fit_on if fit_on.suffix == ".npz" else inference / fit_on / TABLES
+def _require_tables(cfg: CfgNode, fit_on: Path, eval_only: bool) -> None:
+    """Refuses a ``TEST.LABEL_MAP.FIT_ON`` whose tables will not be there, of the scored model, when they are needed."""
+    inference = Path(cfg.OUTPUT_DIR).resolve() / "inference"
+    tables = fit_on.resolve() if fit_on.suffix == ".npz" else inference / fit_on / TABLES
     made_here = [inference / name / TABLES for name in cfg.DATASETS.TEST]
-    if tables not in made_here and not tables.is_file():
+    named = f"TEST.LABEL_MAP.FIT_ON is {str(fit_on)!r}"
+    if tables in made_here:
+        if tables != made_here[0]:
+            raise ValueError(f"{named}, which must come first in DATASETS.TEST; it is {tuple(cfg.DATASETS.TEST)}")
+        if not cfg.TEST.SAVE_TABLES:
+            raise ValueError(f"{named}, whose tables TEST.SAVE_TABLES False does not keep; set it to True")
+    elif not tables.is_file():
         raise FileNotFoundError(
-            f"TEST.LABEL_MAP.FIT_ON is {str(fit_on)!r}, but {tables} is not there, and DATASETS.TEST does not name the dataset; "
-            f"it names {', '.join(cfg.DATASETS.TEST) or 'none'}"
+            f"{named}, but {tables} is not there, and DATASETS.TEST does not name the dataset; it names {', '.join(cfg.DATASETS.TEST)}"
+        )
+    elif not eval_only:
+        raise ValueError(
+            f"{named}, whose tables are of another model than the one to be trained; put it first in DATASETS.TEST"
         )
 
 

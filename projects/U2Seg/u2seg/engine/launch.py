@@ -79,7 +79,7 @@ def _complete_config(args: argparse.Namespace) -> CfgNode:
     require_chosen_model(cfg, args.config_file)
     complete_config(cfg, eval_only=args.eval_only)
     refuse_impossible_results(cfg)
-    refuse_impossible_scoring(cfg)
+    refuse_impossible_scoring(cfg, eval_only=args.eval_only)
     cfg.freeze()
     return cfg
 

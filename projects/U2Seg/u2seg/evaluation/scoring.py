@@ -411,11 +411,12 @@ def _fitting_tables(tables: SegmentTables, settings: ScoreSettings) -> SegmentTa
     if not settings.fit_on:
         return tables
     fit_on = _grouped(load_tables(settings.fit_on), settings)
-    weights, fitted = (_named_weights(each.record) for each in (tables, fit_on))
-    if weights and weights != fitted:
+    scored = tables.record.get("weights_sha256")
+    if scored and scored != fit_on.record.get("weights_sha256"):
         raise ValueError(
             f"label maps for {tables.space.dataset!r} cannot be fitted on {settings.fit_on}: it was made with "
-            f"{fitted or 'unknown weights'}, and {weights} are scored here. Score {fit_on.space.dataset!r} again with these weights: "
+            f"{_named_weights(fit_on.record)}, and {_named_weights(tables.record)} are scored here. Score "
+            f"{fit_on.space.dataset!r} again with these weights: "
             f"put it before {tables.space.dataset!r} in DATASETS.TEST"
         )
     for what in ("num_things", "num_stuff", "categories"):
@@ -430,9 +431,9 @@ def _fitting_tables(tables: SegmentTables, settings: ScoreSettings) -> SegmentTa
 
 
 def _named_weights(record: dict) -> str:
-    """Returns the weights of a record in words; empty where none are known."""
+    """Returns the weights of a record in words."""
     digest = record.get("weights_sha256")
-    return f"{record.get('weights')} (SHA-256 {digest[:12]})" if digest else ""
+    return f"{record.get('weights')} (SHA-256 {digest[:12]})" if digest else "unknown weights"
 
 
 def _fill(results: Scores, name: str, rows: dict[str, dict]) -> None:

@@ -121,6 +121,7 @@ class RunRecord:
         cost: as measured; None: nothing was measured.
         measured_with: what the cost depends on: version, machine, settings of the training.
         trained_as: what the training was asked for; None: none was begun.
+        minutes: that the run was given; None: an earlier version did not say, or ``SOLVER.MAX_ITER`` counts.
     """
 
     settings: dict[str, object] = field(default_factory=dict)
@@ -128,6 +129,7 @@ class RunRecord:
     cost: RunCost | None = None
     measured_with: dict[str, object] = field(default_factory=dict)
     trained_as: dict[str, Any] | None = None
+    minutes: float | None = None
 
     def write(self, directory: Path) -> None:
         """Writes the record into the directory of a run."""
@@ -151,7 +153,9 @@ def read_record(directory: Path) -> RunRecord:
     else:
         cost = None
     settings = {key: value for key, value in kept.get("settings", {}).items() if key not in _MACHINE_KEYS}
-    return RunRecord(settings, features, cost, kept.get("measured_with", {}), kept.get("trained_as"))
+    return RunRecord(
+        settings, features, cost, kept.get("measured_with", {}), kept.get("trained_as"), kept.get("minutes")
+    )
 
 
 def training_set_of(cfg: CfgNode) -> str:

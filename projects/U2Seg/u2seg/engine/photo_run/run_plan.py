@@ -161,7 +161,7 @@ class RunPlan:
     def write_record(self) -> None:
         """Writes down what was chosen and measured, for later calls."""
         settings = dict(self.config.chosen)
-        record = RunRecord(settings, self.features, self.cost, self.measured_with, self.trained_as)
+        record = RunRecord(settings, self.features, self.cost, self.measured_with, self.trained_as, self.minutes)
         record.write(self.config.path.parent)
 
 
@@ -203,11 +203,11 @@ def make_plan(
     training_set = training_set_of(cfg)
     directory = Path(directory or output)
     _require_writable(output)
-    if directory == output:
-        output.mkdir(parents=True, exist_ok=True)
     machine = find_machine()
     photos = find_photos(given, directory / "photos")
     require_apart(photos.root, output / "labels")
+    if directory == output:
+        output.mkdir(parents=True, exist_ok=True)
     free = free_keys(base, opts)
     num_gpus = min(machine.gpus, 1) if num_gpus is None else num_gpus
     on_gpu = min(num_gpus, machine.gpus) > 0 and "MODEL.DEVICE" in free
@@ -215,7 +215,7 @@ def make_plan(
     if "SOLVER.MAX_ITER" not in free:
         minutes = None
     elif minutes is None:
-        minutes = (earlier.trained_as or {}).get("minutes") or DEFAULT_MINUTES
+        minutes = (earlier.trained_as or {}).get("minutes") or earlier.minutes or DEFAULT_MINUTES
     asked = _asked_training(cfg, minutes, output / "labels")
     features = _features(cfg, free, earlier, on_gpu)
     threads = divide_cores(machine.cores, network_on_cpu=features.network and not on_gpu)
@@ -228,6 +228,8 @@ def make_plan(
     values: list[Any] = [*chain(*chosen.items()), *opts]
     refuse_other_masks(setup_cfg(base, values), output / "labels" / STAGES[0])
     datasets, num_scored = _datasets(cfg, output, photos, ground_truth, directory)
+    if ground_truth and "TEST.LABEL_MAP.FIT_ON" not in opts[::2]:
+        chosen["TEST.LABEL_MAP.FIT_ON"] = ""  # the file's is of its own test sets
     fixed = {key: value_of(cfg, key) for key in opts[::2]}
     config = RunConfig(directory / RUN_CONFIG, base, fixed, free, chosen, datasets, output.resolve() / "model")
     config.write()
@@ -239,6 +241,7 @@ def make_plan(
         "cores": machine.cores,
         "gpus": num_gpus if on_gpu else 0,
         "settings": asked["settings"],
+        "features": features.asked,
     }
     cost = earlier.cost if earlier.measured_with == measured_with else None
     if cost is None:

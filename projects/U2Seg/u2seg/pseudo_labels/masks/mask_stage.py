@@ -187,7 +187,7 @@ def reopen_failures(cfg: CfgNode, images: Images, output: str | Path, discard_de
     old = find_plan(output)
     if old is None:
         raise FileNotFoundError(
-            f"no finished mask stage in {output}, so there is nothing to try again; run without it first"
+            f"no mask stage was begun in {output}, so there is nothing to retry; run without --retry-failures first"
         )
     open_stage(output, "masks", _settings(cfg, old))
     failed_in = {

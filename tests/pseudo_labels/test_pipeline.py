@@ -277,7 +277,7 @@ def test_a_repaired_image_is_read_and_gives_the_labels_of_a_new_run(photos, cfg,
     assert main([*command, "--worker", "0/2", "--retry-failures"]) == 1
     assert "in a run without it" in capsys.readouterr().err
     assert main([*command, "--retry-failures"]) == 1
-    assert "no finished mask stage" in capsys.readouterr().err
+    assert "no mask stage was begun" in capsys.readouterr().err
     assert main(command) == 0
     before = snapshot(output)
     assert main([*command, "--retry-failures"]) == 0

@@ -144,3 +144,5 @@ def test_weights_count_by_their_content(tmp_path):
     assert other["RESNET"].pop("WEIGHTS") != first["RESNET"].pop("WEIGHTS")
     assert other["OTHERS"][0].pop(3) != first["OTHERS"][0].pop(3)
     assert other == first and first["OTHERS"] == [["NAME", "TimmViT", "VIT.WEIGHTS", "VIT.BLOCK", 3]]
+    with pytest.raises(FileNotFoundError, match=r"FEATURES names the weights '.*gone.pth', and there is no such file"):
+        feature_settings(config("FEATURES.NAME", "TimmViT", "FEATURES.VIT.WEIGHTS", tmp_path / "gone.pth"))

@@ -50,7 +50,7 @@ def feature_settings(cfg: CfgNode) -> dict:
 
     Raises:
         ValueError: as for :func:`build_voting_extractor`.
-        OSError: as for :func:`u2seg.utils.hub_files.local_file`.
+        OSError: as for :func:`u2seg.utils.hub_files.local_file`; or a file of weights is not there.
     """
     keys = list(_KEYS)
     for own in (cfg, *_other_configs(cfg)):
@@ -67,7 +67,14 @@ def feature_settings(cfg: CfgNode) -> dict:
 
 
 def _content(key: str, value: object) -> object:
-    return short_file_digest(local_file(str(value))) if key.rpartition(".")[2] == "WEIGHTS" and value else value
+    if key.rpartition(".")[2] != "WEIGHTS" or not value:
+        return value
+    path = local_file(str(value))
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"FEATURES names the weights {str(value)!r}, and there is no such file; labels are made and resumed with it"
+        )
+    return short_file_digest(path)
 
 
 def _other_configs(cfg: CfgNode) -> list[CfgNode]:
